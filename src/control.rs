@@ -1,0 +1,337 @@
+//! Changes: the right-hand door. Every operation takes L1, so that there is one change at a time per
+//! file, prepares what it needs, and makes each step visible through one [`Change`](crate::space::Change).
+//! Nothing here installs a page.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::policy::PageState;
+use crate::sabotage::Rule;
+use crate::space::extents::{Extent, Run};
+use crate::space::{Change, Shared};
+use crate::units::{MAX_FILE_BYTES, PageIndex, PageRange};
+use crate::volume::inode::Inode;
+use crate::volume::store::Reservation;
+
+/// Bytes that are copied at once between a user's buffer and the device.
+const COPY_BYTES: u64 = 64 << 10;
+
+/// A range of bytes that is not empty and ends within the largest file.
+pub(crate) fn checked_range(offset: u64, len: u64) -> Result<Range<u64>> {
+    if len == 0 {
+        return Err(Error::EmptyRange { offset });
+    }
+    match offset.checked_add(len) {
+        Some(end) if end <= MAX_FILE_BYTES => Ok(offset..end),
+        _ => Err(Error::RangeOverflow { offset, len }),
+    }
+}
+
+/// The first `COPY_BYTES` of `range`, ending at a page border where it can.
+fn first_chunk(range: &Range<u64>, page_bytes: u64) -> Range<u64> {
+    let step = COPY_BYTES.max(page_bytes);
+    range.start..range.end.min((range.start / step + 1) * step)
+}
+
+impl Inode {
+    /// ftruncate(2), in the order of `xfs_setattr_size`.
+    pub(crate) fn truncate(&self, len: u64) -> Result<()> {
+        if len > MAX_FILE_BYTES {
+            return Err(Error::RangeOverflow { offset: 0, len });
+        }
+        let _l1 = self.change.write();
+        let old = self.space.shared().size();
+        let page = self.page();
+        let mut change = self.invalidate(PageRange::from(page.page_of(old.min(len))));
+        if len > old {
+            self.grow(&mut change, len);
+        } else {
+            change.set_size(len);
+            change.unmap(PageRange::from(page.ceil(len)));
+            if !self.broken(Rule::ZeroTailOnTruncate) {
+                self.zero_tail(&mut change, len, u64::MAX);
+            }
+        }
+        change.commit(&self.store);
+        Ok(())
+    }
+
+    /// Makes the file `len` bytes long, which is more than it has. What was stored past the old end
+    /// within its last page is gone, and pages that were past it are poisoned no longer.
+    fn grow(&self, change: &mut Change<'_>, len: u64) {
+        let old = change.size();
+        let page = self.page();
+        self.zero_stored_past(change, old, u64::MAX);
+        change.set_size(len);
+        change.zap(PageRange::new(page.ceil(old), page.ceil(len)));
+    }
+
+    /// Zeroes what has been stored past the end of the file, from byte `end` to the end of its page, or up to `until`.
+    fn zero_stored_past(&self, change: &mut Change<'_>, end: u64, until: u64) {
+        if self.broken(Rule::ZeroTailOnGrowth) {
+            return;
+        }
+        let page = self.page();
+        let from = if self.broken(Rule::ZeroOnlyTheTail) { page.offset_of(page.page_of(end)) } else { end };
+        self.zero_tail(change, from, until);
+    }
+
+    /// Zeroes from byte `from` to the end of its page, or up to `until`; nothing where `from` is a
+    /// page border. The page is zapped first, so a store to the tail comes wholly before, and is
+    /// zeroed, or wholly after.
+    fn zero_tail(&self, change: &mut Change<'_>, from: u64, until: u64) {
+        let page = self.page();
+        let last = page.page_of(from);
+        let until = until.saturating_sub(page.offset_of(last)).min(page.bytes());
+        if page.within(from) < until && (page.within(from) != 0 || self.broken(Rule::ZeroOnlyTheTail)) {
+            change.zap(PageRange::one(last));
+            self.zero_part(change, last, page.within(from)..until);
+        }
+    }
+
+    /// fallocate(2) with `FALLOC_FL_PUNCH_HOLE`.
+    pub(crate) fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
+        let bytes = checked_range(offset, len)?;
+        let _l1 = self.change.write();
+        let page = self.page();
+        let mut change = self.invalidate(page.touched(&bytes));
+        let whole = page.whole(&bytes);
+        if !whole.is_empty() {
+            change.unmap(whole);
+        }
+        self.zero_edges(&mut change, &bytes);
+        change.commit(&self.store);
+        Ok(())
+    }
+
+    /// Zeroes what `bytes` covers of pages that it does not cover wholly. In place, and with no zap:
+    /// a store to the same bytes comes before or after, byte by byte, as in the kernel.
+    fn zero_edges(&self, change: &mut Change<'_>, bytes: &Range<u64>) {
+        let page = self.page();
+        let (first, last) = (page.page_of(bytes.start), page.page_of(bytes.end - 1));
+        let mut edges = vec![first];
+        if last != first {
+            edges.push(last);
+        }
+        for edge in edges {
+            let start = page.offset_of(edge);
+            let part = bytes.start.saturating_sub(start)..(bytes.end - start).min(page.bytes());
+            if part != (0..page.bytes()) {
+                self.zero_part(change, edge, part);
+            }
+        }
+    }
+
+    /// fallocate(2) with `FALLOC_FL_ZERO_RANGE`: reads as a hole, but keeps and gets blocks.
+    pub(crate) fn zero_range(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let bytes = checked_range(offset, len)?;
+        let _l1 = self.change.write();
+        let page = self.page();
+        let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
+        let mut change = self.invalidate(page.touched(&bytes).and(page.page_of(old)));
+        let whole = page.whole(&bytes);
+        let written: Vec<Extent> = change.extents().within(whole).filter(|extent| extent.written).collect();
+        for extent in written {
+            change.put(Extent { written: false, ..extent });
+            change.zap(extent.range());
+        }
+        self.zero_edges(&mut change, &bytes);
+        self.fill_with_unwritten(&mut change, page.touched(&bytes), &mut reserved);
+        if !keep_size && bytes.end > change.size() {
+            self.grow(&mut change, bytes.end);
+        }
+        change.commit(&self.store);
+        Ok(())
+    }
+
+    /// fallocate(2) without a mode, or with `FALLOC_FL_KEEP_SIZE`.
+    pub(crate) fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let bytes = checked_range(offset, len)?;
+        let _l1 = self.change.write();
+        let page = self.page();
+        let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
+        // Holes and unwritten pages look the same in every mapping: only growth has anything to zap.
+        let grows = !keep_size && bytes.end > old;
+        let zapped = if grows { PageRange::from(page.page_of(old)) } else { PageRange::at(PageIndex(0), 0) };
+        let mut change = self.invalidate(zapped);
+        self.fill_with_unwritten(&mut change, page.touched(&bytes), &mut reserved);
+        if grows {
+            self.grow(&mut change, bytes.end);
+        }
+        change.commit(&self.store);
+        Ok(())
+    }
+
+    /// Blocks for every hole of `range`, and the size, as they are now. Under L1 holes only become
+    /// fewer: a store may fill one.
+    fn reserve_holes(&self, range: PageRange) -> Result<(Reservation, u64)> {
+        let (holes, size): (u64, u64) = {
+            let shared = self.space.shared();
+            (shared.extents().holes(range).iter().map(PageRange::pages).sum(), shared.size())
+        };
+        Ok((self.store.reserve(holes)?, size))
+    }
+
+    fn fill_with_unwritten(&self, change: &mut Change<'_>, range: PageRange, reserved: &mut Reservation) {
+        for hole in change.extents().holes(range) {
+            let mut at = hole.start;
+            while at < hole.end {
+                let run = reserved.take(hole.end.0 - at.0);
+                change.put(Extent { page: at, run, written: false });
+                at = at.plus(run.blocks);
+            }
+        }
+    }
+
+    /// pread(2). Bytes are copied out under L2 into a buffer of our own, and from there to the user's
+    /// with L1 alone: the user's may lie in a mapping, and touching it may need a fault served.
+    pub(crate) fn read_at(&self, into: &mut [u8], offset: u64) -> Result<usize> {
+        let _l1 = self.change.read();
+        let size = self.space.shared().size();
+        let end = size.min(offset.saturating_add(into.len() as u64)).max(offset);
+        let mut bounce = vec![0; COPY_BYTES.min(end - offset) as usize];
+        let mut at = offset;
+        while at < end {
+            let chunk = at..end.min(at + COPY_BYTES);
+            let bytes = &mut bounce[..(chunk.end - chunk.start) as usize];
+            let shared = self.space.shared();
+            self.copy_out(&shared, chunk.clone(), bytes);
+            let user = &mut into[(at - offset) as usize..(chunk.end - offset) as usize];
+            if self.broken(Rule::NoCopyUnderLock) {
+                user.copy_from_slice(bytes);
+            }
+            drop(shared);
+            user.copy_from_slice(bytes);
+            at = chunk.end;
+        }
+        Ok((end - offset) as usize)
+    }
+
+    /// The bytes of a range, under L2. Holes and unwritten pages read as zeros.
+    pub(crate) fn copy_out(&self, shared: &Shared<'_>, bytes: Range<u64>, into: &mut [u8]) {
+        let page = self.page();
+        let mut at = 0;
+        for (index, part) in page.slices(bytes) {
+            let len = (part.end - part.start) as usize;
+            let piece = &mut into[at..at + len];
+            match shared.extents().state(index) {
+                PageState::Written(block) => self.store.memory.read(page.device_offset(block) + part.start, piece),
+                PageState::Hole | PageState::Unwritten(_) => piece.fill(0),
+            }
+            at += len;
+        }
+    }
+
+    /// pwrite(2). All blocks are reserved before anything changes, so a full volume changes nothing.
+    pub(crate) fn write_at(&self, from: &[u8], offset: u64) -> Result<usize> {
+        if from.is_empty() {
+            return Ok(0);
+        }
+        let bytes = checked_range(offset, from.len() as u64)?;
+        let _l1 = self.change.write();
+        let (mut reserved, _) = self.reserve_holes(self.page().touched(&bytes))?;
+        let mut bounce = vec![0; COPY_BYTES.max(self.page().bytes()).min(from.len() as u64) as usize];
+        let mut left = bytes.clone();
+        while !left.is_empty() {
+            let chunk = first_chunk(&left, self.page().bytes());
+            let user = &from[(chunk.start - offset) as usize..(chunk.end - offset) as usize];
+            let copy = &mut bounce[..user.len()];
+            // The user's buffer may lie in a mapping: touched with no lock but L1.
+            copy.copy_from_slice(user);
+            self.write_chunk(chunk.clone(), copy, user, &mut reserved);
+            left.start = chunk.end;
+        }
+        Ok(from.len())
+    }
+
+    /// Writes some bytes and makes them visible as one step. `user` is where they came from.
+    fn write_chunk(&self, bytes: Range<u64>, copy: &[u8], user: &[u8], reserved: &mut Reservation) {
+        if self.write_in_place(bytes.clone(), copy).is_ok() {
+            return;
+        }
+        let page = self.page();
+        let mut change = self.invalidate(page.touched(&bytes));
+        let read_again;
+        let copy = if self.broken(Rule::NoCopyUnderLock) {
+            read_again = user.to_vec();
+            &read_again[..]
+        } else {
+            copy
+        };
+        let mut at = 0;
+        for (index, part) in page.slices(bytes.clone()) {
+            let piece = &copy[at..at + (part.end - part.start) as usize];
+            self.write_page(&mut change, index, part, piece, reserved);
+            at += piece.len();
+        }
+        if bytes.end > change.size() {
+            let old = change.size();
+            // The gap between the old end and the first byte written reads as zeros, and so does what
+            // was stored past the new end while that was past the old end.
+            self.zero_stored_past(&mut change, old, bytes.start);
+            change.set_size(bytes.end);
+            change.zap(PageRange::new(page.ceil(old), page.ceil(bytes.end)));
+            self.zero_stored_past(&mut change, bytes.end, u64::MAX);
+        }
+        change.commit(&self.store);
+    }
+
+    /// Writes if all pages have written blocks and the size stays: then nothing is to be published,
+    /// and faults need not be kept out. `Err` with the first page that is not so, and nothing done.
+    fn write_in_place(&self, bytes: Range<u64>, copy: &[u8]) -> Result<(), PageIndex> {
+        let page = self.page();
+        let shared = self.space.shared();
+        if bytes.end > shared.size() {
+            return Err(page.page_of(shared.size()));
+        }
+        self.write_written(&shared, bytes, copy)
+    }
+
+    /// Writes under L2 held shared if every page has a written block.
+    pub(crate) fn write_written(&self, shared: &Shared<'_>, bytes: Range<u64>, copy: &[u8]) -> Result<(), PageIndex> {
+        let page = self.page();
+        let written = |index| matches!(shared.extents().state(index), PageState::Written(_));
+        if let Some(first) = page.touched(&bytes).iter().find(|index| !written(*index)) {
+            return Err(first);
+        }
+        let mut at = 0;
+        for (index, part) in page.slices(bytes) {
+            if let PageState::Written(block) = shared.extents().state(index) {
+                let len = (part.end - part.start) as usize;
+                self.store.memory.write(page.device_offset(block) + part.start, &copy[at..at + len]);
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a part of one page under L2 held exclusively, giving it a block if it has none.
+    fn write_page(
+        &self,
+        change: &mut Change<'_>,
+        index: PageIndex,
+        part: Range<u64>,
+        bytes: &[u8],
+        reserved: &mut Reservation,
+    ) {
+        let page = self.page();
+        let write = |block| self.store.memory.write(page.device_offset(block) + part.start, bytes);
+        // Filled before it is published; zeroed first where the bytes do not cover it.
+        let fill = |block| {
+            if part != (0..page.bytes()) {
+                self.store.zero_block(block);
+            }
+            write(block);
+        };
+        let run = match change.extents().state(index) {
+            PageState::Written(block) => return write(block),
+            PageState::Unwritten(block) => Run { start: block, blocks: 1 },
+            PageState::Hole => reserved.take(1),
+        };
+        fill(run.start);
+        change.put(Extent { page: index, run, written: true });
+        if !self.broken(Rule::ZapZerosOnAllocate) {
+            change.zap(PageRange::one(index));
+        }
+    }
+}

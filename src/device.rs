@@ -1,0 +1,70 @@
+//! Devices: the memory that blocks lie in.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::sys::memory::DeviceMemory;
+
+/// Memory cut into blocks of one page: a memfd, or a file on tmpfs or hugetlbfs.
+///
+/// A device knows nothing of files; [`Volume::format`](crate::Volume::format) puts them on it. Its
+/// memory is allocated as blocks are first handed out. The bytes are as lasting as the file they lie
+/// in, but which block belongs to which file is not stored: formatting starts anew.
+pub struct Device {
+    memory: Arc<DeviceMemory>,
+}
+
+impl Device {
+    /// An anonymous file in memory (memfd_create(2)) of `bytes` bytes. `name` shows up in `/proc/self/maps`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceSize`](crate::Error::DeviceSize) for less than one page,
+    /// [`Error::DeviceNotWholeBlocks`](crate::Error::DeviceNotWholeBlocks) for a size that is no
+    /// multiple of the page size, [`Error::System`](crate::Error::System) when the kernel refuses.
+    pub fn memfd(name: &str, bytes: u64) -> Result<Self> {
+        Ok(Self { memory: Arc::new(DeviceMemory::memfd(name, bytes)?) })
+    }
+
+    /// A file on tmpfs (blocks of one page) or on hugetlbfs (blocks of one huge page, 2 MiB on
+    /// most machines). It is created if it is not there, emptied, set to `bytes` bytes, and
+    /// locked (flock(2)) while the device lives.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedFileSystem`](crate::Error::UnsupportedFileSystem) on every other file system, before
+    /// anything is created. [`Error::DeviceBusy`](crate::Error::DeviceBusy) while another device uses the file, and the errors
+    /// of [`Device::memfd`].
+    pub fn open(path: impl AsRef<Path>, bytes: u64) -> Result<Self> {
+        Ok(Self { memory: Arc::new(DeviceMemory::open(path.as_ref(), bytes)?) })
+    }
+
+    /// Memory from the heap, to be used with the fake page table.
+    #[cfg(feature = "fake")]
+    #[doc(hidden)]
+    pub fn heap(bytes: u64, block_bytes: u64) -> Result<Self> {
+        Ok(Self { memory: Arc::new(DeviceMemory::heap(bytes, block_bytes)?) })
+    }
+
+    /// The size of the device in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.memory.len_bytes()
+    }
+
+    /// The size of a block in bytes.
+    pub fn block_bytes(&self) -> u64 {
+        self.memory.block_bytes()
+    }
+
+    pub(crate) fn into_memory(self) -> Arc<DeviceMemory> {
+        self.memory
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("len_bytes", &self.len_bytes())
+            .field("block_bytes", &self.block_bytes())
+            .finish()
+    }
+}

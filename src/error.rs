@@ -1,0 +1,185 @@
+//! What can go wrong, with the numbers kept.
+
+use std::path::PathBuf;
+
+pub use crate::mapping::BusError;
+
+/// The result of a library call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Every way in which a call of this library can fail.
+///
+/// A call that fails on its input has changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A range of zero bytes, where the operation needs at least one (`EINVAL` of fallocate(2)).
+    #[error("the range at offset {offset} is empty")]
+    EmptyRange {
+        /// Where the range begins, in bytes.
+        offset: u64,
+    },
+    /// `offset + len` is larger than the largest file, 2^63 - 1 bytes (`EFBIG`).
+    #[error("offset {offset} plus length {len} is past the largest file size")]
+    RangeOverflow {
+        /// Where the range begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A mapping must begin at a page border and cover whole pages.
+    #[error("the range {offset}+{len} is not made of whole pages of {page_bytes} bytes")]
+    Misaligned {
+        /// Where the range begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The volume's page size in bytes.
+        page_bytes: u64,
+    },
+    /// An access outside the mapping.
+    #[error("bytes {offset}+{len} lie outside the mapping of {mapping_bytes} bytes")]
+    OutsideMapping {
+        /// Where the access begins, in bytes from the start of the mapping.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The mapping's length in bytes.
+        mapping_bytes: u64,
+    },
+    /// An access to a page wholly past the end of the file. Through the pointer it is a SIGBUS.
+    #[error("page {page} is past the end of the file, which has {file_bytes} bytes")]
+    PastEnd {
+        /// The first page of the access that is past the end.
+        page: u64,
+        /// The file's size in bytes.
+        file_bytes: u64,
+    },
+    /// The volume has fewer free blocks than the operation needs (`ENOSPC`).
+    #[error("the volume is full: {wanted} blocks wanted, {free} free")]
+    NoSpace {
+        /// Blocks that the operation needed.
+        wanted: u64,
+        /// Blocks that were free.
+        free: u64,
+    },
+    /// The memory behind the device could not be allocated, though the volume has free blocks:
+    /// the tmpfs is full, or there are no huge pages left.
+    #[error("the device has no memory for block {block} (errno {errno})")]
+    DeviceMemory {
+        /// The first block that got no memory.
+        block: u64,
+        /// The kernel's errno.
+        errno: i32,
+    },
+    /// A device of no block at all, or of more than the address space can hold.
+    #[error("a device of {bytes} bytes cannot be used: its blocks have {block_bytes} bytes")]
+    DeviceSize {
+        /// The size that was asked for, in bytes.
+        bytes: u64,
+        /// The size of a block, in bytes.
+        block_bytes: u64,
+    },
+    /// A device whose size is not a multiple of its block size.
+    #[error("a device of {bytes} bytes is not a multiple of its block size, {block_bytes} bytes")]
+    DeviceNotWholeBlocks {
+        /// The size that was asked for, in bytes.
+        bytes: u64,
+        /// The size of a block, in bytes.
+        block_bytes: u64,
+    },
+    /// The file lies on a file system on which userfaultfd cannot serve faults.
+    #[error(
+        "{path} lies on {file_system}: userfaultfd serves missing and minor faults only on tmpfs, hugetlbfs and memfd, \
+         because only there it can install a page of the page cache; use one of those"
+    )]
+    UnsupportedFileSystem {
+        /// The path that was given.
+        path: PathBuf,
+        /// The file system's name, or its magic number.
+        file_system: String,
+    },
+    /// Another process, or another `Device` of this one, uses the file.
+    #[error("{path} is in use by another device")]
+    DeviceBusy {
+        /// The path that was given.
+        path: PathBuf,
+    },
+    /// A name must have 1 to 255 bytes, and neither `/` nor NUL.
+    #[error("{name:?} is no file name: 1 to 255 bytes, no '/' and no NUL")]
+    BadName {
+        /// The name that was given, cut to 64 characters.
+        name: String,
+    },
+    /// There is a file of that name already (`EEXIST`).
+    #[error("there is a file {name:?} already")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// There is no file of that name (`ENOENT`).
+    #[error("there is no file {name:?}")]
+    NoSuchFile {
+        /// The name.
+        name: String,
+    },
+    /// The kernel lacks a userfaultfd feature that the pager needs.
+    #[error("this kernel's userfaultfd lacks {feature}: it came with Linux {since}")]
+    MissingFeature {
+        /// The feature's name in linux/userfaultfd.h.
+        feature: &'static str,
+        /// The kernel release that has it.
+        since: &'static str,
+    },
+    /// userfaultfd is not to be had at all.
+    #[error(
+        "userfaultfd is not available (errno {errno}): it needs a kernel with CONFIG_USERFAULTFD, and a sandbox that lets the system call through"
+    )]
+    NoUserfaultfd {
+        /// The kernel's errno.
+        errno: i32,
+    },
+    /// Faults from inside system calls were asked for, and this process may not have them.
+    #[error(
+        "this process may not handle faults of system calls (errno {errno}): it needs CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1"
+    )]
+    NoKernelFaults {
+        /// The kernel's errno.
+        errno: i32,
+    },
+    /// A pager must have at least one worker, and at most 1024.
+    #[error("{workers} workers: there must be 1 to 1024")]
+    WorkerCount {
+        /// The number that was given.
+        workers: usize,
+    },
+    /// The pager has been shut down, or one of its threads has died. Mappings it served are gone.
+    #[error("the pager is gone: {reason}")]
+    PagerGone {
+        /// Why.
+        reason: String,
+    },
+    /// The application moved or unmapped a part of the mapping behind the pager's back.
+    #[error("the mapping at {addr:#x} was changed behind the pager's back")]
+    MappingLost {
+        /// Where the mapping began.
+        addr: usize,
+    },
+    /// An access through a mapping ended in SIGBUS, and was caught.
+    #[error(transparent)]
+    Bus(BusError),
+    /// A system call failed in a way that has no name of its own here.
+    #[error("{call} failed with errno {errno}")]
+    System {
+        /// The system call or ioctl.
+        call: &'static str,
+        /// The kernel's errno.
+        errno: i32,
+    },
+}
+
+impl Error {
+    pub(crate) fn system(call: &'static str, errno: nix::errno::Errno) -> Self {
+        Error::System { call, errno: errno as i32 }
+    }
+}

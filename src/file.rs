@@ -1,0 +1,157 @@
+//! Files as the embedder sees them.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::sync::Arc;
+use crate::units::{PageIndex, PageRange};
+use crate::volume::inode::Inode;
+
+/// A handle to a file on a [`Volume`](crate::Volume). Cheap to clone; all clones are the same file.
+///
+/// Every operation is atomic with respect to the others, and correct while any number of threads load
+/// and store through mappings. Offsets and lengths are bytes, up to 2^63 - 1; what does not fall on page
+/// borders is zeroed in part, as ftruncate(2) and fallocate(2) do.
+///
+/// None of these calls may be made from within a [`Probe`](crate::probe::Probe). Changes wait for each other, for
+/// faults on the same file that are being answered at that moment, and up to a few
+/// milliseconds for a fault that keeps losing to them.
+#[derive(Clone)]
+pub struct File {
+    inode: Arc<Inode>,
+}
+
+/// What a range of a file is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExtentKind {
+    /// Blocks with bytes in them.
+    Written,
+    /// Blocks that have not been written since they were allocated. Reads as zeros.
+    Unwritten,
+    /// No blocks. Reads as zeros.
+    Hole,
+}
+
+/// A range of a file that is all of one kind. Its ends are page borders, but for a hole at the
+/// end of the file, which ends where the file does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct ExtentInfo {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What it is made of.
+    pub kind: ExtentKind,
+}
+
+impl File {
+    pub(crate) fn new(inode: Arc<Inode>) -> Self {
+        Self { inode }
+    }
+
+    pub(crate) fn inode(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+
+    /// The file's size in bytes (`i_size`).
+    #[expect(clippy::len_without_is_empty, reason = "a file's length, as std::fs::Metadata::len")]
+    pub fn len(&self) -> u64 {
+        self.inode.space.shared().size()
+    }
+
+    /// Sets the size, as ftruncate(2). Down: blocks wholly past the end are freed and gone from every
+    /// mapping, and the rest of the last page reads as zeros. Up: the new range is a hole, and what was
+    /// stored past the old end within its page is gone. To the same size: that tail is zeroed, and
+    /// blocks allocated past the end are freed.
+    ///
+    /// # Errors
+    /// [`Error::RangeOverflow`](crate::Error::RangeOverflow) past 2^63 - 1.
+    pub fn truncate(&self, len: u64) -> Result<()> {
+        self.inode.truncate(len)
+    }
+
+    /// Frees the blocks that lie wholly within the range, and zeroes the rest of it. The size stays. Past
+    /// the end it does nothing but free blocks allocated there. As fallocate(2) with `FALLOC_FL_PUNCH_HOLE`.
+    ///
+    /// # Errors
+    /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow).
+    pub fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
+        self.inode.punch_hole(offset, len)
+    }
+
+    /// Makes the range read as zeros, with blocks under all of it, so that a store to it never
+    /// finds the volume full. Unless `keep_size`, the file grows to the end of the range. As fallocate(2)
+    /// with `FALLOC_FL_ZERO_RANGE`.
+    ///
+    /// # Errors
+    /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow),
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::DeviceMemory`](crate::Error::DeviceMemory).
+    pub fn zero_range(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        self.inode.zero_range(offset, len, keep_size)
+    }
+
+    /// Puts unwritten blocks under the holes of the range. Unless `keep_size`, the file grows to the end
+    /// of the range. As fallocate(2).
+    ///
+    /// # Errors
+    /// As [`File::zero_range`].
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        self.inode.allocate(offset, len, keep_size)
+    }
+
+    /// Reads up to the end of the file, as pread(2): how many bytes were read. The buffer may lie in a mapping.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<usize> {
+        self.inode.read_at(into, offset)
+    }
+
+    /// Writes all of `from`, as pwrite(2), and grows the file where it must. Every mapping sees it when this
+    /// returns; a mapping's dirty ranges are of stores through that mapping alone. The buffer may lie in a mapping.
+    ///
+    /// # Errors
+    /// [`Error::RangeOverflow`](crate::Error::RangeOverflow), [`Error::NoSpace`](crate::Error::NoSpace),
+    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory); then nothing has been written.
+    pub fn write_at(&self, from: &[u8], offset: u64) -> Result<usize> {
+        self.inode.write_at(from, offset)
+    }
+
+    /// What the file is made of, from its start to its end, and blocks allocated past that. As the
+    /// `FIEMAP` ioctl, holes included.
+    pub fn extents(&self) -> Vec<ExtentInfo> {
+        let page = self.inode.page();
+        let shared = self.inode.space.shared();
+        let mut infos: Vec<ExtentInfo> = Vec::new();
+        let mut push = |bytes: Range<u64>, kind| match infos.last_mut() {
+            _ if bytes.is_empty() => {}
+            // Blocks that are not neighbours on the device make one range of the file all the same.
+            Some(last) if last.kind == kind && last.offset + last.len == bytes.start => {
+                last.len += bytes.end - bytes.start
+            }
+            _ => infos.push(ExtentInfo { offset: bytes.start, len: bytes.end - bytes.start, kind }),
+        };
+        let mut at = 0;
+        for extent in shared.extents().within(PageRange::from(PageIndex(0))) {
+            let (start, end) = (page.offset_of(extent.page), page.offset_of(extent.range().end));
+            push(at..start, ExtentKind::Hole);
+            push(start..end, if extent.written { ExtentKind::Written } else { ExtentKind::Unwritten });
+            at = end;
+        }
+        push(at..shared.size().max(at), ExtentKind::Hole);
+        infos
+    }
+
+    /// The blocks that the file owns.
+    pub fn blocks(&self) -> u64 {
+        self.inode.space.shared().extents().blocks()
+    }
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shared = self.inode.space.shared();
+        f.debug_struct("File").field("len", &shared.size()).field("blocks", &shared.extents().blocks()).finish()
+    }
+}

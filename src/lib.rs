@@ -1,0 +1,58 @@
+//! A pager in user space: files whose blocks lie on a memory-like device, mapped straight into the
+//! address space, every fault served through Linux userfaultfd, and truncate and hole punch that
+//! are correct while other threads load and store.
+//!
+//! ```
+//! # fn main() -> Result<(), daxpager::Error> {
+//! use daxpager::{Device, Pager, Volume};
+//!
+//! let volume = Volume::format(Device::memfd("example", 1 << 20)?);
+//! let file = volume.create("log")?;
+//! file.write_at(b"hello", 0)?;
+//!
+//! let pager = Pager::builder().start()?;
+//! let map = pager.map(&file, 0..1 << 20)?; // longer than the file
+//! map.store(8, 42)?; // faults, and goes straight to the device
+//! file.punch_hole(0, 4096)?; // while any number of threads use the mapping
+//! assert_eq!(map.load(8)?, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Start with [`Device`], [`Volume`], [`File`], [`Pager`] and [`Mapping`]. How it works, and why it is
+//! safe, is in `docs/design.md` of the repository.
+#![deny(unsafe_code)]
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("daxpager runs on 64-bit Linux only: it is built on userfaultfd");
+
+mod control;
+mod device;
+mod error;
+mod file;
+mod mapping;
+mod pager;
+#[doc(hidden)]
+pub mod policy;
+pub mod probe;
+mod resolve;
+#[doc(hidden)]
+pub mod sabotage;
+mod space;
+mod sync;
+mod sys;
+mod units;
+mod volume;
+
+pub use device::Device;
+pub use error::{BusError, Error, Result};
+pub use file::{ExtentInfo, ExtentKind, File};
+pub use mapping::Mapping;
+pub use pager::stats::{Kind, LatencySummary, Stats};
+pub use pager::{Pager, PagerBuilder};
+pub use sys::Calls;
+#[cfg(feature = "fake")]
+#[doc(hidden)]
+pub use sys::fake;
+pub use units::{BlockIndex, PageIndex};
+pub use volume::{FileInfo, Volume};

@@ -1,0 +1,355 @@
+//! Mappings as the embedder sees them.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::pager::core::Core;
+use crate::policy::{Backing, PageState};
+use crate::probe::Point;
+use crate::sabotage::Rule;
+use crate::space::Window;
+use crate::sync::{self, Arc};
+use crate::sys::{Outcome, access};
+use crate::units::{PageIndex, PageRange};
+use crate::volume::inode::Inode;
+
+/// Bytes that are copied at once.
+const COPY_BYTES: u64 = 64 << 10;
+/// Pages whose dirty bits are taken in one hold of the file's lock.
+const COLLECT_PAGES: u64 = 4096;
+/// How often protecting is tried while the kernel refuses.
+const PROTECT_TRIES: u32 = 1000;
+
+/// A range of a file in the address space. Dropping it unmaps it.
+///
+/// The memory behind [`Mapping::as_ptr`] is shared with every other mapping of the file and with
+/// `read_at` and `write_at`; who loads and stores through it does so with atomic or volatile accesses,
+/// or keeps other threads away. It ends where the file ends: an access to a page wholly past that is a SIGBUS,
+/// also in the middle of an algorithm if another thread truncates the file.
+/// [`Mapping::read_at`], [`Mapping::write_at`] and the single accesses below give an error instead.
+pub struct Mapping {
+    core: Arc<Core>,
+    inode: Arc<Inode>,
+    window: Arc<Window>,
+}
+
+/// An access through a mapping ended in SIGBUS, and was caught.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("SIGBUS at {addr:#x}, byte {offset} of the mapping")]
+pub struct BusError {
+    /// The faulting address.
+    pub addr: usize,
+    /// The same in bytes from the start of the mapping.
+    pub offset: u64,
+}
+
+impl Mapping {
+    pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>) -> Self {
+        Self { core, inode, window }
+    }
+
+    /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping
+    /// lives, as far as the file reaches; aligned to the volume's page size. In child processes
+    /// it is not mapped.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.window.base().0 as *mut u8
+    }
+
+    /// The mapping's length in bytes, which may be more or less than the file's.
+    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> u64 {
+        self.window.bytes()
+    }
+
+    /// Where in the file the mapping begins, in bytes.
+    pub fn file_offset(&self) -> u64 {
+        self.inode.page().offset_of(self.window.pages().start)
+    }
+
+    /// The bytes of the file that an access to `len` bytes of the mapping from `offset` on means.
+    fn file_range(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        self.core.check_alive()?;
+        if self.window.is_lost() {
+            return Err(Error::MappingLost { addr: self.window.base().0 });
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len() => Ok(self.file_offset() + offset..self.file_offset() + end),
+            _ => Err(Error::OutsideMapping { offset, len, mapping_bytes: self.len() }),
+        }
+    }
+
+    fn check_end(&self, size: u64, range: PageRange) -> Result<()> {
+        let eof = self.inode.page().ceil(size);
+        if range.end <= eof {
+            return Ok(());
+        }
+        Err(Error::PastEnd { page: range.start.max(eof).0, file_bytes: size })
+    }
+
+    /// Loads what the mapping shows, without a fault: an error where a load would be a SIGBUS. Other than
+    /// [`File::read_at`](crate::File::read_at) it reads to the end of the last page. The buffer may lie in a mapping.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], after the bytes before that page have been read;
+    /// [`Error::PagerGone`]; [`Error::MappingLost`].
+    pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<()> {
+        let bytes = self.file_range(offset, into.len() as u64)?;
+        let page = self.inode.page();
+        let mut bounce = vec![0; COPY_BYTES.min(into.len() as u64) as usize];
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let chunk = at..bytes.end.min((at / COPY_BYTES + 1) * COPY_BYTES);
+            let copy = &mut bounce[..(chunk.end - chunk.start) as usize];
+            let shared = self.inode.space.shared();
+            // What lies before the end of the file is still read.
+            let end = chunk.end.min(page.offset_of(page.ceil(shared.size())).max(at));
+            let valid = (end - at) as usize;
+            self.inode.copy_out(&shared, at..end, &mut copy[..valid]);
+            let past_end = self.check_end(shared.size(), page.touched(&chunk));
+            drop(shared);
+            into[(at - bytes.start) as usize..][..valid].copy_from_slice(&copy[..valid]);
+            past_end?;
+            at = chunk.end;
+        }
+        Ok(())
+    }
+
+    /// Stores as the mapping would, without a fault: an error where a store would be a SIGBUS. The size of
+    /// the file stays, and the pages are dirty in this mapping. The buffer may lie in a mapping.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
+    /// that page have been written; [`Error::PagerGone`]; [`Error::MappingLost`].
+    pub fn write_at(&self, from: &[u8], offset: u64) -> Result<()> {
+        let bytes = self.file_range(offset, from.len() as u64)?;
+        let page = self.inode.page();
+        let mut bounce = vec![0; page.bytes().min(from.len() as u64) as usize];
+        let mut done = 0;
+        for (index, part) in page.slices(bytes) {
+            let len = (part.end - part.start) as usize;
+            let copy = &mut bounce[..len];
+            copy.copy_from_slice(&from[done..done + len]);
+            self.write_page(index, part, copy)?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Stores to one page, giving it a block as often as somebody takes it away meanwhile.
+    fn write_page(&self, index: PageIndex, part: Range<u64>, bytes: &[u8]) -> Result<()> {
+        let page = self.inode.page();
+        let start = page.offset_of(index);
+        loop {
+            self.core.check_alive()?;
+            let shared = self.inode.space.shared();
+            self.check_end(shared.size(), PageRange::one(index))?;
+            match shared.extents().state(index) {
+                PageState::Written(_) => {
+                    self.window.mark_dirty(index);
+                    let range = start + part.start..start + part.end;
+                    let written = self.inode.write_written(&shared, range, bytes);
+                    debug_assert!(written.is_ok());
+                    return Ok(());
+                }
+                PageState::Hole => {
+                    drop(shared);
+                    self.inode.fill_hole(index)?;
+                }
+                PageState::Unwritten(_) => {
+                    drop(shared);
+                    self.inode.convert(index);
+                }
+            }
+        }
+    }
+
+    /// The ranges stored to through this mapping since the last call, in bytes from the mapping's
+    /// start, in order; whole pages. From now on the next store to each of them is noticed again. A
+    /// store that completed before the call is in the ranges or in those of an earlier call; one that runs beside it is in
+    /// these or the next. Pages that have been punched or truncated away are not dirty any more.
+    ///
+    /// The kernel's counterpart is `dax_writeback_mapping_range`, and the mkwrite faults before it.
+    ///
+    /// # Errors
+    /// [`Error::PagerGone`]; [`Error::MappingLost`]; [`Error::System`] when the kernel refuses to protect pages for
+    /// a long time: they stay dirty then.
+    pub fn take_dirty(&self) -> Result<Vec<Range<u64>>> {
+        self.file_range(0, 0)?;
+        let page = self.inode.page();
+        let all = self.window.pages();
+        let mut dirty: Vec<Range<u64>> = Vec::new();
+        let mut at = all.start;
+        while at < all.end {
+            let chunk = PageRange::at(at, COLLECT_PAGES).intersect(all);
+            for run in self.collect(chunk)? {
+                let start = page.bytes_of(run.start.0 - all.start.0);
+                let end = start + page.bytes_of(run.pages());
+                match dirty.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => dirty.push(start..end),
+                }
+            }
+            at = self.next_marked(chunk.end);
+        }
+        Ok(dirty)
+    }
+
+    /// The first page from `page` on that may be marked: long clean stretches are skipped.
+    fn next_marked(&self, page: PageIndex) -> PageIndex {
+        self.window.next_marked(page)
+    }
+
+    /// Takes the dirty bits of a range and protects its pages, as one step.
+    ///
+    /// ```text
+    /// collect                                           store
+    ///   L2 exclusive
+    ///     forget: the page is clean
+    ///                                                     lands in the old, writable entry: it came
+    ///                                                     before the caller looks at the bytes
+    ///     protect
+    ///                                                     faults: mkwrite waits for L2,
+    ///   unlock                                            marks the page dirty again
+    /// ```
+    fn collect(&self, range: PageRange) -> Result<Vec<PageRange>> {
+        for _ in 0..PROTECT_TRIES {
+            // Before L2, as everywhere: keeps our own re-points away, during which the kernel refuses.
+            let regions = self.core.regions.read();
+            let change = self.inode.space.change();
+            if !self.window.is_alive() {
+                return Err(self.core.gone());
+            }
+            let runs = change.marked(&self.window, range);
+            if runs.is_empty() {
+                change.commit(&self.inode.store);
+                return Ok(runs);
+            }
+            if self.inode.broken(Rule::ForgetBeforeProtect) {
+                let _ = runs.iter().try_for_each(|run| change.protect(&self.window, *run).map(drop));
+                change.commit(&self.inode.store);
+                drop(regions);
+                self.inode.store.probe(Point::Collecting, range.start, None);
+                self.inode.space.change().forget_in(&self.window, range);
+                return Ok(runs);
+            }
+            change.forget_in(&self.window, range);
+            let protected = runs.iter().all(|run| self.protect(&change, *run));
+            if !protected {
+                runs.iter().for_each(|run| change.mark_in(&self.window, *run));
+            }
+            change.commit(&self.inode.store);
+            drop(regions);
+            if protected {
+                return Ok(runs);
+            }
+            sync::back_off(std::time::Duration::from_micros(100));
+        }
+        Err(Error::system("ioctl(UFFDIO_WRITEPROTECT)", nix::errno::Errno::EAGAIN))
+    }
+
+    /// `false` while the kernel refuses.
+    fn protect(&self, change: &crate::space::Change<'_>, run: PageRange) -> bool {
+        match change.protect(&self.window, run) {
+            Ok(Outcome::Installed | Outcome::AlreadyPresent) => true,
+            Ok(Outcome::Retry) => false,
+            // The run covers several address ranges, and this kernel takes one at a time.
+            Ok(Outcome::Gone) | Err(_) => {
+                run.iter().all(|page| match change.protect(&self.window, PageRange::one(page)) {
+                    Ok(Outcome::Retry) => false,
+                    Ok(Outcome::Installed | Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => true,
+                })
+            }
+        }
+    }
+
+    /// How the page at `offset` bytes of the mapping is mapped. For tests and demonstrations.
+    #[doc(hidden)]
+    pub fn backing_at(&self, offset: u64) -> Option<Backing> {
+        let regions = self.core.regions.read();
+        let at = self.window.base().plus(offset);
+        let region = regions.find(at).filter(|region| Arc::ptr_eq(&region.window, &self.window))?;
+        Some(region.layout.backing(self.window.page_at(at)))
+    }
+}
+
+/// Single accesses by the CPU through the mapping, which fault as any others do; a SIGBUS is caught and
+/// returned. The first one installs a SIGBUS handler for the process, which passes on everything else
+/// to the handler that was there before.
+impl Mapping {
+    fn checked(&self, offset: u64, len: u64) -> Result<usize> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) || self.window.is_lost() {
+            return Err(Error::OutsideMapping { offset, len, mapping_bytes: self.len() });
+        }
+        access::enable().map_err(|errno| Error::system("sigaction", errno))?;
+        Ok(self.window.base().0 + offset as usize)
+    }
+
+    fn word(&self, offset: u64) -> Result<usize> {
+        if !offset.is_multiple_of(8) {
+            return Err(Error::Misaligned { offset, len: 8, page_bytes: 8 });
+        }
+        self.checked(offset, 8)
+    }
+
+    fn bus_error(&self, addr: usize) -> Error {
+        Error::Bus(BusError { addr, offset: addr.wrapping_sub(self.window.base().0) as u64 })
+    }
+
+    /// Loads the aligned word at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Bus`], [`Error::OutsideMapping`], [`Error::Misaligned`] unless `offset` is a multiple of 8.
+    pub fn load(&self, offset: u64) -> Result<u64> {
+        access::load(self.word(offset)?).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Stores the aligned word at `offset`.
+    ///
+    /// # Errors
+    /// As [`Mapping::load`].
+    pub fn store(&self, offset: u64, value: u64) -> Result<()> {
+        access::store(self.word(offset)?, value).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Stores `new` at the aligned `offset` if `expected` is there, atomically. What was there before.
+    ///
+    /// # Errors
+    /// As [`Mapping::load`].
+    pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
+        access::exchange(self.word(offset)?, expected, new).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Copies out of the mapping, byte by byte as the CPU likes.
+    ///
+    /// # Errors
+    /// [`Error::Bus`], after the bytes before it have been copied; [`Error::OutsideMapping`].
+    pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let at = self.checked(offset, into.len() as u64)?;
+        access::copy_out(at, into).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Copies into the mapping.
+    ///
+    /// # Errors
+    /// As [`Mapping::copy_out`].
+    pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
+        let at = self.checked(offset, from.len() as u64)?;
+        access::copy_in(at, from).map_err(|addr| self.bus_error(addr))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.core.unmap(&self.window, &self.inode);
+    }
+}
+
+impl std::fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mapping")
+            .field("addr", &self.window.base())
+            .field("len", &self.len())
+            .field("file_offset", &self.file_offset())
+            .finish()
+    }
+}

@@ -1,0 +1,193 @@
+//! What the threads of one pager share.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::pager::regions::Regions;
+use crate::pager::stats::{Counters, Latencies};
+use crate::probe::Point;
+use crate::resolve::losers::Losers;
+use crate::sabotage::Rule;
+use crate::space::Window;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Queue, RwLock, RwLockWriteGuard};
+use crate::sys::{PageTable, RawFault};
+use crate::units::Addr;
+use crate::volume::inode::Inode;
+
+/// Work for a worker.
+pub(crate) enum Job {
+    Fault(Handed),
+    /// The application has moved this many bytes, from and to.
+    Moved(Addr, Addr, u64),
+    Stop,
+}
+
+/// A fault that the reader has not answered at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Handed {
+    pub(crate) fault: RawFault,
+    /// How many turns it has had in the queue already.
+    pub(crate) turns: u32,
+    /// When its message was read; for the latencies.
+    pub(crate) read_at: Option<std::time::Instant>,
+}
+
+pub(crate) struct Core {
+    pub(crate) table: Arc<dyn PageTable>,
+    /// The map of the address space; the kernel's mmap_lock. Shared by the reader (which only tries)
+    /// and the workers, for as long as they look at a region and install in it; exclusive by map, unmap and
+    /// re-point. Held exclusively while a re-point waits for the reader to read its event: installs would
+    /// be refused meanwhile anyhow. L2 is taken under it, never the other way round. No user's buffer
+    /// and no mapped memory is touched under it. Guarded by `tests/lifecycle.rs` and `tests/deadlocks.rs`.
+    pub(crate) regions: RwLock<Regions>,
+    pub(crate) queue: Queue<Job>,
+    pub(crate) stats: Counters,
+    pub(crate) latencies: Option<Latencies>,
+    pub(crate) losers: Losers,
+    /// Address ranges that the mappings may take together before some are given up.
+    pub(crate) address_ranges_max: u64,
+    /// Where the re-point that is under way puts its range, or zero: its event is ours. Set under
+    /// `regions` held exclusively, so there is one at a time.
+    pub(crate) repointing: AtomicU64,
+    /// Set once, when the pager is to end; the reader looks after every wake-up.
+    stopping: AtomicBool,
+    /// Set when every mapping has been condemned.
+    condemned: AtomicBool,
+    /// Why the pager ended before it was told to. A leaf.
+    failure: Mutex<Option<String>>,
+}
+
+impl Core {
+    pub(crate) fn new(table: Arc<dyn PageTable>, address_ranges_max: u64, latencies: bool) -> Self {
+        Self {
+            table,
+            regions: RwLock::new(Regions::default()),
+            queue: Queue::new(),
+            stats: Counters::default(),
+            latencies: latencies.then(Latencies::new),
+            losers: Losers::default(),
+            address_ranges_max,
+            repointing: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            condemned: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Has the reader end the pager: condemn every mapping, then itself.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.table.kick();
+    }
+
+    /// A thread of the pager has panicked: the pager ends, and says why from now on.
+    pub(crate) fn fail(&self, reason: String) {
+        self.failure.lock().get_or_insert(reason);
+        self.stop();
+    }
+
+    /// The error that calls get from a pager that has ended.
+    pub(crate) fn gone(&self) -> Error {
+        let reason = self.failure.lock().clone();
+        Error::PagerGone { reason: reason.unwrap_or_else(|| "it has been shut down".to_owned()) }
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if self.is_stopping() { Err(self.gone()) } else { Ok(()) }
+    }
+
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Makes every mapping end in SIGBUS, as far as that can be done without waiting for a lock;
+    /// `true` when all are. For the reader, which goes on reading in between: whoever holds a
+    /// lock may be waiting for an event to be read.
+    pub(crate) fn try_condemn(&self) -> bool {
+        let Some(mut regions) = self.regions.try_write() else { return false };
+        // The last reference to a removed file frees its blocks: dropped after the lock.
+        let mut dropped = Vec::new();
+        while let Some(region) = regions.first() {
+            let (window, inode) = (region.window.clone(), region.inode.clone());
+            let Some(mut change) = inode.space.try_change() else { return false };
+            change.remove_window(&window);
+            change.commit(&inode.store);
+            // Nothing installs here any more: L2 has been held exclusively since the window left.
+            if !inode.broken(Rule::CondemnBeforeClose) {
+                self.table.condemn(window.base(), window.bytes());
+            }
+            dropped.extend(regions.remove(&window));
+        }
+        // Under the lock: whoever maps checks `stopping` under it.
+        self.condemned.store(true, Ordering::Release);
+        RwLockWriteGuard::unlock_fair(regions);
+        true
+    }
+}
+
+impl Core {
+    /// Unmaps a mapping. An invalidation like any other (rule 7): no install reaches the range once it has
+    /// left the file and the map of regions, and only then is the address given back.
+    ///
+    /// ```text
+    /// unmap                                             fault
+    ///   regions exclusive (waits)                         regions shared
+    ///                                                       L2 shared: decide, install
+    ///                                                       unlock both
+    ///     L2 exclusive: leave the file; unlock
+    ///     leave the map; munmap; wake
+    ///   unlock                                            regions shared: nobody's address. Wake
+    /// ```
+    pub(crate) fn unmap(&self, window: &Arc<Window>, inode: &Arc<Inode>) {
+        let tell = |point| inode.store.probe(point, window.pages().start, None);
+        tell(Point::BeforeUnmap);
+        if inode.broken(Rule::UnmapUnderLock) && !window.is_lost() {
+            self.table.unmap(window.base(), window.bytes());
+            window.set_lost();
+        }
+        let mut regions = self.regions.write();
+        let removed = regions.remove(window);
+        let mut change = inode.space.change();
+        change.remove_window(window);
+        change.commit(&inode.store);
+        if !window.is_lost() {
+            self.table.unmap(window.base(), window.bytes());
+        }
+        tell(Point::Unmapped);
+        RwLockWriteGuard::unlock_fair(regions);
+        // The last reference to a removed file frees its blocks: after the lock.
+        drop(removed);
+    }
+
+    /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with
+    /// it that no invalidation will find. The mapping is given up: what is left of it is unmapped, and
+    /// what was moved faults from now on, as a stranger. The source is somebody else's by now.
+    pub(crate) fn lose(&self, from: Addr, to: Addr, bytes: u64) {
+        let mut regions = self.regions.write();
+        let Some(region) = regions.find(from) else { return };
+        let (window, inode) = (region.window.clone(), region.inode.clone());
+        let removed = regions.remove(&window);
+        let mut change = inode.space.change();
+        change.remove_window(&window);
+        change.commit(&inode.store);
+        window.set_lost();
+        let (base, end) = (window.base(), window.base().plus(window.bytes()));
+        let after = from.plus(bytes).min(end);
+        for (start, end) in [(base, from), (after, end)] {
+            if start < end {
+                self.table.unmap(start, end.since(start));
+            }
+        }
+        let _ = self.table.zap(to, bytes);
+        self.table.wake(base, window.bytes());
+        RwLockWriteGuard::unlock_fair(regions);
+        drop(removed);
+    }
+}
+
+/// How long the reader of an ending pager waits between attempts on a lock.
+pub(crate) const CONDEMN_BACK_OFF: Duration = Duration::from_micros(100);

@@ -1,0 +1,244 @@
+//! Pagers: the left-hand door. Messages come in, and are answered or handed on. Knows no extents.
+
+pub(crate) mod core;
+pub(crate) mod layout;
+pub(crate) mod regions;
+pub(crate) mod stats;
+mod threads;
+
+use std::ops::Range;
+
+use self::core::{Core, Job};
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::mapping::Mapping;
+use crate::space::Window;
+use crate::sync::{Arc, Mutex, thread};
+use crate::sys::userfault::Userfault;
+use crate::sys::{PageTable, process};
+use crate::units::PageRange;
+use regions::Region;
+use stats::{Kind, LatencySummary, Stats};
+
+/// Serves the faults of any number of mappings of any number of files, with threads of its own.
+///
+/// Dropping it, or [`Pager::shutdown`], ends all mappings: accesses to them are a SIGBUS from then
+/// on, and calls an error. The same happens if one of its threads panics.
+pub struct Pager {
+    core: Arc<Core>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    workers: usize,
+}
+
+/// How a pager is to be. Made by [`Pager::builder`].
+#[derive(Clone, Debug)]
+pub struct PagerBuilder {
+    workers: usize,
+    thread_name: String,
+    need_kernel_faults: bool,
+    latencies: bool,
+    address_ranges_max: Option<u64>,
+}
+
+impl PagerBuilder {
+    /// How many threads serve the faults that the reader cannot answer at once: those that allocate,
+    /// that re-point an address range, or that meet a change of the file. 1 to 1024; 2 unless set.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// What the threads are called: `NAME-reader` and `NAME-worker-N`, cut by the kernel to 15 bytes.
+    /// "dax" unless set.
+    pub fn thread_name(mut self, name: &str) -> Self {
+        self.thread_name = name.to_owned();
+        self
+    }
+
+    /// Insists on faults from inside system calls: read(2) and write(2) with a buffer in a mapping. Without
+    /// the privilege such a call fails with EFAULT where it meets a page that has not been touched,
+    /// and [`PagerBuilder::start`] goes on with that unless this is set.
+    pub fn require_kernel_faults(mut self) -> Self {
+        self.need_kernel_faults = true;
+        self
+    }
+
+    /// Measures how long each fault takes; two readings of the clock a fault. Off unless called.
+    pub fn measure_latencies(mut self) -> Self {
+        self.latencies = true;
+        self
+    }
+
+    /// How many address ranges (VMAs) the mappings may take together. Beyond that, blocks of fragmented
+    /// files are moved together and parts of mappings given up until they are touched again. Three
+    /// quarters of `vm.max_map_count` unless set; at least 16.
+    pub fn address_ranges_max(mut self, ranges: u64) -> Self {
+        self.address_ranges_max = Some(ranges.max(16));
+        self
+    }
+
+    /// Opens a userfaultfd and starts the threads.
+    ///
+    /// # Errors
+    /// [`Error::WorkerCount`]; [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`],
+    /// [`Error::MissingFeature`] for what the kernel or the process's privileges lack; [`Error::System`] when
+    /// a thread or a descriptor is not to be had.
+    pub fn start(self) -> Result<Pager> {
+        self.check()?;
+        let table = Arc::new(Userfault::open(self.need_kernel_faults)?);
+        self.start_on(table)
+    }
+
+    /// Starts a pager on a fake page table instead of the kernel's.
+    #[cfg(feature = "fake")]
+    #[doc(hidden)]
+    pub fn start_on_fake(self, fake: &crate::fake::FakePageTable) -> Result<Pager> {
+        self.check()?;
+        self.start_on(fake.table())
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(1..=1024).contains(&self.workers) {
+            return Err(Error::WorkerCount { workers: self.workers });
+        }
+        Ok(())
+    }
+
+    fn start_on(self, table: Arc<dyn PageTable>) -> Result<Pager> {
+        let ranges = self.address_ranges_max.unwrap_or_else(|| process::max_map_count() / 4 * 3);
+        let core = Arc::new(Core::new(table, ranges, self.latencies));
+        // Threads that have been started end with the pager if a later one is not to be had.
+        let pager = Pager { core, threads: Mutex::new(Vec::new()), workers: self.workers };
+        pager.spawn(format!("{}-reader", self.thread_name), threads::reader)?;
+        for worker in 0..self.workers {
+            pager.spawn(format!("{}-worker-{worker}", self.thread_name), threads::worker)?;
+        }
+        Ok(pager)
+    }
+}
+
+impl Pager {
+    /// A pager with two workers, on the kernel's page table.
+    pub fn builder() -> PagerBuilder {
+        PagerBuilder {
+            workers: 2,
+            thread_name: "dax".to_owned(),
+            need_kernel_faults: false,
+            latencies: false,
+            address_ranges_max: None,
+        }
+    }
+
+    fn spawn(&self, name: String, body: fn(&Core)) -> Result<()> {
+        let core = self.core.clone();
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn(move || body(&core))
+            .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Maps a range of a file, in bytes. It must be made of whole pages, and may reach past the end of the
+    /// file: there, accesses are a SIGBUS until the file has grown. Takes no memory to speak of, however
+    /// long the range. The mapping is not inherited by child processes.
+    ///
+    /// # Errors
+    /// [`Error::EmptyRange`], [`Error::RangeOverflow`], [`Error::Misaligned`]; [`Error::PagerGone`];
+    /// [`Error::System`] when there is no address range left;
+    /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
+    pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
+        let inode = file.inode().clone();
+        let page = inode.page();
+        let len = range.end.saturating_sub(range.start);
+        let range = crate::control::checked_range(range.start, len)?;
+        if page.within(range.start) != 0 || page.within(len) != 0 {
+            return Err(Error::Misaligned { offset: range.start, len, page_bytes: page.bytes() });
+        }
+        if inode.store.memory.is_huge() {
+            self.core.table.check_huge()?;
+        }
+        self.core.check_alive()?;
+        let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
+        let base = self.core.table.reserve(len, page.bytes()).map_err(|errno| Error::system("mmap", errno))?;
+        let window = Window::new(self.core.table.clone(), base, pages, page);
+        let window = window.map(Arc::new).map_err(|errno| {
+            self.core.table.unmap(base, len);
+            Error::system("mmap", errno)
+        })?;
+        // From here on the mapping's drop gives the range back.
+        let mapping = Mapping::new(self.core.clone(), inode.clone(), window.clone());
+        let mut regions = self.core.regions.write();
+        if self.core.is_condemned() {
+            drop(regions);
+            return Err(self.core.gone());
+        }
+        let mut change = inode.space.change();
+        change.add_window(window.clone());
+        change.commit(&inode.store);
+        regions.insert(Region::new(inode, window));
+        Ok(mapping)
+    }
+
+    /// What the pager has done so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            calls: self.core.table.calls(),
+            queued: self.core.queue.len() as u64,
+            address_ranges: self.core.regions.read().pieces(),
+            ..self.core.stats.snapshot()
+        }
+    }
+
+    /// How long faults of a kind took, if [`PagerBuilder::measure_latencies`] asked for it.
+    pub fn latency(&self, kind: Kind) -> Option<LatencySummary> {
+        Some(self.core.latencies.as_ref()?.summary(kind))
+    }
+
+    /// Whether faults from inside system calls are served. See [`PagerBuilder::require_kernel_faults`].
+    pub fn serves_kernel_faults(&self) -> bool {
+        self.core.table.serves_kernel_faults()
+    }
+
+    /// How many mappings there are.
+    pub fn mappings(&self) -> usize {
+        self.core.regions.read().len()
+    }
+
+    /// Ends the pager: every mapping ends in SIGBUS, threads that wait in a fault get theirs, and the
+    /// pager's own threads are gone when this returns. Waits for calls on its mappings that are under way.
+    ///
+    /// # Errors
+    /// [`Error::PagerGone`] if it had ended before, because a thread of it had panicked.
+    pub fn shutdown(self) -> Result<Stats> {
+        let died = self.core.check_alive();
+        self.end();
+        died.map(|()| self.stats())
+    }
+
+    fn end(&self) {
+        self.core.stop();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        // The reader first: it condemns the mappings, and until then workers may be waiting for it.
+        let mut threads = threads.into_iter();
+        if let Some(reader) = threads.next() {
+            let _ = reader.join();
+        }
+        for _ in 0..self.workers {
+            self.core.queue.push(Job::Stop);
+        }
+        threads.for_each(|worker| drop(worker.join()));
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pager").field("stats", &self.stats()).finish()
+    }
+}

@@ -1,0 +1,83 @@
+//! The pager's map of the address space: which region shows which file, and what its parts point at.
+
+use std::collections::BTreeMap;
+
+use crate::pager::layout::Layout;
+use crate::space::Window;
+use crate::sync::Arc;
+use crate::units::{Addr, PageIndex};
+use crate::volume::inode::Inode;
+
+/// A mapping as the pager sees it.
+pub(crate) struct Region {
+    pub(crate) inode: Arc<Inode>,
+    pub(crate) window: Arc<Window>,
+    pub(crate) layout: Layout,
+    /// Where the next eviction begins.
+    cursor: PageIndex,
+}
+
+impl Region {
+    pub(crate) fn new(inode: Arc<Inode>, window: Arc<Window>) -> Self {
+        let (layout, cursor) = (Layout::new(window.pages()), window.pages().start);
+        Self { inode, window, layout, cursor }
+    }
+
+    /// The piece with which the next eviction begins: round and round, so that what has just been put
+    /// right is given up last.
+    pub(crate) fn eviction_cursor(&self) -> PageIndex {
+        self.layout.piece_start(self.cursor)
+    }
+
+    pub(crate) fn evicted_up_to(&mut self, end: PageIndex) {
+        let pages = self.window.pages();
+        self.cursor = if end < pages.end { end } else { pages.start };
+    }
+}
+
+/// Regions by address. They never overlap.
+#[derive(Default)]
+pub(crate) struct Regions {
+    by_addr: BTreeMap<usize, Region>,
+}
+
+impl Regions {
+    pub(crate) fn find(&self, at: Addr) -> Option<&Region> {
+        let (_, region) = self.by_addr.range(..=at.0).next_back()?;
+        (at.since(region.window.base()) < region.window.bytes()).then_some(region)
+    }
+
+    /// The region of `window`, unless it is gone, or another is at its address by now.
+    pub(crate) fn of(&mut self, window: &Arc<Window>) -> Option<&mut Region> {
+        let region = self.by_addr.get_mut(&window.base().0)?;
+        Arc::ptr_eq(&region.window, window).then_some(region)
+    }
+
+    pub(crate) fn insert(&mut self, region: Region) {
+        self.by_addr.insert(region.window.base().0, region);
+    }
+
+    /// Takes a region out; `None` if it is gone already.
+    pub(crate) fn remove(&mut self, window: &Arc<Window>) -> Option<Region> {
+        self.of(window)?;
+        self.by_addr.remove(&window.base().0)
+    }
+
+    pub(crate) fn first(&self) -> Option<&Region> {
+        self.by_addr.values().next()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_addr.len()
+    }
+
+    /// Address ranges that all regions take together.
+    pub(crate) fn pieces(&self) -> u64 {
+        self.by_addr.values().map(|region| region.layout.pieces()).sum()
+    }
+
+    /// The region that takes the most address ranges.
+    pub(crate) fn most_pieces(&mut self) -> Option<&mut Region> {
+        self.by_addr.values_mut().max_by_key(|region| region.layout.pieces())
+    }
+}

@@ -1,0 +1,379 @@
+//! Serving one fault: look, decide and install under one shared hold of L2; where something must be
+//! prepared first, prepare it with no lock held and look again.
+//!
+//! Takes no L1. What was seen before a preparation is a hint and nothing else: every round decides
+//! anew, so there is no way from a look-up to an install that does not hold the lock all along.
+//!
+//! ```text
+//! fault on page X                                   punch of page X
+//!   L2 shared: X is a hole, a store: Allocate
+//!   unlock
+//!   take a block, zero it
+//!                                                     (or truncate, or another fault on X)
+//!   L2 exclusive: still a hole? publish, zap zeros
+//!   unlock
+//!                                                     L2 exclusive: publish the hole, zap
+//!                                                     unlock, free the block
+//!   re-point X's address to the block: installs
+//!     nothing, so a stale address is harmless
+//!   L2 shared: X is a hole again: Allocate. Once more.
+//! ```
+
+pub(crate) mod losers;
+mod prepare;
+
+use nix::errno::Errno;
+
+use crate::pager::core::{Core, Handed};
+use crate::pager::regions::{Region, Regions};
+use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
+use crate::probe::Point;
+use crate::sabotage::Rule;
+use crate::space::{Shared, Window};
+use crate::sync::{self, Arc, RwLockReadGuard};
+use crate::sys::{Delivery, Outcome, Protection, RawFault};
+use crate::units::{PageIndex, PageRange};
+use crate::volume::inode::Inode;
+use prepare::{Prepared, prepare};
+
+/// Whether locks that are taken are waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// The reader: it must keep reading, so it never waits.
+    Try,
+    /// A worker.
+    Wait,
+}
+
+/// What became of one look at a fault.
+pub(crate) enum Attempt {
+    /// Answered, and its thread woken.
+    Done,
+    /// A lock was taken; only with [`Patience::Try`].
+    Busy,
+    /// The kernel refuses for the moment.
+    Again,
+    /// Something has to be put in place first.
+    Prepare(Need),
+}
+
+/// What has to be put in place, and for whom. A hint: by the time it is, the file may be another.
+pub(crate) struct Need {
+    inode: Arc<Inode>,
+    window: Arc<Window>,
+    page: PageIndex,
+    what: What,
+}
+
+enum What {
+    /// Point these pages elsewhere; the first of them at this.
+    Repoint(PageRange, Backing),
+    Allocate,
+    Convert,
+}
+
+/// Rounds that a fault gets before it makes room for others and queues up again.
+const ROUNDS_PER_TURN: u32 = 16;
+/// How long a worker leaves a fault alone that the kernel refuses for the moment.
+const BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+/// Turns without memory or address ranges after which a fault ends in SIGBUS: about a second.
+const TURNS_WITHOUT_MEMORY: u32 = 10_000;
+
+/// Serves a fault to its end, or as far as one turn goes: then it is returned, to be queued up again.
+pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
+    let raw = &handed.fault;
+    for _ in 0..ROUNDS_PER_TURN {
+        core.stats.add(&core.stats.rounds);
+        let need = match attempt(core, raw, Patience::Wait) {
+            Attempt::Done => return None,
+            Attempt::Prepare(need) => need,
+            // An event is unread: by the application's doing, as our own re-points hold `regions`.
+            Attempt::Again | Attempt::Busy => break,
+        };
+        match prepare(core, &need) {
+            Prepared::Ready => {}
+            Prepared::NoBlock => {
+                end_in_sigbus(core, raw, &need);
+                return None;
+            }
+            Prepared::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => {
+                end_in_sigbus(core, raw, &need);
+                return None;
+            }
+            Prepared::NoMemory => break,
+        }
+        need.inode.store.probe(Point::Prepared, need.page, None);
+        if need.inode.broken(Rule::Revalidate)
+            && let Some(decision) = need.stale_decision(raw)
+        {
+            return match act_unguarded(core, raw, &need.window, &need.inode, need.page, decision) {
+                Attempt::Done => None,
+                _ => Some(handed),
+            };
+        }
+    }
+    sync::back_off(BACK_OFF);
+    Some(Handed { turns: handed.turns + 1, ..handed })
+}
+
+/// Looks at a fault once, and answers it if nothing has to be prepared.
+pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attempt {
+    let Some(regions) = lock_regions(core, patience) else { return Attempt::Busy };
+    let Some(region) = regions.find(raw.addr) else {
+        drop(regions);
+        return stranger(core, raw);
+    };
+    let (inode, window) = (&*region.inode, &*region.window);
+    let page = window.page_at(raw.addr);
+    let size_seen = size_before_lock(inode, page);
+    let Some(shared) = lock_space(inode, patience) else { return Attempt::Busy };
+    if !window.is_alive() {
+        wake(core, raw);
+        return Attempt::Done;
+    }
+    let mut view = shared.view(page, region.layout.backing(page));
+    if let Some(size) = size_seen {
+        view.eof = inode.page().ceil(size);
+    }
+    let decision = decide_for(inode, Fault { access: raw.access, kind: raw.kind }, &view);
+    if let Some(what) = need(region, &shared, page, decision) {
+        let (inode, window) = (region.inode.clone(), region.window.clone());
+        return Attempt::Prepare(Need { inode, window, page, what });
+    }
+    if lets_go(inode) {
+        let (inode, window) = (region.inode.clone(), region.window.clone());
+        drop(shared);
+        drop(regions);
+        tell_decided(&inode, &view);
+        return act(core, raw, &window, &inode, &view, decision, &inode.space.unguarded());
+    }
+    tell_decided(inode, &view);
+    act(core, raw, window, inode, &view, decision, &shared)
+}
+
+fn tell_decided(inode: &Inode, view: &View) {
+    let block = match view.state {
+        PageState::Written(block) | PageState::Unwritten(block) => Some(block),
+        PageState::Hole => None,
+    };
+    inode.store.probe(Point::Decided, view.page, block);
+}
+
+fn lock_regions(core: &Core, patience: Patience) -> Option<RwLockReadGuard<'_, Regions>> {
+    match patience {
+        Patience::Wait => Some(core.regions.read()),
+        Patience::Try => core.regions.try_read(),
+    }
+}
+
+fn lock_space(inode: &Inode, patience: Patience) -> Option<Shared<'_>> {
+    match patience {
+        Patience::Wait => Some(inode.space.shared()),
+        Patience::Try => inode.space.try_shared(),
+    }
+}
+
+/// Whether a broken rule has every lock dropped between the decision and the install.
+fn lets_go(inode: &Inode) -> bool {
+    inode.broken(Rule::Revalidate) || inode.broken(Rule::GuardThroughInstall) || inode.broken(Rule::UnmapUnderLock)
+}
+
+/// The size as the thread's patch reads it: before any lock. Only for a broken rule.
+fn size_before_lock(inode: &Inode, page: PageIndex) -> Option<u64> {
+    if !inode.broken(Rule::SizeUnderLock) {
+        return None;
+    }
+    let size = inode.space.shared().size();
+    inode.store.probe(Point::FaultTaken, page, None);
+    Some(size)
+}
+
+/// The fault table, or what a broken rule makes of it.
+fn decide_for(inode: &Inode, fault: Fault, view: &View) -> Decision {
+    let decision = decide(fault, view);
+    if fault.kind == FaultKind::WriteProtect {
+        if inode.broken(Rule::SizeOnMkwrite) && decision == Decision::Sigbus {
+            return Decision::Unprotect;
+        }
+        if inode.broken(Rule::MkwriteNeverAllocates) && decision == Decision::Retry {
+            return Decision::Allocate;
+        }
+    }
+    decision
+}
+
+/// What has to be put in place before the decision can be acted upon.
+fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decision) -> Option<What> {
+    let to = match decision {
+        Decision::Repoint(to) => to,
+        Decision::Allocate => return Some(What::Allocate),
+        Decision::Convert(_) => return Some(What::Convert),
+        Decision::Sigbus
+        | Decision::InstallZeros
+        | Decision::InstallReadOnly
+        | Decision::InstallWritable
+        | Decision::Unprotect
+        | Decision::Retry => return None,
+    };
+    // As much as belongs together, so that the neighbours need no re-pointing of their own.
+    let range = match shared.extents().find(page) {
+        Some(extent) => extent.range(),
+        None => shared.extents().hole_around(page),
+    };
+    let range = range.intersect(region.window.pages());
+    let first = match to {
+        Backing::Zeros => Backing::Zeros,
+        Backing::Block(block) => Backing::Block(crate::units::BlockIndex(block.0 - (page.0 - range.start.0))),
+    };
+    let wrong = region.layout.wrong_around(page, range, first);
+    Some(What::Repoint(wrong, first.plus(wrong.start.0 - range.start.0)))
+}
+
+impl Need {
+    /// What the fault deserved before the preparation. Only for a broken rule.
+    fn stale_decision(&self, raw: &RawFault) -> Option<Decision> {
+        match (&self.what, raw.access) {
+            (What::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
+            (What::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
+            (What::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
+            (What::Allocate | What::Convert, _) => None,
+        }
+    }
+}
+
+fn act_unguarded(
+    core: &Core,
+    raw: &RawFault,
+    window: &Window,
+    inode: &Inode,
+    page: PageIndex,
+    decision: Decision,
+) -> Attempt {
+    let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros };
+    act(core, raw, window, inode, &view, decision, &inode.space.unguarded())
+}
+
+/// Does what was decided, under the guard it was decided under.
+fn act(
+    core: &Core,
+    raw: &RawFault,
+    window: &Window,
+    inode: &Inode,
+    view: &View,
+    decision: Decision,
+    shared: &Shared<'_>,
+) -> Attempt {
+    let page = view.page;
+    let stats = &core.stats;
+    let mark = !inode.broken(Rule::MarkDirty);
+    let (outcome, counter) = match decision {
+        Decision::Sigbus => (shared.poison(window, raw.addr, view.backing), &stats.sigbus),
+        Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
+        Decision::InstallReadOnly => (shared.install(window, page, Protection::ReadOnly, false), &stats.installs),
+        Decision::InstallWritable => (shared.install(window, page, Protection::Writable, mark), &stats.installs),
+        Decision::Unprotect => (shared.unprotect(window, page, mark), &stats.unprotects),
+        Decision::Retry => {
+            if !inode.broken(Rule::WakeOnRetry) {
+                wake(core, raw);
+            }
+            (Ok(Outcome::Installed), &stats.retries)
+        }
+        Decision::Repoint(_) | Decision::Allocate | Decision::Convert(_) => {
+            unreachable!("{decision:?} is prepared, not acted upon")
+        }
+    };
+    let attempt = match outcome {
+        Ok(Outcome::Installed) => {
+            stats.add(counter);
+            Attempt::Done
+        }
+        Ok(Outcome::AlreadyPresent) => {
+            // Another thread's fault was first. The kernel has woken nobody, and the thread may be
+            // asleep on an entry that is there: everything ends in a wake (rule 6).
+            stats.add(&stats.retries);
+            if !inode.broken(Rule::WakeAfterEexist) {
+                wake(core, raw);
+            }
+            Attempt::Done
+        }
+        Ok(Outcome::Gone) => {
+            wake(core, raw);
+            Attempt::Done
+        }
+        Ok(Outcome::Retry) | Err(Errno::ENOMEM) => Attempt::Again,
+        Err(_) => lost_page(core, raw, window, view, shared),
+    };
+    if matches!(attempt, Attempt::Done) {
+        give_grace(core, raw, inode, page);
+        inode.store.probe(Point::Answered, page, None);
+    }
+    attempt
+}
+
+/// The device has no page where the file has a block, or something else is mapped at the
+/// address: somebody has changed the device, or the mapping, behind our back. SIGBUS rather than a guess.
+fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &View, shared: &Shared<'_>) -> Attempt {
+    core.stats.add(&core.stats.lost_pages);
+    match shared.poison(window, raw.addr, view.backing) {
+        Ok(Outcome::Installed) => {}
+        Ok(Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => wake(core, raw),
+        Ok(Outcome::Retry) => return Attempt::Again,
+    }
+    Attempt::Done
+}
+
+fn give_grace(core: &Core, raw: &RawFault, inode: &Inode, page: PageIndex) {
+    if let Some(time) = core.losers.answered(raw.tid, raw.addr)
+        && !inode.broken(Rule::GraceForLosers)
+    {
+        core.stats.add(&core.stats.graces);
+        inode.grant_grace(page, time);
+    }
+}
+
+fn wake(core: &Core, raw: &RawFault) {
+    // A waiter's key is the address it faulted at, so its base page suffices.
+    let bytes = core.table.base_page();
+    core.table.wake(raw.addr.align_down(bytes), bytes);
+}
+
+/// A fault at an address that belongs to no region. The application has moved a part of a mapping, or
+/// the mapping has just been unmapped. Never zeros that were not there: SIGBUS, or the access
+/// repeated and a SIGSEGV.
+fn stranger(core: &Core, raw: &RawFault) -> Attempt {
+    core.stats.add(&core.stats.strangers);
+    let huge = 2 << 20;
+    for bytes in [core.table.base_page(), huge] {
+        match core.table.poison(raw.addr.align_down(bytes), bytes) {
+            Ok(Outcome::Installed) => return Attempt::Done,
+            Ok(Outcome::Retry) => return Attempt::Again,
+            Ok(Outcome::AlreadyPresent | Outcome::Gone) => break,
+            Err(_) => {}
+        }
+    }
+    wake(core, raw);
+    Attempt::Done
+}
+
+/// Ends the fault of a store for which there is no block. Only the thread that stores gets the SIGBUS: the
+/// hole stays readable as zeros.
+fn end_in_sigbus(core: &Core, raw: &RawFault, need: &Need) {
+    core.stats.add(&core.stats.sigbus);
+    match core.table.raise_sigbus(raw.tid, raw.addr) {
+        Delivery::Sent | Delivery::Gone => return,
+        Delivery::Blocked => {}
+    }
+    // The thread blocks SIGBUS, so only a real one reaches it, as it would from the kernel. The page
+    // stays poisoned for everybody until a block is free.
+    let (inode, window) = (&need.inode, &need.window);
+    inode.remember_starved(window, need.page);
+    let regions = core.regions.read();
+    let shared = inode.space.shared();
+    if let Some(region) = regions.find(raw.addr).filter(|region| Arc::ptr_eq(&region.window, window))
+        && window.is_alive()
+    {
+        window.zap(PageRange::one(need.page));
+        let _ = shared.poison(window, raw.addr, region.layout.backing(need.page));
+    }
+    wake(core, raw);
+}

@@ -1,0 +1,135 @@
+//! What a fault needs before it can be answered: a block, a written state, an address range that
+//! points at the right part of the device. Nothing here decides anything, and nothing is installed.
+
+use nix::errno::Errno;
+
+use super::{Need, What};
+use crate::pager::core::Core;
+use crate::pager::regions::Regions;
+use crate::policy::Backing;
+use crate::probe::Point;
+use crate::sabotage::Rule;
+use crate::sync::{Ordering, RwLockWriteGuard};
+use crate::units::{PageIndex, PageRange};
+
+/// What came of a preparation.
+pub(super) enum Prepared {
+    /// Done, or no longer wanted: look again.
+    Ready,
+    /// No block is free.
+    NoBlock,
+    /// The kernel has no memory, or no address range, left for the moment.
+    NoMemory,
+}
+
+/// Pieces of a mapping that are given up at once when address ranges run out.
+const EVICT_PIECES: usize = 256;
+/// Address ranges that one re-point may need for a moment.
+const REPOINT_PIECES: u64 = 4;
+/// The pages around a fault whose blocks are moved together when address ranges run out.
+const GATHER_PAGES: u64 = 512;
+
+pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
+    match need.what {
+        What::Allocate => match need.inode.fill_hole(need.page) {
+            Ok(()) => {
+                core.stats.add(&core.stats.allocations);
+                Prepared::Ready
+            }
+            Err(_) => Prepared::NoBlock,
+        },
+        What::Convert => {
+            need.inode.convert(need.page);
+            core.stats.add(&core.stats.conversions);
+            Prepared::Ready
+        }
+        What::Repoint(range, first) => repoint(core, need, range, first),
+    }
+}
+
+/// Points `range` of a mapping at `first` and what follows. Installs nothing, so it needs no L2, and a
+/// range that is stale by the time it is in place is harmless: the next access faults.
+///
+/// ```text
+/// this worker                                       reader
+///   regions exclusive
+///   mremap: the range is in place
+///     event queued; every install on this             read: the event
+///     userfaultfd would answer EAGAIN
+///   mremap returns
+///   record it in the layout
+///   unlock
+/// ```
+fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepared {
+    if is_crowded(core, &core.regions.read()) {
+        // Fragmented so much that the process runs out of address ranges: put together
+        // what belongs together. The next look sees fewer, longer extents.
+        let start = PageIndex(need.page.0 / GATHER_PAGES * GATHER_PAGES);
+        need.inode.gather(PageRange::at(start, GATHER_PAGES));
+    }
+    let mut regions = core.regions.write();
+    if is_crowded(core, &regions) {
+        evict(core, &mut regions);
+    }
+    let Some(region) = regions.of(&need.window) else { return Prepared::Ready };
+    need.inode.store.probe(Point::Repointing, range.start, None);
+    let held = need.inode.broken(Rule::NoWaitUnderLock).then(|| need.inode.space.change());
+    let pointed = point(core, need, range, first);
+    if let Some(change) = held {
+        change.commit(&need.inode.store);
+    }
+    match pointed {
+        Ok(()) => {
+            region.layout.set(range, first);
+            core.stats.add(&core.stats.repoints);
+            RwLockWriteGuard::unlock_fair(regions);
+            Prepared::Ready
+        }
+        Err(_) => {
+            // Out of address ranges though the budget was kept: others have them.
+            evict(core, &mut regions);
+            Prepared::NoMemory
+        }
+    }
+}
+
+fn point(core: &Core, need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
+    let page = need.inode.page();
+    let at = need.window.addr_of(range.start);
+    let bytes = page.bytes_of(range.pages());
+    core.repointing.store(at.0 as u64, Ordering::Release);
+    let pointed = match first {
+        Backing::Zeros => core.table.point_at_zeros(at, bytes),
+        Backing::Block(block) => {
+            core.table.point_at_device(at, bytes, &need.inode.store.memory, page.device_offset(block))
+        }
+    };
+    core.repointing.store(0, Ordering::Release);
+    pointed
+}
+
+fn is_crowded(core: &Core, regions: &Regions) -> bool {
+    regions.pieces() + REPOINT_PIECES > core.address_ranges_max
+}
+
+/// Gives up some of the address ranges of the mapping that has the most: they point at zeros again,
+/// in one piece, and the next faults there put right what is still wanted. Always safe: it
+/// only takes entries away.
+fn evict(core: &Core, regions: &mut Regions) {
+    let Some(region) = regions.most_pieces() else { return };
+    let start = region.eviction_cursor();
+    let span = region.layout.span(start, EVICT_PIECES);
+    if span.is_empty() || region.layout.pieces() < 2 {
+        return;
+    }
+    let page = region.inode.page();
+    let at = region.window.addr_of(span.start);
+    core.repointing.store(at.0 as u64, Ordering::Release);
+    let pointed = core.table.point_at_zeros(at, page.bytes_of(span.pages()));
+    core.repointing.store(0, Ordering::Release);
+    if pointed.is_ok() {
+        region.layout.set(span, Backing::Zeros);
+        region.evicted_up_to(span.end);
+        core.stats.add(&core.stats.evictions);
+    }
+}

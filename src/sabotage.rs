@@ -1,0 +1,105 @@
+//! The safety rules, as switches that break them: the list of all that can be broken on purpose.
+//!
+//! A test that never fails proves nothing. Each rule has a test that passes, and that fails
+//! when the rule's switch is on. The switches are on a volume, so that tests beside each other
+//! do not meet. Without the feature `sabotage` every one is the constant `false`, with a single
+//! exception: [`Rule::Revalidate`], which the demo breaks in a scratch volume to show what it is for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! rules {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A rule that can be broken on purpose.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[non_exhaustive]
+        pub enum Rule { $($(#[$doc])* $name,)* }
+
+        impl Rule {
+            /// Every rule.
+            pub const ALL: &[Rule] = &[$(Rule::$name,)*];
+
+            /// The rule's name on the command line.
+            pub fn name(self) -> &'static str {
+                match self { $(Rule::$name => $text,)* }
+            }
+        }
+    };
+}
+
+rules! {
+    /// Broken: what was looked up before the lock is acted upon without looking again.
+    Revalidate = "revalidate",
+    /// Broken: look again under the lock, then drop it, then install.
+    GuardThroughInstall = "guard-through-install",
+    /// Broken: an invalidation takes the lock for each of its parts alone.
+    InvalidateUnderLock = "invalidate-under-lock",
+    /// Broken: zap first, and publish afterwards.
+    PublishBeforeZap = "publish-before-zap",
+    /// Broken: blocks go back to the allocator before the page tables are zapped.
+    ZapBeforeFree = "zap-before-free",
+    /// Broken: a new block is published with the bytes that it had.
+    ZeroNewBlock = "zero-new-block",
+    /// Broken: an unwritten block is made written with the bytes that it had.
+    ZeroUnwritten = "zero-unwritten",
+    /// Broken: truncate leaves the old bytes behind the new end.
+    ZeroTailOnTruncate = "zero-tail-on-truncate",
+    /// Broken: growth leaves what was stored past the old end.
+    ZeroTailOnGrowth = "zero-tail-on-growth",
+    /// Broken: growth zeroes from the start of the old last page.
+    ZeroOnlyTheTail = "zero-only-the-tail",
+    /// Broken: i_size is compared before the lock is taken, as the thread's patch proposed, and not again.
+    SizeUnderLock = "size-under-lock",
+    /// Broken: a write-protect fault does not look at i_size.
+    SizeOnMkwrite = "size-on-mkwrite",
+    /// Broken: a write-protect fault whose block is gone allocates another.
+    MkwriteNeverAllocates = "mkwrite-never-allocates",
+    /// Broken: the loser of two faults on one hole zeroes the winner's block.
+    LoserLeavesBlock = "loser-leaves-block",
+    /// Broken: a block is put under a hole, and the zeros in other mappings stay.
+    ZapZerosOnAllocate = "zap-zeros-on-allocate",
+    /// Broken: EEXIST ends the handling of a fault, and nobody is woken.
+    WakeAfterEexist = "wake-after-eexist",
+    /// Broken: a retry wakes nobody.
+    WakeOnRetry = "wake-on-retry",
+    /// Broken: munmap waits for no fault, and a late install finds what was mapped there since.
+    UnmapUnderLock = "unmap-under-lock",
+    /// Broken: a range is re-pointed with the file's lock held.
+    NoWaitUnderLock = "no-wait-under-lock",
+    /// Broken: the reader waits for the locks that it finds taken.
+    ReaderNeverBlocks = "reader-never-blocks",
+    /// Broken: the user's buffer is touched with the file's lock held.
+    NoCopyUnderLock = "no-copy-under-lock",
+    /// Broken: a dead pager leaves its mappings registered, and the last close fills them with zeros.
+    CondemnBeforeClose = "condemn-before-close",
+    /// Broken: dirty pages are protected first and forgotten afterwards.
+    ForgetBeforeProtect = "forget-before-protect",
+    /// Broken: a store through a mapping is not marked dirty.
+    MarkDirty = "mark-dirty",
+    /// Broken: a fault that loses to the same invalidation again and again is given no grace.
+    GraceForLosers = "grace-for-losers",
+}
+
+/// Which rules are broken.
+#[derive(Default, Debug)]
+pub(crate) struct Switches(AtomicU64);
+
+impl Switches {
+    fn bit(rule: Rule) -> u64 {
+        1 << rule as u32
+    }
+
+    /// Whether `rule` is broken. A constant unless the feature is on, but for the one that the demo needs.
+    #[inline]
+    pub(crate) fn broken(&self, rule: Rule) -> bool {
+        (cfg!(feature = "sabotage") || rule as u32 == Rule::Revalidate as u32)
+            && self.0.load(Ordering::Relaxed) & Self::bit(rule) != 0
+    }
+
+    pub(crate) fn set(&self, rule: Rule, broken: bool) {
+        if broken {
+            self.0.fetch_or(Self::bit(rule), Ordering::Relaxed);
+        } else {
+            self.0.fetch_and(!Self::bit(rule), Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Loads and stores that end in an error where a plain one would end in SIGBUS.
+//!
+//! Each access is a few instructions of assembler between two labels. A process-wide SIGBUS
+//! handler looks whether the interrupted instruction lies between them; if so, it has the access
+//! return "failed" with the faulting address, and otherwise it calls the handler that was there
+//! before. It allocates nothing and takes no lock.
+
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// What a guarded routine returns: a value, and 0 for done or 1 for SIGBUS. With 1 the value is the faulting address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Answer {
+    value: u64,
+    failed: u64,
+}
+
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".pushsection .text.daxpager_access,\"ax\",@progbits",
+    ".globl daxpager_access_begin",
+    "daxpager_access_begin:",
+    ".globl daxpager_load8",
+    "daxpager_load8:",
+    "mov rax, [rdi]",
+    "xor edx, edx",
+    "ret",
+    ".globl daxpager_store8",
+    "daxpager_store8:",
+    "mov [rdi], rsi",
+    "xor edx, edx",
+    "ret",
+    ".globl daxpager_exchange8",
+    "daxpager_exchange8:",
+    "mov rax, rsi",
+    "lock cmpxchg [rdi], rdx",
+    "xor edx, edx",
+    "ret",
+    ".globl daxpager_copy",
+    "daxpager_copy:",
+    "mov rcx, rdx",
+    "rep movsb",
+    "xor edx, edx",
+    "ret",
+    ".globl daxpager_access_end",
+    "daxpager_access_end:",
+    ".globl daxpager_access_failed",
+    "daxpager_access_failed:",
+    "mov edx, 1",
+    "ret",
+    ".popsection",
+);
+
+#[cfg(target_arch = "aarch64")]
+std::arch::global_asm!(
+    ".pushsection .text.daxpager_access,\"ax\",@progbits",
+    ".balign 4",
+    ".globl daxpager_access_begin",
+    "daxpager_access_begin:",
+    ".globl daxpager_load8",
+    "daxpager_load8:",
+    "ldr x0, [x0]",
+    "mov x1, #0",
+    "ret",
+    ".globl daxpager_store8",
+    "daxpager_store8:",
+    "str x1, [x0]",
+    "mov x1, #0",
+    "ret",
+    ".globl daxpager_exchange8",
+    "daxpager_exchange8:",
+    "1: ldaxr x3, [x0]",
+    "cmp x3, x1",
+    "b.ne 2f",
+    "stlxr w4, x2, [x0]",
+    "cbnz w4, 1b",
+    "2: clrex",
+    "mov x0, x3",
+    "mov x1, #0",
+    "ret",
+    ".globl daxpager_copy",
+    "daxpager_copy:",
+    "cbz x2, 2f",
+    "1: ldrb w3, [x1], #1",
+    "strb w3, [x0], #1",
+    "subs x2, x2, #1",
+    "b.ne 1b",
+    "2: mov x1, #0",
+    "ret",
+    ".globl daxpager_access_end",
+    "daxpager_access_end:",
+    ".globl daxpager_access_failed",
+    "daxpager_access_failed:",
+    "mov x1, #1",
+    "ret",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn daxpager_access_begin();
+    fn daxpager_access_end();
+    fn daxpager_access_failed();
+    fn daxpager_load8(at: usize) -> Answer;
+    fn daxpager_store8(at: usize, value: u64) -> Answer;
+    fn daxpager_exchange8(at: usize, expected: u64, new: u64) -> Answer;
+    fn daxpager_copy(to: usize, from: usize, bytes: usize) -> Answer;
+}
+
+/// Where the interrupted thread will go on, and the register a routine returns its value in.
+#[cfg(target_arch = "x86_64")]
+fn registers(context: &mut libc::ucontext_t) -> (&mut i64, usize) {
+    (&mut context.uc_mcontext.gregs[libc::REG_RIP as usize], libc::REG_RAX as usize)
+}
+
+/// The SIGBUS handler that was there before ours.
+static PREVIOUS: OnceLock<SigAction> = OnceLock::new();
+
+extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let begin = daxpager_access_begin as *const () as usize;
+    let end = daxpager_access_end as *const () as usize;
+    let failed = daxpager_access_failed as *const () as usize;
+    // SAFETY: the kernel passes a valid siginfo_t to a handler installed with SA_SIGINFO.
+    let info_ref = unsafe { &*info };
+    // SAFETY: for SIGBUS, sent by the kernel or by `process::raise_sigbus`, si_addr is the address.
+    let addr = unsafe { info_ref.si_addr() } as usize;
+    // SAFETY: the third argument of an SA_SIGINFO handler is the interrupted ucontext_t, ours to change.
+    let context_ref = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (at, value) = registers(context_ref);
+        if (begin..end).contains(&(*at as usize)) {
+            *at = failed as i64;
+            context_ref.uc_mcontext.gregs[value] = addr as i64;
+            return;
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if (begin..end).contains(&(context_ref.uc_mcontext.pc as usize)) {
+        context_ref.uc_mcontext.pc = failed as u64;
+        context_ref.uc_mcontext.regs[0] = addr as u64;
+        return;
+    }
+    pass_on(signal, info, context);
+}
+
+/// Calls the handler that was there before. Where there was none, the access is repeated under
+/// the default action, which ends the process as it would have without us.
+fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    match PREVIOUS.get().map(SigAction::handler) {
+        Some(SigHandler::SigAction(handler)) => handler(signal, info, context),
+        Some(SigHandler::Handler(handler)) => handler(signal),
+        // A SIGBUS of an access cannot be ignored; the kernel ends the process there too.
+        Some(SigHandler::SigDfl | SigHandler::SigIgn) | None => {
+            let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+            // SAFETY: the default action runs no code of ours.
+            let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
+        }
+    }
+}
+
+/// Installs the handler, once for the process.
+pub(crate) fn enable() -> Result<(), Errno> {
+    static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
+    *DONE.get_or_init(|| {
+        let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_NODEFER;
+        let ours = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
+        // SAFETY: the handler is async-signal-safe: it reads registers and a set-once cell, and calls on.
+        let previous = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
+        let _ = PREVIOUS.set(previous);
+        Ok(())
+    })
+}
+
+fn done(answer: Answer) -> Result<u64, usize> {
+    if answer.failed == 0 { Ok(answer.value) } else { Err(answer.value as usize) }
+}
+
+/// Loads an aligned word of a live mapping, in one access. The error is the faulting address.
+pub(crate) fn load(at: usize) -> Result<u64, usize> {
+    debug_assert!(at.is_multiple_of(8));
+    // SAFETY: callers pass an aligned address inside a live mapping; SIGBUS is caught (`enable`).
+    done(unsafe { daxpager_load8(at) })
+}
+
+/// Stores an aligned word, in one access.
+pub(crate) fn store(at: usize, value: u64) -> Result<(), usize> {
+    debug_assert!(at.is_multiple_of(8));
+    // SAFETY: as for `load`; the bytes are the application's to change, and nothing borrows them.
+    done(unsafe { daxpager_store8(at, value) }).map(drop)
+}
+
+/// Compares and exchanges an aligned word atomically; what was there before.
+pub(crate) fn exchange(at: usize, expected: u64, new: u64) -> Result<u64, usize> {
+    debug_assert!(at.is_multiple_of(8));
+    // SAFETY: as for `store`.
+    done(unsafe { daxpager_exchange8(at, expected, new) })
+}
+
+/// Copies out of a mapping. What was copied before the fault stays copied.
+pub(crate) fn copy_out(at: usize, into: &mut [u8]) -> Result<(), usize> {
+    // SAFETY: the source lies in a live mapping, the destination is a borrowed slice.
+    done(unsafe { daxpager_copy(into.as_mut_ptr() as usize, at, into.len()) }).map(drop)
+}
+
+/// Copies into a mapping. What was copied before the fault stays copied.
+pub(crate) fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
+    // SAFETY: the destination lies in a live mapping, the source is a borrowed slice.
+    done(unsafe { daxpager_copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
+}

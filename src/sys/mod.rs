@@ -1,0 +1,191 @@
+//! Everything that talks to the kernel: every ioctl, mmap, mremap and madvise, behind one trait.
+//!
+//! This is the only module with `unsafe` in it. It knows addresses, bytes and blocks of memory,
+//! and nothing of files. [`fake`] is a second page table behind the same trait, without a kernel.
+#![allow(unsafe_code)]
+
+pub(crate) mod abi;
+pub(crate) mod access;
+#[cfg(feature = "fake")]
+pub(crate) mod fake;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod userfault;
+
+use nix::errno::Errno;
+
+use crate::units::Addr;
+use memory::DeviceMemory;
+
+/// What the access wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Access {
+    /// A load.
+    Load,
+    /// A store, or an atomic read-modify-write.
+    Store,
+}
+
+/// What the page table said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum FaultKind {
+    /// No entry, and nothing in the page cache either.
+    Missing,
+    /// No entry, though the page is in the device's page cache.
+    Minor,
+    /// An entry, write-protected, and a store came: the kernel's `pfn_mkwrite`.
+    WriteProtect,
+}
+
+/// A thread, by the number gettid(2) gives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub(crate) struct Tid(pub(crate) u32);
+
+/// A fault as the kernel reports it. The thread sleeps until it is woken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RawFault {
+    pub(crate) addr: Addr,
+    pub(crate) access: Access,
+    pub(crate) kind: FaultKind,
+    pub(crate) tid: Tid,
+}
+
+/// A message read from the page table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Message {
+    Fault(RawFault),
+    /// A registered range was moved. Ours come from a staging range; any other is the
+    /// application moving a mapping of ours.
+    Moved {
+        from: Addr,
+        to: Addr,
+        bytes: u64,
+    },
+}
+
+/// How many messages one read takes at most.
+pub(crate) const MESSAGES_PER_READ: usize = 64;
+
+/// Whether a store through the new entry shall fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Protection {
+    ReadOnly,
+    Writable,
+}
+
+/// What came of an attempt to change one page-table entry. Each ioctl's answer becomes one of
+/// these in one place ([`userfault`]), and callers match them without a `_` arm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(crate) enum Outcome {
+    /// Done, and every thread waiting on the range is woken.
+    Installed,
+    /// There was an entry, or a marker, already. Nobody has been woken.
+    AlreadyPresent,
+    /// An event is unread, so the kernel refused. Nobody has been woken.
+    Retry,
+    /// No such range any more. Nobody has been woken.
+    Gone,
+}
+
+/// What came of sending a thread its SIGBUS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Delivery {
+    /// The signal is on its way, and takes the thread out of its fault.
+    Sent,
+    /// The thread blocks SIGBUS, so only a poisoned page reaches it.
+    Blocked,
+    /// There is no such thread any more.
+    Gone,
+}
+
+/// One address space, and the channel on which its faults arrive.
+///
+/// The implementation for the kernel is [`userfault::Userfault`]: one userfaultfd. `at` and
+/// `bytes` are multiples of the base page everywhere, and of the device's page where
+/// an entry for a device page is meant.
+pub(crate) trait PageTable: Send + Sync {
+    /// The granularity at which zeros are installed: the machine's base page, in bytes.
+    fn base_page(&self) -> u64;
+
+    /// Whether faults from inside system calls arrive too.
+    fn serves_kernel_faults(&self) -> bool;
+
+    /// Whether devices of huge pages can be mapped.
+    fn check_huge(&self) -> crate::error::Result<()>;
+
+    /// Reserves an address range whose every access faults, aligned to `align`. All of it
+    /// points at zeros.
+    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno>;
+
+    /// Makes `at` point at the device from `offset` on, with no entry in the page table.
+    /// Threads that fault there see the old range or the new one, never neither.
+    ///
+    /// Waits until somebody has called [`PageTable::read`] for the event, and until then every
+    /// install answers [`Outcome::Retry`].
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<(), Errno>;
+
+    /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
+    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
+
+    /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes
+    /// who waits there.
+    fn condemn(&self, at: Addr, bytes: u64);
+
+    /// Gives the address range back, and wakes who waits there.
+    fn unmap(&self, at: Addr, bytes: u64);
+
+    /// Installs the device page that the range points at.
+    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno>;
+
+    /// Installs a page of zeros, write-protected, in a range that points at zeros.
+    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno>;
+
+    /// Makes the next accesses to the range end in SIGBUS, until it is zapped.
+    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+
+    /// Lets stores through. Installs nothing where nothing is.
+    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+
+    /// Makes the next store to each page of the range fault. Installs nothing.
+    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+
+    /// Takes the entries of the range away. The device's bytes stay.
+    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
+
+    /// Wakes every thread that waits on the range: each repeats its access.
+    fn wake(&self, at: Addr, bytes: u64);
+
+    /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
+    fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
+
+    /// Waits until there is something to read or somebody has called [`PageTable::kick`].
+    fn wait(&self);
+
+    /// Appends what has arrived, at most [`MESSAGES_PER_READ`] messages. Never waits.
+    fn read(&self, into: &mut Vec<Message>) -> Result<(), Errno>;
+
+    /// Makes [`PageTable::wait`] return.
+    fn kick(&self);
+
+    /// How often each system call has been made.
+    fn calls(&self) -> Calls;
+}
+
+/// Counts of the system calls a pager has made for its faults, by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Calls {
+    /// poll(2) on the userfaultfd.
+    pub polls: u64,
+    /// read(2) from the userfaultfd.
+    pub reads: u64,
+    /// UFFDIO_CONTINUE, COPY, POISON and WRITEPROTECT.
+    pub installs: u64,
+    /// UFFDIO_WAKE alone.
+    pub wakes: u64,
+    /// madvise(2) that took page-table entries away.
+    pub zaps: u64,
+    /// mremap(2), each with what it takes to stage the range.
+    pub repoints: u64,
+}

@@ -1,0 +1,509 @@
+//! The kernel's page table, through one userfaultfd.
+//!
+//! One function per ioctl, each turning the kernel's answer into an [`Outcome`] in one place.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
+use parking_lot::Mutex;
+use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+
+use super::abi;
+use super::memory::{DeviceMemory, base_page_bytes};
+use super::{
+    Access, Calls, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Tid,
+    process,
+};
+use crate::error::{Error, Result};
+use crate::units::Addr;
+
+/// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
+#[repr(align(65536))]
+struct ZeroPage([u8; 65536]);
+static ZEROS: ZeroPage = ZeroPage([0; 65536]);
+
+/// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
+/// `mremap` with an old size of zero copies a shared mapping together with its registration.
+struct Template {
+    device: Weak<()>,
+    at: Addr,
+    bytes: u64,
+}
+
+/// One userfaultfd.
+pub(crate) struct Userfault {
+    uffd: Uffd,
+    kick: EventFd,
+    /// The features of this kernel.
+    supported: u64,
+    user_mode_only: bool,
+    /// An empty file: an access to a mapping of it is a SIGBUS that needs no pager.
+    grave: OwnedFd,
+    /// Taken by [`PageTable::point_at_device`] alone, and never while its event is awaited.
+    templates: Mutex<Vec<Template>>,
+    calls: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    polls: AtomicU64,
+    reads: AtomicU64,
+    installs: AtomicU64,
+    wakes: AtomicU64,
+    zaps: AtomicU64,
+    repoints: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Turns the errors of the crate `userfaultfd` into plain numbers.
+fn errno_of(error: &userfaultfd::Error) -> Errno {
+    use userfaultfd::Error as E;
+    match error {
+        E::CopyFailed(errno) | E::ZeropageFailed(errno) | E::SystemError(errno) => Errno::from_raw(*errno as i32),
+        E::OpenDevUserfaultfd(error) => Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+        _ => Errno::EIO,
+    }
+}
+
+/// Every feature of `needed` that `supported` lacks is an error; the first one is named.
+fn check_features(supported: u64, needed: &[abi::Feature]) -> Result<()> {
+    match needed.iter().find(|feature| supported & feature.bit == 0) {
+        Some(feature) => Err(Error::MissingFeature { feature: feature.name, since: feature.since }),
+        None => Ok(()),
+    }
+}
+
+fn open_by_syscall(flags: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: userfaultfd(2) takes flags only.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn api(fd: &OwnedFd, features: u64) -> Result<u64, Errno> {
+    let mut api = abi::Api { api: abi::UFFD_API, features, ioctls: 0 };
+    // SAFETY: `api` is a valid uffdio_api and outlives the call.
+    unsafe { abi::uffdio_api(fd.as_raw_fd(), &mut api) }?;
+    Ok(api.features)
+}
+
+/// What this kernel's userfaultfd can do, asked on a throw-away descriptor: UFFDIO_API works once on each.
+fn supported_features() -> Result<u64> {
+    let flags = libc::O_CLOEXEC | abi::USER_MODE_ONLY;
+    let none = |errno: Errno| Error::NoUserfaultfd { errno: errno as i32 };
+    let fd = open_by_syscall(flags).map_err(none)?;
+    api(&fd, 0).map_err(none)
+}
+
+/// Opens a userfaultfd, the most able one that this process may have: `/dev/userfaultfd`, then the system
+/// call, then the system call for faults from user mode only.
+fn open(features: u64, need_kernel_faults: bool) -> Result<(Uffd, bool)> {
+    let through_device = UffdBuilder::new()
+        .close_on_exec(true)
+        .non_blocking(true)
+        .user_mode_only(false)
+        .require_features(FeatureFlags::from_bits_retain(features))
+        .create();
+    if let Ok(uffd) = through_device {
+        return Ok((uffd, false));
+    }
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let (fd, user_mode_only) = match open_by_syscall(flags) {
+        Ok(fd) => (fd, false),
+        Err(errno) if need_kernel_faults => return Err(Error::NoKernelFaults { errno: errno as i32 }),
+        Err(_) => {
+            let fd = open_by_syscall(flags | abi::USER_MODE_ONLY)
+                .map_err(|errno| Error::NoUserfaultfd { errno: errno as i32 })?;
+            (fd, true)
+        }
+    };
+    api(&fd, features).map_err(|errno| Error::system("ioctl(UFFDIO_API)", errno))?;
+    let raw = std::os::fd::IntoRawFd::into_raw_fd(fd);
+    // SAFETY: ownership of an open userfaultfd passes to `Uffd`.
+    Ok((unsafe { Uffd::from_raw_fd(raw) }, user_mode_only))
+}
+
+impl Userfault {
+    /// Opens a userfaultfd. `huge` asks for what huge pages need too.
+    pub(crate) fn open(need_kernel_faults: bool) -> Result<Self> {
+        let supported = supported_features()?;
+        check_features(supported, &abi::NEEDED)?;
+        let huge = abi::NEEDED_FOR_HUGE.iter().fold(0, |all, feature| all | feature.bit);
+        let needed = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
+        let (uffd, user_mode_only) = open(needed | (supported & huge), need_kernel_faults)?;
+        let kick = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| Error::system("eventfd", errno))?;
+        let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
+            .map_err(|errno| Error::system("memfd_create", errno))?;
+        Ok(Self {
+            uffd,
+            kick,
+            supported,
+            user_mode_only,
+            grave,
+            templates: Mutex::new(Vec::new()),
+            calls: Counters::default(),
+        })
+    }
+
+    fn fd(&self) -> i32 {
+        self.uffd.as_raw_fd()
+    }
+
+    fn register(&self, at: Addr, bytes: u64, device: bool) -> Result<(), Errno> {
+        let mut mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
+        if device {
+            mode |= RegisterMode::MINOR;
+        }
+        // All modes at once: registering again with fewer would drop the others.
+        self.uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
+    }
+
+    /// A mapping of the device, registered and kept out of children, wherever there is room.
+    fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<Addr, Errno> {
+        let fd = device.fd().ok_or(Errno::ENODEV)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
+        let at = unsafe { mmap(None, length(bytes)?, prot, flags, fd, offset as i64) }?;
+        self.prepare(addr(at), bytes, true)
+    }
+
+    /// Anonymous memory, registered and kept out of children, wherever there is room.
+    fn map_zeros(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        let slack = align.saturating_sub(self.base_page());
+        let total = bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
+        let start = addr(unsafe { mmap_anonymous(None, length(total)?, prot, flags) }?);
+        let at = start.plus(align - 1).align_down(align);
+        let head = at.since(start);
+        self.give_back(start, head);
+        self.give_back(at.plus(bytes), slack - head);
+        self.prepare(at, bytes, false)
+    }
+
+    /// MADV_DONTFORK and registration: before anybody can know the address.
+    fn prepare(&self, at: Addr, bytes: u64, device: bool) -> Result<Addr, Errno> {
+        let ready = madvise(at, bytes, libc::MADV_DONTFORK).and_then(|()| self.register(at, bytes, device));
+        match ready {
+            Ok(()) => Ok(at),
+            Err(errno) => {
+                self.give_back(at, bytes);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Unmaps a range of ours.
+    fn give_back(&self, at: Addr, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        // SAFETY: callers pass ranges that this struct has mapped and that nobody uses any more; their
+        // addresses were never handed to the application, or it has given up the mapping.
+        let _ = unsafe { munmap(pointer(at), bytes as usize) };
+    }
+
+    /// Moves `bytes` from `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
+    /// Waits until the event is read.
+    fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
+        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: `from` is a range this struct has mapped; `to` lies within a reserved range of ours, whose
+        // address stays valid and whose accesses stay served; nothing in Rust borrows its bytes.
+        unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) }.map(drop)
+    }
+
+    /// The registered mapping of the whole device, made when it is first wanted.
+    fn template(&self, device: &DeviceMemory) -> Result<Addr, Errno> {
+        let life = device.life();
+        let mut templates = self.templates.lock();
+        templates.retain(|template| {
+            let alive = template.device.strong_count() > 0;
+            if !alive {
+                self.give_back(template.at, template.bytes);
+            }
+            alive
+        });
+        if let Some(template) = templates.iter().find(|template| template.device.as_ptr() == Arc::as_ptr(life)) {
+            return Ok(template.at);
+        }
+        let bytes = device.len_bytes();
+        let at = self.map_device(bytes, device, 0)?;
+        templates.push(Template { device: Arc::downgrade(life), at, bytes });
+        Ok(at)
+    }
+
+    /// The outcome of an ioctl that leaves in `done` the bytes it did, or a negative errno.
+    fn outcome(answer: nix::Result<i32>, done: i64) -> Result<Outcome, Errno> {
+        match answer {
+            Ok(_) => Ok(Outcome::Installed),
+            Err(Errno::EEXIST) => Ok(Outcome::AlreadyPresent),
+            // Some pages were done before one that had an entry: the caller sees all of them as present.
+            Err(Errno::EAGAIN) if done > 0 => Ok(Outcome::AlreadyPresent),
+            Err(Errno::EAGAIN) => Ok(Outcome::Retry),
+            Err(Errno::ENOENT | Errno::ESRCH) => Ok(Outcome::Gone),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn write_protect(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::WriteProtect { range: range(at, bytes), mode };
+        // SAFETY: `argument` is a valid uffdio_writeprotect and outlives the call.
+        let answer = unsafe { abi::uffdio_writeprotect(self.fd(), &mut argument) };
+        Self::outcome(answer, 0)
+    }
+}
+
+impl Drop for Userfault {
+    fn drop(&mut self) {
+        // The last close lets the kernel fill registered pages with zeros by itself: unmap first.
+        for template in std::mem::take(self.templates.get_mut()) {
+            self.give_back(template.at, template.bytes);
+        }
+    }
+}
+
+fn range(at: Addr, bytes: u64) -> abi::Range {
+    abi::Range { start: at.0 as u64, len: bytes }
+}
+
+fn addr(pointer: NonNull<libc::c_void>) -> Addr {
+    Addr(pointer.as_ptr() as usize)
+}
+
+fn pointer(at: Addr) -> NonNull<libc::c_void> {
+    NonNull::new(at.0 as *mut libc::c_void).expect("address 0 is never mapped here")
+}
+
+fn length(bytes: u64) -> Result<std::num::NonZeroUsize, Errno> {
+    usize::try_from(bytes).ok().and_then(std::num::NonZeroUsize::new).ok_or(Errno::EINVAL)
+}
+
+fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
+    // SAFETY: the range is one this struct has mapped. DONTFORK changes flags only; DONTNEED drops entries of
+    // ranges whose bytes live in the device, or are zeros, and which no Rust reference points into.
+    Errno::result(unsafe { libc::madvise(at.0 as *mut _, bytes as usize, advice) }).map(drop)
+}
+
+/// Parses one `struct uffd_msg`. `None` for an event that was never asked for.
+fn parse(bytes: &[u8]) -> Option<Message> {
+    let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    match bytes[0] {
+        abi::EVENT_PAGEFAULT => {
+            let flags = word(8);
+            let kind = match (flags & abi::FLAG_WP != 0, flags & abi::FLAG_MINOR != 0) {
+                (true, _) => FaultKind::WriteProtect,
+                (false, true) => FaultKind::Minor,
+                (false, false) => FaultKind::Missing,
+            };
+            // A write-protect fault is always a store, whatever the other flag says.
+            let store = flags & (abi::FLAG_WRITE | abi::FLAG_WP) != 0;
+            Some(Message::Fault(RawFault {
+                addr: Addr(word(16) as usize),
+                access: if store { Access::Store } else { Access::Load },
+                kind,
+                tid: Tid(word(24) as u32),
+            }))
+        }
+        abi::EVENT_REMAP => {
+            Some(Message::Moved { from: Addr(word(8) as usize), to: Addr(word(16) as usize), bytes: word(24) })
+        }
+        _ => None,
+    }
+}
+
+impl PageTable for Userfault {
+    fn base_page(&self) -> u64 {
+        base_page_bytes()
+    }
+
+    fn serves_kernel_faults(&self) -> bool {
+        !self.user_mode_only
+    }
+
+    fn check_huge(&self) -> Result<()> {
+        check_features(self.supported, &abi::NEEDED_FOR_HUGE)
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
+        self.map_zeros(bytes, align)
+    }
+
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<(), Errno> {
+        count(&self.calls.repoints);
+        if !device.is_huge() {
+            let template = self.template(device)?;
+            return self.move_over(template.plus(offset), 0, bytes, at);
+        }
+        // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
+        let stage = self.map_device(bytes, device, offset)?;
+        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
+    }
+
+    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        count(&self.calls.repoints);
+        let stage = self.map_zeros(bytes, self.base_page())?;
+        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
+    }
+
+    fn condemn(&self, at: Addr, bytes: u64) {
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        if let Ok(len) = length(bytes) {
+            let place = std::num::NonZeroUsize::new(at.0);
+            // SAFETY: replaces a range that this struct has reserved; no Rust reference points into it.
+            let dead = unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) };
+            if dead.is_err() {
+                // No room for the mapping: SIGSEGV is still better than zeros that were never there.
+                self.give_back(at, bytes);
+            }
+        }
+        self.wake(at, bytes);
+    }
+
+    fn unmap(&self, at: Addr, bytes: u64) {
+        self.give_back(at, bytes);
+        // munmap wakes nobody.
+        self.wake(at, bytes);
+    }
+
+    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mode = match protection {
+            Protection::ReadOnly => abi::CONTINUE_MODE_WP,
+            Protection::Writable => 0,
+        };
+        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
+        // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
+        let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
+        Self::outcome(answer, argument.done)
+    }
+
+    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::Copy {
+            dst: at.0 as u64,
+            src: ZEROS.0.as_ptr() as u64,
+            len: self.base_page(),
+            mode: abi::COPY_MODE_WP,
+            copied: 0,
+        };
+        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at
+        // least `len` bytes, its destination a range that only machine accesses look at.
+        let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
+        Self::outcome(answer, argument.copied)
+    }
+
+    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::Continue { range: range(at, bytes), mode: 0, done: 0 };
+        // SAFETY: `argument` has the layout of uffdio_poison (asserted in `abi`) and outlives the call.
+        let answer = unsafe { abi::uffdio_poison(self.fd(), &mut argument) };
+        Self::outcome(answer, argument.done)
+    }
+
+    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.write_protect(at, bytes, 0)
+    }
+
+    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.write_protect(at, bytes, abi::WRITEPROTECT_MODE_WP)
+    }
+
+    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        count(&self.calls.zaps);
+        match madvise(at, bytes, abi::MADV_DONTNEED_LOCKED) {
+            // The application has unmapped a part; the kernel has done the rest.
+            Err(Errno::ENOMEM) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn wake(&self, at: Addr, bytes: u64) {
+        count(&self.calls.wakes);
+        // Fails only for a misaligned or empty range.
+        let _ = self.uffd.wake(at.0 as *mut _, bytes as usize);
+    }
+
+    fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
+        process::raise_sigbus(tid, at)
+    }
+
+    fn wait(&self) {
+        count(&self.calls.polls);
+        let mut fds =
+            [PollFd::new(self.uffd_fd(), PollFlags::POLLIN), PollFd::new(self.kick.as_fd(), PollFlags::POLLIN)];
+        // EINTR is a wake-up like any other: the caller reads and waits again.
+        let ready = poll(&mut fds, PollTimeout::NONE);
+        if ready.is_ok() && fds[1].revents().is_some_and(|events| !events.is_empty()) {
+            let _ = self.kick.read();
+        }
+    }
+
+    fn read(&self, into: &mut Vec<Message>) -> Result<(), Errno> {
+        count(&self.calls.reads);
+        let mut buffer = [0u8; abi::MESSAGE_BYTES * MESSAGES_PER_READ];
+        match nix::unistd::read(self.uffd_fd(), &mut buffer) {
+            Ok(bytes) => {
+                into.extend(buffer[..bytes].chunks_exact(abi::MESSAGE_BYTES).filter_map(parse));
+                Ok(())
+            }
+            // The waiter has left, or a signal came: nothing to read is normal.
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn kick(&self) {
+        // A full counter has the reader awake already.
+        let _ = self.kick.write(1);
+    }
+
+    fn calls(&self) -> Calls {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Calls {
+            polls: get(&self.calls.polls),
+            reads: get(&self.calls.reads),
+            installs: get(&self.calls.installs),
+            wakes: get(&self.calls.wakes),
+            zaps: get(&self.calls.zaps),
+            repoints: get(&self.calls.repoints),
+        }
+    }
+}
+
+impl Userfault {
+    fn uffd_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `self.uffd`, which the borrow of self outlasts.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(self.fd()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_missing_feature_is_named() {
+        let all = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
+        assert_eq!(check_features(all, &abi::NEEDED), Ok(()));
+        for feature in abi::NEEDED {
+            let error = check_features(all & !feature.bit, &abi::NEEDED).unwrap_err();
+            assert_eq!(error, Error::MissingFeature { feature: feature.name, since: feature.since });
+            assert!(error.to_string().contains(feature.name));
+        }
+    }
+}

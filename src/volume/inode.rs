@@ -1,0 +1,185 @@
+//! A file as everybody shares it: its place on the volume, its locks, its space.
+
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::policy::PageState;
+use crate::probe::Point;
+use crate::sabotage::Rule;
+use crate::space::extents::{Extent, Run};
+use crate::space::{Change, Space, Window};
+use crate::sync::{self, Arc, Mutex, RwLock};
+use crate::units::{PageIndex, PageRange, PageSize};
+use crate::volume::store::{SpaceWaiter, Store};
+
+/// Fewer extents than this in a range are not worth moving.
+const GATHER_EXTENTS: u64 = 4;
+
+pub(crate) struct Inode {
+    pub(crate) store: Arc<Store>,
+    /// **L1.** Exclusive by every control operation from beginning to end: one change at a time; shared by
+    /// `File::read_at`, which so sees none half done. Never taken in a fault, so a control call may touch a
+    /// user's buffer under it, even one that lies in a mapping of this file (`tests/deadlocks.rs`). The
+    /// kernel's i_rwsem.
+    pub(crate) change: RwLock<()>,
+    pub(crate) space: Space,
+    /// A page whose faults keep losing to invalidations, and until when invalidations leave it alone. A
+    /// leaf: for the time of a copy. The reader only tries it (`tests/progress.rs`).
+    grace: Mutex<Option<(PageRange, Instant)>>,
+    /// Pages poisoned because the volume was full. A leaf.
+    starved: Mutex<Vec<(Weak<Window>, PageIndex)>>,
+}
+
+impl Inode {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        let space = Space::new(store.page);
+        Self { store, change: RwLock::new(()), space, grace: Mutex::new(None), starved: Mutex::new(Vec::new()) }
+    }
+
+    pub(crate) fn page(&self) -> PageSize {
+        self.store.page
+    }
+
+    #[inline]
+    pub(crate) fn broken(&self, rule: Rule) -> bool {
+        self.store.broken(rule)
+    }
+
+    /// Begins an invalidation of `range` on behalf of a control call, which holds L1. Waits for
+    /// faults in flight, and for the grace that a losing fault has been given.
+    pub(crate) fn invalidate(&self, range: PageRange) -> Change<'_> {
+        self.honour_grace(range);
+        if self.broken(Rule::PublishBeforeZap) {
+            self.space.zap_too_early(range);
+        }
+        self.store.probe(Point::BeforeInvalidate, range.start, None);
+        self.space.change()
+    }
+
+    /// Keeps invalidations off `page` for a while, so that the thread just woken gets to repeat its access.
+    pub(crate) fn grant_grace(&self, page: PageIndex, time: Duration) {
+        if let Some(mut grace) = self.grace.try_lock() {
+            *grace = Some((PageRange::one(page), Instant::now() + time));
+        }
+    }
+
+    fn honour_grace(&self, range: PageRange) {
+        let until = match *self.grace.lock() {
+            Some((pages, until)) if !pages.intersect(range).is_empty() => until,
+            _ => return,
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            sync::back_off(left);
+        }
+    }
+
+    /// Puts a zeroed block under a hole, for a store that found one. Another fault may have been
+    /// first: then its block stays, with what has been stored in it since.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`](crate::Error::NoSpace) and [`Error::DeviceMemory`](crate::Error::DeviceMemory).
+    pub(crate) fn fill_hole(&self, page: PageIndex) -> Result<()> {
+        let mut reserved = self.store.reserve(1)?;
+        let run = reserved.runs().next().expect("one block was reserved");
+        // Zeroed before anybody can see it, and outside the lock: nobody else knows it (rule 3).
+        if !self.broken(Rule::ZeroNewBlock) {
+            self.store.zero_block(run.start);
+        }
+        self.store.probe(Point::Allocated, page, Some(run.start));
+        let mut change = self.space.change();
+        let past_end = page >= self.page().ceil(change.size());
+        match change.extents().state(page) {
+            PageState::Hole if !past_end => {
+                let run = reserved.take(1);
+                change.put(Extent { page, run, written: true });
+                if !self.broken(Rule::ZapZerosOnAllocate) {
+                    change.zap(PageRange::one(page));
+                }
+            }
+            PageState::Written(block) if self.broken(Rule::LoserLeavesBlock) => self.store.zero_block(block),
+            PageState::Hole | PageState::Unwritten(_) | PageState::Written(_) => {}
+        }
+        change.commit(&self.store);
+        Ok(())
+    }
+
+    /// Makes an unwritten page written, for a store to it. The block is in the file already, so it is
+    /// zeroed under the lock: zeroed outside, the loser of two faults would wipe what the winner has stored.
+    pub(crate) fn convert(&self, page: PageIndex) {
+        let mut change = self.space.change();
+        if let PageState::Unwritten(block) = change.extents().state(page) {
+            if !self.broken(Rule::ZeroUnwritten) {
+                self.store.zero_block(block);
+            }
+            change.put(Extent { page, run: Run { start: block, blocks: 1 }, written: true });
+            change.zap(PageRange::one(page));
+        }
+        change.commit(&self.store);
+    }
+
+    /// Moves the blocks of `range` together, so that one address range shows them. A change of the
+    /// block mapping like any other: zapped first, copied when no store can reach the old blocks, freed last.
+    /// Does nothing where there is no room.
+    pub(crate) fn gather(&self, range: PageRange) {
+        let (extents, pages) = {
+            let shared = self.space.shared();
+            let within = shared.extents().within(range);
+            within.fold((0, 0), |(extents, pages), extent| (extents + 1, pages + extent.run.blocks))
+        };
+        if extents < GATHER_EXTENTS {
+            return;
+        }
+        let Some(mut room) = self.store.reserve_together(pages) else { return };
+        let mut change = self.space.change();
+        let old: Vec<Extent> = change.extents().within(range).collect();
+        // Faults may have filled holes since: then the room does not suffice, and is given back.
+        if old.iter().map(|extent| extent.run.blocks).sum::<u64>() <= pages {
+            for extent in old {
+                let to = room.take(extent.run.blocks);
+                change.relocate(extent, to.start);
+            }
+        }
+        change.commit(&self.store);
+    }
+
+    /// Remembers that a page was poisoned for lack of a block, to mend it when there is one.
+    pub(crate) fn remember_starved(self: &Arc<Self>, window: &Arc<Window>, page: PageIndex) {
+        self.starved.lock().push((Arc::downgrade(window), page));
+        let file: Weak<dyn SpaceWaiter> = Arc::downgrade(&(self.clone() as Arc<dyn SpaceWaiter>));
+        self.store.call_when_space_is_back(file);
+    }
+
+    /// Zeroes a part of the page if it has bytes of its own.
+    pub(crate) fn zero_part(&self, change: &mut Change<'_>, page: PageIndex, part: std::ops::Range<u64>) {
+        if let PageState::Written(block) = change.extents().state(page) {
+            change.zero(block, part);
+        }
+    }
+}
+
+impl SpaceWaiter for Inode {
+    fn space_is_back(&self) {
+        let starved = std::mem::take(&mut *self.starved.lock());
+        for (window, page) in starved {
+            if let Some(window) = window.upgrade() {
+                // Under L2, so that the window is not unmapped, and something else mapped there, meanwhile.
+                let shared = self.space.shared();
+                if window.is_alive() {
+                    window.zap(PageRange::one(page));
+                }
+                drop(shared);
+            }
+        }
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // No name, no handle, no mapping: nothing can reach the blocks.
+        let mut change = self.space.change();
+        change.unmap(PageRange::from(PageIndex(0)));
+        change.commit(&self.store);
+    }
+}

@@ -1,0 +1,148 @@
+//! Volumes: a device, its blocks, and files by name. Knows no addresses.
+
+pub(crate) mod allocator;
+pub(crate) mod inode;
+pub(crate) mod store;
+
+use std::collections::BTreeMap;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::probe::Probe;
+use crate::sabotage::Rule;
+use crate::sync::{Arc, Mutex};
+use inode::Inode;
+use store::Store;
+
+/// A formatted device: blocks, and files that share them.
+///
+/// Cheap to clone; all clones are the same volume. The files and their blocks live in memory alone:
+/// formatting the same device again begins with an empty volume.
+#[derive(Clone)]
+pub struct Volume {
+    inner: Arc<Names>,
+}
+
+struct Names {
+    store: Arc<Store>,
+    /// Taken by create, open, remove and list, for the time of a map look-up. Nothing is taken under it.
+    files: Mutex<BTreeMap<String, Arc<Inode>>>,
+}
+
+/// One line of [`Volume::list`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct FileInfo {
+    /// The file's name.
+    pub name: String,
+    /// Its size in bytes.
+    pub len: u64,
+    /// The blocks that it owns.
+    pub blocks: u64,
+}
+
+impl Volume {
+    /// Makes an empty volume of the whole device. What was on it is lost.
+    pub fn format(device: Device) -> Self {
+        Self::build(device, None)
+    }
+
+    /// Like [`Volume::format`], with an observer that is told at every [`Point`](crate::probe::Point).
+    pub fn format_with_probe(device: Device, probe: Arc<dyn Probe>) -> Self {
+        Self::build(device, Some(probe))
+    }
+
+    fn build(device: Device, probe: Option<Arc<dyn Probe>>) -> Self {
+        let store = Arc::new(Store::new(device.into_memory(), probe));
+        Self { inner: Arc::new(Names { store, files: Mutex::new(BTreeMap::new()) }) }
+    }
+
+    /// Makes a file of zero bytes.
+    ///
+    /// # Errors
+    /// [`Error::BadName`] unless the name has 1 to 255 bytes without `/` and NUL; [`Error::NameTaken`].
+    pub fn create(&self, name: &str) -> Result<File> {
+        if name.is_empty() || name.len() > 255 || name.contains(['/', '\0']) {
+            return Err(Error::BadName { name: name.chars().take(64).collect() });
+        }
+        let mut files = self.inner.files.lock();
+        if files.contains_key(name) {
+            return Err(Error::NameTaken { name: name.to_owned() });
+        }
+        let inode = Arc::new(Inode::new(self.inner.store.clone()));
+        files.insert(name.to_owned(), inode.clone());
+        Ok(File::new(inode))
+    }
+
+    /// Opens a file that is there.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFile`].
+    pub fn open(&self, name: &str) -> Result<File> {
+        let files = self.inner.files.lock();
+        let inode = files.get(name).ok_or_else(|| Error::NoSuchFile { name: name.to_owned() })?;
+        Ok(File::new(inode.clone()))
+    }
+
+    /// Takes a file's name away. As with unlink(2), the file and its blocks stay until the last
+    /// [`File`] and the last mapping of it are gone.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFile`], so also when it has been removed already.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        // Dropped after the lock: the last reference frees blocks.
+        let removed = self.inner.files.lock().remove(name);
+        removed.map(drop).ok_or_else(|| Error::NoSuchFile { name: name.to_owned() })
+    }
+
+    /// All files, by name.
+    pub fn list(&self) -> Vec<FileInfo> {
+        let files: Vec<_> = {
+            let files = self.inner.files.lock();
+            files.iter().map(|(name, inode)| (name.clone(), inode.clone())).collect()
+        };
+        let info = |(name, inode): (String, Arc<Inode>)| {
+            let shared = inode.space.shared();
+            FileInfo { name, len: shared.size(), blocks: shared.extents().blocks() }
+        };
+        files.into_iter().map(info).collect()
+    }
+
+    /// The size of a block, and of a page of every file, in bytes.
+    pub fn block_bytes(&self) -> u64 {
+        self.inner.store.page.bytes()
+    }
+
+    /// Blocks that no file owns. Another thread may take them before this returns.
+    pub fn free_blocks(&self) -> u64 {
+        self.inner.store.usage().0
+    }
+
+    /// Blocks that files own, or are about to.
+    pub fn used_blocks(&self) -> u64 {
+        let (free, total) = self.inner.store.usage();
+        total - free
+    }
+
+    /// Breaks a safety rule, or mends it. Never for use.
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn sabotage(&self, rule: Rule, broken: bool) {
+        self.inner.store.switches.set(rule, broken);
+    }
+
+    /// Breaks the one rule that the demo shows being broken. Never for use: files on this volume
+    /// will see each other's bytes.
+    #[doc(hidden)]
+    pub fn demonstrate_without_revalidation(&self) {
+        self.inner.store.switches.set(Rule::Revalidate, true);
+    }
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (free, total) = self.inner.store.usage();
+        f.debug_struct("Volume").field("free_blocks", &free).field("blocks", &total).finish()
+    }
+}

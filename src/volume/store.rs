@@ -1,0 +1,207 @@
+//! A device's blocks, handed out and taken back. What files and faults share of a volume.
+
+use crate::error::{Error, Result};
+use crate::probe::{Event, Point, Probe};
+use crate::sabotage::{Rule, Switches};
+use crate::space::extents::Run;
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::sys::memory::DeviceMemory;
+use crate::units::{BlockIndex, PageIndex, PageSize};
+use crate::volume::allocator::Allocator;
+
+/// Blocks whose device memory the kernel is asked for at once.
+const POPULATE_BLOCKS: u64 = 512;
+
+pub(crate) struct Store {
+    pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) page: PageSize,
+    pub(crate) switches: Switches,
+    /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
+    /// lock (L2) held: `space::Change::commit` frees after it has dropped it.
+    allocator: Mutex<Allocator>,
+    /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
+    populated: Vec<AtomicU64>,
+    /// Files with pages that are poisoned because the volume was full; to be called when it is not.
+    waiting_for_space: Mutex<Vec<std::sync::Weak<dyn SpaceWaiter>>>,
+    probe: Option<Arc<dyn Probe>>,
+}
+
+/// Somebody who wants to know when blocks have become free.
+pub(crate) trait SpaceWaiter: Send + Sync {
+    fn space_is_back(&self);
+}
+
+impl Store {
+    pub(crate) fn new(memory: Arc<DeviceMemory>, probe: Option<Arc<dyn Probe>>) -> Self {
+        let page = PageSize::new(memory.block_bytes());
+        let blocks = page.pages_in(memory.len_bytes());
+        let chunks = blocks.div_ceil(POPULATE_BLOCKS);
+        Self {
+            memory,
+            page,
+            switches: Switches::default(),
+            allocator: Mutex::new(Allocator::new(blocks)),
+            populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            waiting_for_space: Mutex::new(Vec::new()),
+            probe,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn broken(&self, rule: Rule) -> bool {
+        self.switches.broken(rule)
+    }
+
+    #[inline]
+    pub(crate) fn probe(&self, point: Point, page: PageIndex, block: Option<BlockIndex>) {
+        if let Some(probe) = &self.probe {
+            probe.at(Event { point, page, block });
+        }
+    }
+
+    /// Free blocks, and all blocks.
+    pub(crate) fn usage(&self) -> (u64, u64) {
+        let allocator = self.allocator.lock();
+        (allocator.free_blocks(), allocator.total_blocks())
+    }
+
+    /// Runs of `want` blocks in all, with memory behind them, whatever they hold. All or nothing.
+    pub(crate) fn reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
+        let mut held = Reservation { store: self.clone(), runs: Vec::new() };
+        {
+            let mut allocator = self.allocator.lock();
+            let free = allocator.free_blocks();
+            if free < want {
+                return Err(Error::NoSpace { wanted: want, free });
+            }
+            let mut left = want;
+            while left > 0 {
+                let run = allocator.take(left).expect("enough blocks were free, under this lock");
+                left -= run.blocks;
+                held.runs.push(run);
+            }
+        }
+        // From here on an error gives them back: `Reservation` frees what it still holds.
+        for run in &held.runs {
+            self.populate(*run)?;
+        }
+        // Taken from the front.
+        held.runs.reverse();
+        Ok(held)
+    }
+
+    /// One run of `want` blocks, with memory behind it; none where the free blocks lie too far apart.
+    pub(crate) fn reserve_together(self: &Arc<Self>, want: u64) -> Option<Reservation> {
+        let run = self.allocator.lock().take_together(want)?;
+        let held = Reservation { store: self.clone(), runs: vec![run] };
+        self.populate(run).ok()?;
+        Some(held)
+    }
+
+    /// Makes sure the device has memory for a run: afterwards the alias can be touched without a SIGBUS.
+    fn populate(&self, run: Run) -> Result<()> {
+        let total = self.page.pages_in(self.memory.len_bytes());
+        let first = run.start.0 / POPULATE_BLOCKS;
+        let last = (run.start.0 + run.blocks - 1) / POPULATE_BLOCKS;
+        for chunk in first..=last {
+            let (word, bit) = (&self.populated[(chunk / 64) as usize], 1u64 << (chunk % 64));
+            if word.load(Ordering::Acquire) & bit != 0 {
+                continue;
+            }
+            let start = BlockIndex(chunk * POPULATE_BLOCKS);
+            let blocks = POPULATE_BLOCKS.min(total - start.0);
+            if self.populate_blocks(start, blocks).is_ok() {
+                word.fetch_or(bit, Ordering::Release);
+                continue;
+            }
+            // Memory is short: only what is needed, and not remembered.
+            let from = run.start.0.max(start.0);
+            let to = (run.start.0 + run.blocks).min(start.0 + blocks);
+            self.populate_blocks(BlockIndex(from), to - from)?;
+        }
+        Ok(())
+    }
+
+    fn populate_blocks(&self, start: BlockIndex, blocks: u64) -> Result<()> {
+        self.memory
+            .populate(self.page.device_offset(start), self.page.bytes_of(blocks))
+            .map_err(|errno| Error::DeviceMemory { block: start.0, errno: errno as i32 })
+    }
+
+    /// Takes blocks back. The caller has seen to it that no page table holds them.
+    pub(crate) fn free(&self, runs: &[Run]) {
+        if runs.is_empty() {
+            return;
+        }
+        {
+            let mut allocator = self.allocator.lock();
+            for run in runs {
+                allocator.give(*run);
+            }
+        }
+        let waiting = std::mem::take(&mut *self.waiting_for_space.lock());
+        for file in waiting {
+            if let Some(file) = file.upgrade() {
+                file.space_is_back();
+            }
+        }
+    }
+
+    /// Calls `file` once, when blocks have become free.
+    pub(crate) fn call_when_space_is_back(&self, file: std::sync::Weak<dyn SpaceWaiter>) {
+        self.waiting_for_space.lock().push(file);
+    }
+
+    /// Zeroes a part of a block.
+    pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) {
+        self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start);
+    }
+
+    /// Copies blocks that no mapped store can reach.
+    pub(crate) fn copy(&self, from: Run, to: BlockIndex) {
+        let (from_byte, to_byte) = (self.page.device_offset(from.start), self.page.device_offset(to));
+        self.memory.copy(from_byte, to_byte, self.page.bytes_of(from.blocks));
+    }
+
+    pub(crate) fn zero_block(&self, block: BlockIndex) {
+        self.zero(block, 0..self.page.bytes());
+    }
+}
+
+/// Blocks that have been allocated and belong to no file yet. What is not taken is freed.
+pub(crate) struct Reservation {
+    store: Arc<Store>,
+    /// In reverse order: the next one is the last.
+    runs: Vec<Run>,
+}
+
+impl Reservation {
+    /// Takes one to `want` consecutive blocks.
+    ///
+    /// # Panics
+    /// When none is left: the caller reserved too few.
+    pub(crate) fn take(&mut self, want: u64) -> Run {
+        let run = self.runs.last_mut().expect("a reservation covers what is taken from it");
+        if run.blocks <= want {
+            let all = *run;
+            self.runs.pop();
+            return all;
+        }
+        let part = Run { start: run.start, blocks: want };
+        run.start = run.start.plus(want);
+        run.blocks -= want;
+        part
+    }
+
+    /// What is left, next first.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.runs.iter().rev().copied()
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // The next to be taken is freed last, so that it is the next one handed out.
+        self.store.free(&self.runs);
+    }
+}
