@@ -11,6 +11,8 @@ pub enum Point {
     FaultRead,
     /// A worker has taken a fault up. No lock is held.
     FaultTaken,
+    /// The size has been looked at, too early (only with a broken rule). No file's lock is held.
+    SizeSeen,
     /// The fault has been looked up and decided; the file's lock is held shared (unless a broken rule has dropped it).
     Decided,
     /// What the fault needs has been prepared, a block or a re-pointed range. No lock is held, and

@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Latencies};
-use crate::probe::Point;
+use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
-use crate::sabotage::Rule;
+use crate::sabotage::{Rule, Switches};
 use crate::space::Window;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Queue, RwLock, RwLockWriteGuard};
 use crate::sys::{PageTable, RawFault};
-use crate::units::Addr;
+use crate::units::{Addr, PageIndex};
 use crate::volume::inode::Inode;
 
 /// Work for a worker.
@@ -44,6 +44,11 @@ pub(crate) struct Core {
     pub(crate) stats: Counters,
     pub(crate) latencies: Option<Latencies>,
     pub(crate) losers: Losers,
+    /// Rules broken on purpose that are the pager's own, not a volume's.
+    pub(crate) switches: Switches,
+    pub(crate) probe: Option<Arc<dyn Probe>>,
+    /// Off in tests that park a fault in a worker: then the reader hands every fault over.
+    pub(crate) reader_answers: bool,
     /// Address ranges that the mappings may take together before some are given up.
     pub(crate) address_ranges_max: u64,
     /// Where the re-point that is under way puts its range, or zero: its event is ours. Set under
@@ -58,7 +63,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(table: Arc<dyn PageTable>, address_ranges_max: u64, latencies: bool) -> Self {
+    pub(crate) fn new(
+        table: Arc<dyn PageTable>,
+        address_ranges_max: u64,
+        latencies: bool,
+        probe: Option<Arc<dyn Probe>>,
+    ) -> Self {
         Self {
             table,
             regions: RwLock::new(Regions::default()),
@@ -66,12 +76,24 @@ impl Core {
             stats: Counters::default(),
             latencies: latencies.then(Latencies::new),
             losers: Losers::default(),
+            switches: Switches::default(),
+            probe,
+            reader_answers: true,
             address_ranges_max,
             repointing: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
             failure: Mutex::new(None),
         }
+    }
+
+    /// Tells the pager's observer of a fault, with no lock held while it looks; the page is a guess if the
+    /// region is busy.
+    pub(crate) fn tell(&self, point: Point, fault: &RawFault) {
+        let Some(probe) = &self.probe else { return };
+        let regions = self.regions.try_read();
+        let page = regions.and_then(|regions| regions.find(fault.addr).map(|region| region.window.page_at(fault.addr)));
+        probe.at(Event { point, page: page.unwrap_or(PageIndex(u64::MAX)), block: None });
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -117,7 +139,7 @@ impl Core {
             change.remove_window(&window);
             change.commit(&inode.store);
             // Nothing installs here any more: L2 has been held exclusively since the window left.
-            if !inode.broken(Rule::CondemnBeforeClose) {
+            if !self.switches.broken(Rule::CondemnBeforeClose) {
                 self.table.condemn(window.base(), window.bytes());
             }
             dropped.extend(regions.remove(&window));

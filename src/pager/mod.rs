@@ -12,6 +12,7 @@ use self::core::{Core, Job};
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::mapping::Mapping;
+use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
 use crate::sys::userfault::Userfault;
@@ -31,13 +32,15 @@ pub struct Pager {
 }
 
 /// How a pager is to be. Made by [`Pager::builder`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PagerBuilder {
     workers: usize,
     thread_name: String,
     need_kernel_faults: bool,
     latencies: bool,
     address_ranges_max: Option<u64>,
+    probe: Option<Arc<dyn Probe>>,
+    reader_answers: bool,
 }
 
 impl PagerBuilder {
@@ -77,6 +80,20 @@ impl PagerBuilder {
         self
     }
 
+    /// An observer that is told of every fault read and taken up. Everything else is told
+    /// to the volume's observer.
+    pub fn probe(mut self, probe: Arc<dyn Probe>) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    /// Has the workers answer every fault, also those that the reader could. For tests that park a fault.
+    #[doc(hidden)]
+    pub fn reader_answers(mut self, answers: bool) -> Self {
+        self.reader_answers = answers;
+        self
+    }
+
     /// Opens a userfaultfd and starts the threads.
     ///
     /// # Errors
@@ -106,7 +123,9 @@ impl PagerBuilder {
 
     fn start_on(self, table: Arc<dyn PageTable>) -> Result<Pager> {
         let ranges = self.address_ranges_max.unwrap_or_else(|| process::max_map_count() / 4 * 3);
-        let core = Arc::new(Core::new(table, ranges, self.latencies));
+        let mut core = Core::new(table, ranges, self.latencies, self.probe);
+        core.reader_answers = self.reader_answers;
+        let core = Arc::new(core);
         // Threads that have been started end with the pager if a later one is not to be had.
         let pager = Pager { core, threads: Mutex::new(Vec::new()), workers: self.workers };
         pager.spawn(format!("{}-reader", self.thread_name), threads::reader)?;
@@ -126,6 +145,8 @@ impl Pager {
             need_kernel_faults: false,
             latencies: false,
             address_ranges_max: None,
+            probe: None,
+            reader_answers: true,
         }
     }
 
@@ -198,6 +219,13 @@ impl Pager {
     /// Whether faults from inside system calls are served. See [`PagerBuilder::require_kernel_faults`].
     pub fn serves_kernel_faults(&self) -> bool {
         self.core.table.serves_kernel_faults()
+    }
+
+    /// Breaks a safety rule that is the pager's own, or mends it. Never for use.
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn sabotage(&self, rule: crate::sabotage::Rule, broken: bool) {
+        self.core.switches.set(rule, broken);
     }
 
     /// How many mappings there are.

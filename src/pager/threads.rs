@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::pager::core::{CONDEMN_BACK_OFF, Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::policy::Fault;
+use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt, resolve};
 use crate::sabotage::Rule;
 use crate::sync;
@@ -48,8 +49,9 @@ fn serve_fault(core: &Core, fault: RawFault) {
     let kind = kind_of(&fault);
     core.stats.fault(kind);
     let read_at = core.latencies.is_some().then(Instant::now);
-    tell_read(core, &fault);
-    match attempt(core, &fault, patience(core, &fault)) {
+    core.tell(Point::FaultRead, &fault);
+    let answer = if core.reader_answers { attempt(core, &fault, patience(core)) } else { Attempt::Busy };
+    match answer {
         Attempt::Done => record(core, kind, read_at),
         Attempt::Busy | Attempt::Again | Attempt::Prepare(_) => {
             core.stats.add(&core.stats.handed_over);
@@ -68,20 +70,9 @@ fn record(core: &Core, kind: Kind, read_at: Option<Instant>) {
     }
 }
 
-/// Looks a region up for a probe or a broken rule, if that needs no waiting.
-fn tell_read(core: &Core, fault: &RawFault) {
-    let Some(regions) = core.regions.try_read() else { return };
-    let Some(region) = regions.find(fault.addr) else { return };
-    let (inode, page) = (region.inode.clone(), region.window.page_at(fault.addr));
-    drop(regions);
-    inode.store.probe(crate::probe::Point::FaultRead, page, None);
-}
-
 /// The reader tries and never waits: somebody who holds a lock may be waiting for it to read (rule 5).
-fn patience(core: &Core, fault: &RawFault) -> Patience {
-    let broken = cfg!(feature = "sabotage")
-        && core.regions.read().find(fault.addr).is_some_and(|region| region.inode.broken(Rule::ReaderNeverBlocks));
-    if broken { Patience::Wait } else { Patience::Try }
+fn patience(core: &Core) -> Patience {
+    if core.switches.broken(Rule::ReaderNeverBlocks) { Patience::Wait } else { Patience::Try }
 }
 
 /// The pager's own re-points are no news; anything else is the application moving a mapping of ours.
@@ -120,6 +111,7 @@ pub(super) fn worker(core: &Core) {
 }
 
 fn serve_handed(core: &Core, handed: Handed) {
+    core.tell(Point::FaultTaken, &handed.fault);
     match resolve(core, handed) {
         None => record(core, kind_of(&handed.fault), handed.read_at),
         Some(again) => core.queue.push(Job::Fault(again)),

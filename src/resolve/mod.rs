@@ -103,9 +103,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
             Prepared::NoMemory => break,
         }
         need.inode.store.probe(Point::Prepared, need.page, None);
-        if need.inode.broken(Rule::Revalidate)
-            && let Some(decision) = need.stale_decision(raw)
-        {
+        if let Some(decision) = need.stale_decision(raw) {
             return match act_unguarded(core, raw, &need.window, &need.inode, need.page, decision) {
                 Attempt::Done => None,
                 _ => Some(handed),
@@ -184,7 +182,7 @@ fn size_before_lock(inode: &Inode, page: PageIndex) -> Option<u64> {
         return None;
     }
     let size = inode.space.shared().size();
-    inode.store.probe(Point::FaultTaken, page, None);
+    inode.store.probe(Point::SizeSeen, page, None);
     Some(size)
 }
 
@@ -230,9 +228,13 @@ fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decisio
 }
 
 impl Need {
-    /// What the fault deserved before the preparation. Only for a broken rule.
+    /// What the fault deserved before the preparation, where a broken rule acts upon it.
     fn stale_decision(&self, raw: &RawFault) -> Option<Decision> {
+        let mkwrite_allocates = self.inode.broken(Rule::MkwriteNeverAllocates) && raw.kind == FaultKind::WriteProtect;
         match (&self.what, raw.access) {
+            // A block has been put into the file, and the entry still names the one that was taken away.
+            (What::Allocate, _) if mkwrite_allocates => Some(Decision::InstallWritable),
+            _ if !self.inode.broken(Rule::Revalidate) => None,
             (What::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
             (What::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
             (What::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),

@@ -1,0 +1,251 @@
+//! What the tests share: a small world, threads parked at named points, and the two halves of a
+//! test of a rule, the one in which it holds and the one in which it is broken.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use daxpager::probe::{Event, Point, Probe};
+use daxpager::sabotage::Rule;
+use daxpager::{Device, Error, File, Mapping, Pager, Volume};
+
+pub const PAGE: u64 = 4096;
+
+/// What is waited for happens in microseconds; after this long it is a hang.
+pub const HANG: Duration = Duration::from_secs(20);
+/// How long something that must wait is watched while it waits. A correct pager passes
+/// however short this is; a broken one needs it to be caught.
+pub const WATCH: Duration = Duration::from_millis(300);
+
+type Filter = Box<dyn Fn(&Event) -> bool + Send>;
+
+/// Holds threads at points. Each trap holds the first thread that meets it.
+#[derive(Default)]
+pub struct Park {
+    traps: Mutex<Vec<Arc<Trap>>>,
+}
+
+pub struct Trap {
+    point: Point,
+    filter: Mutex<Filter>,
+    state: Mutex<TrapState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct TrapState {
+    caught: Option<Event>,
+    released: bool,
+}
+
+impl Park {
+    /// Holds the first thread that comes to `point` with `filter` satisfied.
+    pub fn at(&self, point: Point, filter: impl Fn(&Event) -> bool + Send + 'static) -> Arc<Trap> {
+        let trap = Arc::new(Trap {
+            point,
+            filter: Mutex::new(Box::new(filter)),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        self.traps.lock().unwrap().push(trap.clone());
+        trap
+    }
+
+    /// Holds the first thread that comes to `point` for `page`.
+    pub fn at_page(&self, point: Point, page: u64) -> Arc<Trap> {
+        self.at(point, move |event| event.page.0 == page)
+    }
+}
+
+impl Probe for Park {
+    fn at(&self, event: Event) {
+        let traps: Vec<_> = self.traps.lock().unwrap().clone();
+        traps.iter().for_each(|trap| trap.meet(event));
+    }
+}
+
+impl Trap {
+    fn meet(&self, event: Event) {
+        if event.point != self.point || !(self.filter.lock().unwrap())(&event) {
+            return;
+        }
+        let mut state = self.state.lock().unwrap();
+        if state.caught.is_some() {
+            return;
+        }
+        state.caught = Some(event);
+        self.changed.notify_all();
+        while !state.released {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+
+    /// Waits until a thread is held.
+    pub fn wait(&self) -> Event {
+        self.caught_within(HANG).unwrap_or_else(|| panic!("nobody came to {:?}", self.point))
+    }
+
+    pub fn caught_within(&self, time: Duration) -> Option<Event> {
+        let state = self.state.lock().unwrap();
+        let (state, _) = self.changed.wait_timeout_while(state, time, |state| state.caught.is_none()).unwrap();
+        state.caught
+    }
+
+    /// Lets the held thread go on, and holds nobody any more.
+    pub fn release(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.released = true;
+        state.caught.get_or_insert(Event { point: self.point, page: daxpager::PageIndex(u64::MAX), block: None });
+        self.changed.notify_all();
+    }
+}
+
+/// A thread whose end can be waited for with a limit.
+pub struct Task<T> {
+    done: mpsc::Receiver<thread::Result<T>>,
+}
+
+pub fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+    let (tx, done) = mpsc::channel();
+    thread::Builder::new()
+        .name("test-task".to_owned())
+        .spawn(move || {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            let _ = tx.send(result);
+        })
+        .unwrap();
+    Task { done }
+}
+
+impl<T> Task<T> {
+    /// The result, if there is one within `time`.
+    pub fn within(&self, time: Duration) -> Option<T> {
+        match self.done.recv_timeout(time) {
+            Ok(Ok(value)) => Some(value),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        }
+    }
+
+    /// The result; an error that names `what` if the thread hangs.
+    pub fn join(&self, what: &str) -> Result<T, String> {
+        self.within(HANG).ok_or_else(|| format!("hang: {what}"))
+    }
+}
+
+/// A crowded volume with a pager, and a park for its threads.
+pub struct World {
+    pub volume: Volume,
+    pub pager: Option<Pager>,
+    pub park: Arc<Park>,
+    pub rule: Option<Rule>,
+}
+
+impl World {
+    /// A volume of `blocks` pages. The workers answer every fault, so that one of them can be parked.
+    pub fn new(blocks: u64, rule: Option<Rule>) -> Self {
+        Self::with_reader(blocks, rule, false)
+    }
+
+    pub fn with_reader(blocks: u64, rule: Option<Rule>, reader_answers: bool) -> Self {
+        let park = Arc::new(Park::default());
+        let device = Device::memfd("test", blocks * PAGE).unwrap();
+        let volume = Volume::format_with_probe(device, park.clone());
+        let builder = Pager::builder().workers(3).probe(park.clone()).reader_answers(reader_answers);
+        let pager = builder.start().unwrap();
+        if let Some(rule) = rule {
+            volume.sabotage(rule, true);
+            pager.sabotage(rule, true);
+        }
+        Self { volume, pager: Some(pager), park, rule }
+    }
+
+    pub fn pager(&self) -> &Pager {
+        self.pager.as_ref().unwrap()
+    }
+
+    pub fn map(&self, file: &File, pages: u64) -> Arc<Mapping> {
+        Arc::new(self.pager().map(file, 0..pages * PAGE).unwrap())
+    }
+
+    /// A file of `pages` written pages, each filled with `byte`.
+    pub fn file(&self, name: &str, pages: u64, byte: u8) -> File {
+        let file = self.volume.create(name).unwrap();
+        if pages > 0 {
+            file.write_at(&vec![byte; (pages * PAGE) as usize], 0).unwrap();
+        }
+        file
+    }
+}
+
+/// What a scenario finds: nothing wrong, or what.
+pub type Verdict = Result<(), String>;
+
+pub fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// Runs a scenario with every rule intact: it must find nothing.
+pub fn intact(scenario: impl Fn(&mut World) -> Verdict, blocks: u64) {
+    let mut world = World::new(blocks, None);
+    if let Err(violation) = scenario(&mut world) {
+        // Threads may hang in it: the process ends without them.
+        std::mem::forget(world);
+        panic!("with every rule intact: {violation}");
+    }
+}
+
+/// Runs a scenario with one rule broken: it must find something, or it proves nothing.
+pub fn broken(rule: Rule, scenario: impl Fn(&mut World) -> Verdict, blocks: u64) {
+    let mut world = World::new(blocks, Some(rule));
+    let verdict = scenario(&mut world);
+    // A broken pager need not be able to end in order.
+    std::mem::forget(world);
+    match verdict {
+        Ok(()) => panic!("{} was broken, and nothing noticed", rule.name()),
+        Err(violation) => println!("{} broken: {violation}", rule.name()),
+    }
+}
+
+/// The two halves of a rule's test: `name::holds` and `name::is_noticed_when_broken`.
+#[macro_export]
+macro_rules! rule_test {
+    ($(#[$doc:meta])* $name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            #[test]
+            fn holds() {
+                intact($scenario, $blocks);
+            }
+            #[test]
+            fn is_noticed_when_broken() {
+                broken($rule, $scenario, $blocks);
+            }
+        }
+    };
+}
+
+pub fn page_of(file: &File, page: u64) -> Vec<u8> {
+    let mut bytes = vec![0xee; PAGE as usize];
+    let got = file.read_at(&mut bytes, page * PAGE).unwrap();
+    bytes.truncate(got);
+    bytes
+}
+
+pub fn is_bus(result: &Result<u64, Error>) -> bool {
+    matches!(result, Err(Error::Bus(_)))
+}
+
+/// Calls `step` until it gives something, with a limit.
+pub fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = step() {
+            return value;
+        }
+        assert!(start.elapsed() < HANG, "never happened: {what}");
+        thread::yield_now();
+    }
+}
