@@ -51,6 +51,9 @@ pub use mapping::Mapping;
 pub use pager::stats::{Kind, LatencySummary, Stats};
 pub use pager::{Pager, PagerBuilder};
 pub use sys::Calls;
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub use sys::access::checked;
 #[cfg(feature = "fake")]
 #[doc(hidden)]
 pub use sys::fake;

@@ -210,3 +210,25 @@ pub(crate) fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
     // SAFETY: the destination lies in a live mapping, the source is a borrowed slice.
     done(unsafe { daxpager_copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
 }
+
+/// Checked accesses at any address, for tests that compare with the kernel's own mappings.
+#[cfg(feature = "sabotage")]
+pub mod checked {
+    /// Copies out of memory that may end in SIGBUS. The error is the faulting address.
+    ///
+    /// # Safety
+    /// The range is mapped, if not necessarily backed.
+    pub unsafe fn copy_out(at: usize, into: &mut [u8]) -> Result<(), usize> {
+        super::enable().expect("sigaction takes our handler");
+        super::copy_out(at, into)
+    }
+
+    /// Copies into memory that may end in SIGBUS.
+    ///
+    /// # Safety
+    /// The range is mapped writable, and no reference points into it.
+    pub unsafe fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
+        super::enable().expect("sigaction takes our handler");
+        super::copy_in(at, from)
+    }
+}

@@ -1,0 +1,338 @@
+//! The kernel as oracle. Random sequences of stores, loads, truncates, punches, zero ranges,
+//! allocations, reads and writes at odd offsets run on a file of ours and on a real one (ext4 or XFS) under
+//! the kernel's own mmap. After every step the sizes are equal, the bytes by read and by load, and the
+//! pages that are a SIGBUS. proptest shrinks what is not.
+//!
+//! Past the end, within the last page, the kernel is no oracle: writeback clears those bytes at
+//! a moment of its own choice. There, and everywhere else too, a plain array says what ought to be.
+//!
+//! `DAXPAGER_ORACLE_STEPS` says how many steps, 20,000 unless set; `DAXPAGER_ORACLE_DIR` where the real
+//! file is put, if the build directory is on neither ext4 nor XFS.
+
+#[path = "common/kernel.rs"]
+mod kernel;
+
+use std::sync::Arc;
+
+use daxpager::{Device, Error, File, Mapping, Pager, Volume};
+use kernel::RealFile;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+const PAGE: u64 = 4096;
+/// Pages of the file that are mapped; sizes reach a little further.
+const PAGES: u64 = 10;
+const STEPS_A_CASE: usize = 80;
+
+/// One step. Offsets and lengths are bytes.
+#[derive(Clone, Debug)]
+enum Step {
+    Store { mapping: usize, offset: u64, len: usize, byte: u8 },
+    Load { mapping: usize, page: u64 },
+    Truncate(u64),
+    Punch(u64, u64),
+    Zero(u64, u64, bool),
+    Allocate(u64, u64, bool),
+    Write { offset: u64, len: usize, byte: u8 },
+    MappedWrite { offset: u64, len: usize, byte: u8 },
+    Collect,
+}
+
+/// Offsets that like page borders, one to either side of them, and words.
+fn offset() -> impl Strategy<Value = u64> {
+    let near = (0..=PAGES, -3i64..=3).prop_map(|(page, by)| (page * PAGE).saturating_add_signed(by));
+    prop_oneof![3 => near, 2 => 0..PAGES * PAGE, 1 => (0..=PAGES).prop_map(|page| page * PAGE)]
+}
+
+fn len() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => 1..64u64, 2 => 1..3 * PAGE, 1 => (1..4u64).prop_map(|pages| pages * PAGE), 1 => Just(1u64)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..2usize, offset(), 1..40usize, any::<u8>())
+            .prop_map(|(mapping, offset, len, byte)| Step::Store { mapping, offset, len, byte }),
+        2 => (0..2usize, 0..PAGES).prop_map(|(mapping, page)| Step::Load { mapping, page }),
+        3 => offset().prop_map(Step::Truncate),
+        3 => (offset(), len()).prop_map(|(offset, len)| Step::Punch(offset, len)),
+        2 => (offset(), len(), any::<bool>()).prop_map(|(offset, len, keep)| Step::Zero(offset, len, keep)),
+        2 => (offset(), len(), any::<bool>()).prop_map(|(offset, len, keep)| Step::Allocate(offset, len, keep)),
+        3 => (offset(), 1..9000usize, any::<u8>()).prop_map(|(offset, len, byte)| Step::Write { offset, len, byte }),
+        1 => (offset(), 1..5000usize, any::<u8>()).prop_map(|(offset, len, byte)| Step::MappedWrite { offset, len, byte }),
+        1 => Just(Step::Collect),
+    ]
+}
+
+/// What the mapping ought to show: the bytes of every page that begins before the end, and zeros behind it.
+struct Model {
+    bytes: Vec<u8>,
+    size: u64,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { bytes: vec![0; ((PAGES + 8) * PAGE) as usize], size: 0 }
+    }
+
+    fn zero(&mut self, from: u64, to: u64) {
+        let end = (to as usize).min(self.bytes.len());
+        if (from as usize) < end {
+            self.bytes[from as usize..end].fill(0);
+        }
+    }
+
+    fn grow(&mut self, size: u64) {
+        if size > self.size {
+            self.zero(self.size, u64::MAX >> 1);
+            self.size = size;
+        }
+    }
+
+    /// Pages that are no SIGBUS, in bytes.
+    fn mapped(&self) -> u64 {
+        self.size.next_multiple_of(PAGE)
+    }
+
+    fn write(&mut self, offset: u64, len: usize, byte: u8) {
+        self.bytes[offset as usize..][..len].fill(byte);
+    }
+}
+
+/// How the CPU gets at a mapping: the real one, or the fake page table's.
+trait Cpu {
+    fn copy_out(&self, map: &Mapping, offset: u64, into: &mut [u8]) -> bool;
+    fn copy_in(&self, map: &Mapping, offset: u64, from: &[u8]) -> bool;
+}
+
+struct RealCpu;
+
+fn unless_bus(result: Result<(), Error>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(Error::Bus(_)) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Cpu for RealCpu {
+    fn copy_out(&self, map: &Mapping, offset: u64, into: &mut [u8]) -> bool {
+        unless_bus(map.copy_out(offset, into))
+    }
+    fn copy_in(&self, map: &Mapping, offset: u64, from: &[u8]) -> bool {
+        unless_bus(map.copy_in(offset, from))
+    }
+}
+
+/// The same file three times: ours, the kernel's, and an array.
+struct Trio<'a> {
+    cpu: &'a dyn Cpu,
+    ours: File,
+    /// The whole file, and it from page 3 on.
+    maps: [Arc<Mapping>; 2],
+    real: &'a RealFile,
+    model: Model,
+}
+
+macro_rules! agree {
+    ($what:expr, $ours:expr, $expected:expr) => {{
+        let (ours, expected) = (&$ours, &$expected);
+        if ours != expected {
+            return Err(TestCaseError::fail(format!("{}: ours {ours:?}, expected {expected:?}", $what)));
+        }
+    }};
+}
+
+/// The first byte in which two slices differ.
+fn difference(ours: &[u8], expected: &[u8]) -> Option<(usize, u8, u8)> {
+    (0..ours.len()).find(|at| ours[*at] != expected[*at]).map(|at| (at, ours[at], expected[at]))
+}
+
+impl Trio<'_> {
+    fn map_base(&self, mapping: usize) -> u64 {
+        self.maps[mapping].file_offset()
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        let model = &mut self.model;
+        match *step {
+            Step::Store { mapping, offset, len, byte } => return self.store(mapping, offset, len, byte),
+            Step::Load { mapping, page } => return self.load(mapping, page),
+            Step::Truncate(size) => {
+                self.ours.truncate(size).unwrap();
+                self.real.truncate(size);
+                model.zero(size.min(model.size), u64::MAX >> 1);
+                model.size = size;
+            }
+            Step::Punch(offset, len) => {
+                self.ours.punch_hole(offset, len).unwrap();
+                self.real.punch_hole(offset, len);
+                model.zero(offset, offset + len);
+            }
+            Step::Zero(offset, len, keep) => {
+                self.ours.zero_range(offset, len, keep).unwrap();
+                self.real.zero_range(offset, len, keep);
+                model.zero(offset, offset + len);
+                if !keep {
+                    model.grow(offset + len);
+                }
+            }
+            Step::Allocate(offset, len, keep) => {
+                self.ours.allocate(offset, len, keep).unwrap();
+                self.real.allocate(offset, len, keep);
+                if !keep {
+                    model.grow(offset + len);
+                }
+            }
+            Step::Write { offset, len, byte } => {
+                self.ours.write_at(&vec![byte; len], offset).unwrap();
+                self.real.write_at(&vec![byte; len], offset);
+                model.grow(offset + len as u64);
+                model.write(offset, len, byte);
+            }
+            Step::MappedWrite { offset, len, byte } => return self.mapped_write(offset, len, byte),
+            Step::Collect => {
+                self.maps[0].take_dirty().unwrap();
+            }
+        }
+        Ok(())
+    }
+
+    /// What of a range of the mapping lies in pages that are no SIGBUS.
+    fn valid(&self, offset: u64, len: usize) -> usize {
+        (self.model.mapped().saturating_sub(offset) as usize).min(len)
+    }
+
+    fn store(&mut self, mapping: usize, offset: u64, len: usize, byte: u8) -> Result<(), TestCaseError> {
+        let base = self.map_base(mapping);
+        let offset = offset.max(base);
+        let len = len.min(((PAGES * PAGE).saturating_sub(offset)) as usize);
+        if len == 0 {
+            return Ok(());
+        }
+        let bytes = vec![byte; len];
+        let valid = self.valid(offset, len);
+        let ours = self.cpu.copy_in(&self.maps[mapping], offset - base, &bytes);
+        agree!(format!("store at {offset}: no SIGBUS"), ours, valid == len);
+        let real = self.real.store(offset, &bytes);
+        agree!(format!("the kernel's store at {offset}: no SIGBUS"), real, valid == len);
+        self.model.write(offset, valid, byte);
+        Ok(())
+    }
+
+    fn load(&mut self, mapping: usize, page: u64) -> Result<(), TestCaseError> {
+        let base = self.map_base(mapping);
+        let offset = (page * PAGE).max(base);
+        let mut bytes = vec![0xee; PAGE as usize];
+        let ours = self.cpu.copy_out(&self.maps[mapping], offset - base, &mut bytes);
+        agree!(format!("load of page {page}: no SIGBUS"), ours, offset < self.model.mapped());
+        Ok(())
+    }
+
+    /// `Mapping::write_at`: stores without a fault. The kernel does it with stores.
+    fn mapped_write(&mut self, offset: u64, len: usize, byte: u8) -> Result<(), TestCaseError> {
+        let len = len.min(((PAGES * PAGE).saturating_sub(offset)) as usize);
+        if len == 0 {
+            return Ok(());
+        }
+        let bytes = vec![byte; len];
+        let valid = self.valid(offset, len);
+        let written = self.maps[0].write_at(&bytes, offset);
+        match &written {
+            Ok(()) => agree!("write_at through the mapping", valid, len),
+            Err(Error::PastEnd { page, .. }) => {
+                agree!("the first page past the end", *page, (offset + valid as u64) / PAGE);
+            }
+            Err(error) => return Err(TestCaseError::fail(format!("write_at through the mapping: {error}"))),
+        }
+        self.real.store(offset, &bytes);
+        self.model.write(offset, valid, byte);
+        Ok(())
+    }
+
+    /// Sizes, bytes and SIGBUS pages.
+    fn compare(&self) -> Result<(), TestCaseError> {
+        let size = self.model.size;
+        agree!("size", self.ours.len(), size);
+        agree!("the kernel's size", self.real.len(), size);
+        let mut ours = vec![0xee; size as usize + 7];
+        agree!("bytes read", self.ours.read_at(&mut ours, 0).unwrap() as u64, size);
+        let expected = &self.model.bytes[..size as usize];
+        agree!("read_at, first difference", difference(&ours[..size as usize], expected), None);
+        agree!("the kernel's read, first difference", difference(&self.real.read(size), expected), None);
+        for mapping in 0..2 {
+            let base = self.map_base(mapping);
+            for page in base / PAGE..PAGES {
+                self.compare_page(mapping, page, page * PAGE - base)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_page(&self, mapping: usize, page: u64, offset: u64) -> Result<(), TestCaseError> {
+        let mut ours = vec![0xee; PAGE as usize];
+        let mapped = self.cpu.copy_out(&self.maps[mapping], offset, &mut ours);
+        let start = (page * PAGE) as usize;
+        agree!(format!("page {page} of mapping {mapping}: no SIGBUS"), mapped, page * PAGE < self.model.mapped());
+        if mapped {
+            // The whole page, what lies past the end of the file too.
+            let expected = &self.model.bytes[start..start + PAGE as usize];
+            agree!(format!("page {page} of mapping {mapping}, first difference"), difference(&ours, expected), None);
+        }
+        if mapping == 0 {
+            let real = self.real.load(page * PAGE);
+            agree!(format!("page {page} in the kernel's mapping: no SIGBUS"), real.is_some(), mapped);
+            let within = (self.model.size.saturating_sub(page * PAGE)).min(PAGE) as usize;
+            if let Some(real) = real {
+                agree!(format!("page {page}, the kernel's"), difference(&real[..within], &ours[..within]), None);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn steps_wanted() -> u64 {
+    std::env::var("DAXPAGER_ORACLE_STEPS").ok().map_or(20_000, |text| text.parse().expect("a number of steps"))
+}
+
+fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str) {
+    let real = RealFile::new(name, PAGES * PAGE);
+    let config = Config { cases: 20, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
+    let steps = proptest::collection::vec(step(), 1..2 * STEPS_A_CASE);
+    let done = std::cell::Cell::new(0u64);
+    let case = |steps: Vec<Step>| {
+        let _ = volume.remove("oracle");
+        let ours = volume.create("oracle").unwrap();
+        real.truncate(0);
+        let whole = Arc::new(pager.map(&ours, 0..PAGES * PAGE).unwrap());
+        let part = Arc::new(pager.map(&ours, 3 * PAGE..PAGES * PAGE).unwrap());
+        let mut trio = Trio { cpu, ours, maps: [whole, part], real: &real, model: Model::new() };
+        for step in &steps {
+            trio.apply(step)?;
+            trio.compare()?;
+            done.set(done.get() + 1);
+        }
+        Ok(())
+    };
+    while done.get() < steps_wanted() {
+        TestRunner::new(config.clone()).run(&steps, case).unwrap_or_else(|error| panic!("{error}"));
+    }
+    volume.remove("oracle").unwrap();
+    assert_eq!(volume.used_blocks(), 0, "blocks are lost");
+    println!("{} steps agree with the kernel's {}: {:?}", done.get(), real.file_system(), pager.stats());
+}
+
+#[test]
+fn agrees_with_the_kernel() {
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, "real");
+}
+
+/// The same with so few address ranges that mappings are given up and blocks moved together all the time.
+#[test]
+fn agrees_with_the_kernel_when_address_ranges_are_short() {
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(1).start().unwrap();
+    run(&RealCpu, &volume, &pager, "short");
+    assert!(pager.stats().evictions > 0, "address ranges were never short");
+}
