@@ -22,6 +22,7 @@
 //! Start with [`Device`], [`Volume`], [`File`], [`Pager`] and [`Mapping`]. How it works, and why it is
 //! safe, is in `docs/design.md` of the repository.
 #![deny(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("daxpager runs on 64-bit Linux only: it is built on userfaultfd");

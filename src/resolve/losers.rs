@@ -2,12 +2,10 @@
 //!
 //! A fault is answered, and before its thread has run again an invalidation has taken the page
 //! away. Nothing is wrong with that once or ten times; but against a thread that punches in a
-//! tight loop it can go on for ever, because waking the thread takes longer than punching. The kernel of
-//! the thread had a limit there (one retry, then SIGBUS). Here the invalidations are slowed instead: a
-//! thread that faults on the same page again and again, on nothing else in between, is granted a grace in
-//! which they leave the page alone, longer each time.
-
-use std::time::Duration;
+//! tight loop it can go on for ever, because waking a thread takes longer than punching. The kernel of
+//! the mail thread had a limit there (one retry, then SIGBUS). Here the invalidations wait instead: when a
+//! thread faults on the same page again and again, and on nothing else in between, the next
+//! invalidation of that page first lets the thread run (`Inode::honour_grace`).
 
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::Tid;
@@ -15,12 +13,7 @@ use crate::units::Addr;
 
 const SLOTS: usize = 64;
 /// Faults in a row on one page that are nobody's business: missing, zeros, write-protected, and some bad luck.
-const PATIENCE: u64 = 8;
-/// How many graces of one length come before it is doubled.
-const STEP: u64 = 4;
-const SHORTEST: Duration = Duration::from_micros(50);
-/// Doubled so often at most: 6.4 ms, more than a time slice.
-const DOUBLINGS: u64 = 7;
+const PATIENCE: u64 = 6;
 
 /// One slot a thread, by its id; threads that share one reset each other, and lose nothing but patience.
 pub(crate) struct Losers {
@@ -37,17 +30,14 @@ impl Default for Losers {
 const COUNT: u64 = 0xfff;
 
 impl Losers {
-    /// Notes that a fault of `tid` at `at` has been answered; the grace that its page deserves.
-    pub(crate) fn answered(&self, tid: Tid, at: Addr) -> Option<Duration> {
+    /// Notes a look at a fault of `tid` at `at`; whether it may be losing.
+    pub(crate) fn is_losing(&self, tid: Tid, at: Addr) -> bool {
         let slot = &self.slots[tid.0 as usize % SLOTS];
         let page = at.0 as u64 & !COUNT;
         let old = slot.load(Ordering::Relaxed);
         let count = if old & !COUNT == page { (old & COUNT) + 1 } else { 1 };
-        // From the longest grace it begins anew: the page may just be in demand.
-        let count = if count > PATIENCE + STEP * (DOUBLINGS + 1) { 1 } else { count };
-        slot.store(page | count, Ordering::Relaxed);
-        let doublings = count.checked_sub(PATIENCE)? / STEP;
-        Some(SHORTEST * (1 << doublings.min(DOUBLINGS)))
+        slot.store(page | count.min(COUNT), Ordering::Relaxed);
+        count > PATIENCE
     }
 }
 
@@ -56,15 +46,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grace_grows_for_one_page_and_ends_with_another() {
+    fn patience_is_for_one_page_and_ends_with_another() {
         let losers = Losers::default();
         let (tid, page, other) = (Tid(7), Addr(0x7000), Addr(0x8000));
-        let graces: Vec<_> = (0..40).map(|_| losers.answered(tid, page)).collect();
-        assert_eq!(graces[..7], [None; 7]);
-        assert_eq!(graces[7], Some(SHORTEST));
-        assert_eq!(graces[7 + 4], Some(SHORTEST * 2));
-        assert!(graces.iter().flatten().max().unwrap() == &(SHORTEST * 128));
-        assert_eq!(losers.answered(tid, other), None);
-        assert_eq!(losers.answered(tid, page), None);
+        let losing: Vec<_> = (0..5000).map(|_| losers.is_losing(tid, page)).collect();
+        assert_eq!(losing.iter().position(|losing| *losing), Some(PATIENCE as usize));
+        assert!(losing[PATIENCE as usize..].iter().all(|losing| *losing));
+        assert!(!losers.is_losing(tid, other));
+        assert!(!losers.is_losing(tid, page));
     }
 }

@@ -33,6 +33,7 @@ use crate::space::{Shared, Window};
 use crate::sync::{self, Arc, RwLockReadGuard};
 use crate::sys::{Delivery, Outcome, Protection, RawFault};
 use crate::units::{PageIndex, PageRange};
+use crate::volume::grace::Grace;
 use crate::volume::inode::Inode;
 use prepare::{Prepared, prepare};
 
@@ -268,6 +269,7 @@ fn act(
     let page = view.page;
     let stats = &core.stats;
     let mark = !inode.broken(Rule::MarkDirty);
+    let grace = grace(core, raw, inode, page);
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
@@ -306,7 +308,10 @@ fn act(
         Err(_) => lost_page(core, raw, window, view, shared),
     };
     if matches!(attempt, Attempt::Done) {
-        give_grace(core, raw, inode, page);
+        if let Some(grace) = grace {
+            stats.add(&stats.graces);
+            inode.grant(grace);
+        }
         inode.store.probe(Point::Answered, page, None);
     }
     attempt
@@ -324,13 +329,13 @@ fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &View, shared: 
     Attempt::Done
 }
 
-fn give_grace(core: &Core, raw: &RawFault, inode: &Inode, page: PageIndex) {
-    if let Some(time) = core.losers.answered(raw.tid, raw.addr)
-        && !inode.broken(Rule::GraceForLosers)
-    {
-        core.stats.add(&core.stats.graces);
-        inode.grant_grace(page, time);
+/// What a losing thread is granted: invalidations of the page wait until it has run. How often it has run
+/// so far is read before it is woken.
+fn grace(core: &Core, raw: &RawFault, inode: &Inode, page: PageIndex) -> Option<Grace> {
+    if !core.losers.is_losing(raw.tid, raw.addr) || inode.broken(Rule::GraceForLosers) {
+        return None;
     }
+    Grace::new(&core.table, raw.tid, page)
 }
 
 fn wake(core: &Core, raw: &RawFault) {

@@ -247,7 +247,7 @@ impl Shared<'_> {
         }
         // Past the end nothing is mapped, so this is a write-protect marker that a zap has left, and
         // in its place the poison of another thread's fault at the worst.
-        match window.table.unprotect(at, bytes)? {
+        match window.table.clear_markers(at, bytes)? {
             Outcome::Installed => window.table.poison(at, bytes),
             other => Ok(other),
         }

@@ -54,6 +54,7 @@ pub(super) const USER_MODE_ONLY: i32 = 1;
 pub(super) const COPY_MODE_WP: u64 = 1 << 1;
 pub(super) const CONTINUE_MODE_WP: u64 = 1 << 1;
 pub(super) const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+pub(super) const WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 
 pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
 pub(super) const EVENT_REMAP: u8 = 0x14;

@@ -147,6 +147,9 @@ pub(crate) trait PageTable: Send + Sync {
     /// Lets stores through. Installs nothing where nothing is.
     fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
 
+    /// Takes write-protect markers away, and wakes nobody.
+    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+
     /// Makes the next store to each page of the range fault. Installs nothing.
     fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
 
@@ -158,6 +161,9 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
+
+    /// How often a thread has been put on a CPU so far; `None` if it is gone or the kernel does not tell.
+    fn runs(&self, tid: Tid) -> Option<u64>;
 
     /// Waits until there is something to read or somebody has called [`PageTable::kick`].
     fn wait(&self);
@@ -188,4 +194,18 @@ pub struct Calls {
     pub zaps: u64,
     /// mremap(2), each with what it takes to stage the range.
     pub repoints: u64,
+}
+
+impl Calls {
+    /// What has been called since an earlier count.
+    pub fn since(&self, earlier: &Calls) -> Calls {
+        Calls {
+            polls: self.polls - earlier.polls,
+            reads: self.reads - earlier.reads,
+            installs: self.installs - earlier.installs,
+            wakes: self.wakes - earlier.wakes,
+            zaps: self.zaps - earlier.zaps,
+            repoints: self.repoints - earlier.repoints,
+        }
+    }
 }

@@ -28,6 +28,12 @@ fn blocked_signals(tid: Tid) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// How often a thread has been put on a CPU: the third number of its `schedstat`.
+pub(super) fn runs(tid: Tid) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{}/schedstat", tid.0)).ok()?;
+    text.split_ascii_whitespace().nth(2)?.parse().ok()
+}
+
 /// `siginfo_t` of a SIGBUS with an address: `si_signo`, `si_errno`, `si_code`, then `si_addr`.
 #[repr(C)]
 struct BusInfo {

@@ -419,6 +419,10 @@ impl PageTable for Userfault {
         self.write_protect(at, bytes, 0)
     }
 
+    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.write_protect(at, bytes, abi::WRITEPROTECT_MODE_DONTWAKE)
+    }
+
     fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
         self.write_protect(at, bytes, abi::WRITEPROTECT_MODE_WP)
     }
@@ -440,6 +444,10 @@ impl PageTable for Userfault {
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
         process::raise_sigbus(tid, at)
+    }
+
+    fn runs(&self, tid: Tid) -> Option<u64> {
+        process::runs(tid)
     }
 
     fn wait(&self) {

@@ -1,7 +1,6 @@
 //! A file as everybody shares it: its place on the volume, its locks, its space.
 
 use std::sync::Weak;
-use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::policy::PageState;
@@ -9,8 +8,9 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::extents::{Extent, Run};
 use crate::space::{Change, Space, Window};
-use crate::sync::{self, Arc, Mutex, RwLock};
+use crate::sync::{Arc, Mutex, RwLock};
 use crate::units::{PageIndex, PageRange, PageSize};
+use crate::volume::grace::Grace;
 use crate::volume::store::{SpaceWaiter, Store};
 
 /// Fewer extents than this in a range are not worth moving.
@@ -24,9 +24,9 @@ pub(crate) struct Inode {
     /// kernel's i_rwsem.
     pub(crate) change: RwLock<()>,
     pub(crate) space: Space,
-    /// A page whose faults keep losing to invalidations, and until when invalidations leave it alone. A
-    /// leaf: for the time of a copy. The reader only tries it (`tests/progress.rs`).
-    grace: Mutex<Option<(PageRange, Instant)>>,
+    /// The thread that keeps losing a page to invalidations. A leaf: for the time of a copy. Whoever
+    /// answers a fault only tries it (`tests/progress.rs`).
+    grace: Mutex<Option<Grace>>,
     /// Pages poisoned because the volume was full. A leaf.
     starved: Mutex<Vec<(Weak<Window>, PageIndex)>>,
 }
@@ -57,21 +57,22 @@ impl Inode {
         self.space.change()
     }
 
-    /// Keeps invalidations off `page` for a while, so that the thread just woken gets to repeat its access.
-    pub(crate) fn grant_grace(&self, page: PageIndex, time: Duration) {
-        if let Some(mut grace) = self.grace.try_lock() {
-            *grace = Some((PageRange::one(page), Instant::now() + time));
+    /// Has the next invalidation of a page wait until a thread has run. Given up where another grant is
+    /// being made: the thread will be back.
+    pub(crate) fn grant(&self, grace: Grace) {
+        if let Some(mut slot) = self.grace.try_lock() {
+            *slot = Some(grace);
         }
     }
 
+    /// Waits for the thread that has been granted a grace on `range`. No lock but L1 is held.
     fn honour_grace(&self, range: PageRange) {
-        let until = match *self.grace.lock() {
-            Some((pages, until)) if !pages.intersect(range).is_empty() => until,
-            _ => return,
+        let taken = {
+            let mut slot = self.grace.lock();
+            slot.take_if(|grace| grace.concerns(range))
         };
-        let left = until.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            sync::back_off(left);
+        if let Some(grace) = taken {
+            grace.wait();
         }
     }
 

@@ -1,6 +1,7 @@
 //! Volumes: a device, its blocks, and files by name. Knows no addresses.
 
 pub(crate) mod allocator;
+pub(crate) mod grace;
 pub(crate) mod inode;
 pub(crate) mod store;
 

@@ -1,0 +1,127 @@
+//! Devices of huge pages: blocks of 2 MiB on hugetlbfs, with everything that pages do.
+//!
+//! Needs a mounted or mountable hugetlbfs and free huge pages; `make test` reserves some where it may.
+//! Without, these tests fail, unless `DAXPAGER_WITHOUT_HUGEPAGES=1` leaves them out.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::*;
+use daxpager::{Device, Error, ExtentKind, Pager, Volume};
+
+const HUGE: u64 = 2 << 20;
+
+/// A hugetlbfs to make files on: one that is mounted, or one of our own in a private place.
+struct HugeDir {
+    path: PathBuf,
+    _turn: std::sync::MutexGuard<'static, ()>,
+}
+
+/// One test at a time: one of them takes every huge page there is.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+impl HugeDir {
+    fn new(name: &str) -> Option<Self> {
+        if std::env::var_os("DAXPAGER_WITHOUT_HUGEPAGES").is_some_and(|value| value == "1") {
+            println!("LEFT OUT: DAXPAGER_WITHOUT_HUGEPAGES=1");
+            return None;
+        }
+        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        assert!(free >= 8, "{free} free huge pages: run `make test` as root, or echo 32 > /proc/sys/vm/nr_hugepages");
+        let path = std::env::temp_dir().join(format!("daxpager-huge-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), &path, Some("hugetlbfs"), flags, None::<&str>)
+            .expect("mounting a hugetlbfs needs root");
+        Some(Self { path, _turn: turn })
+    }
+}
+
+impl Drop for HugeDir {
+    fn drop(&mut self) {
+        // Lazily: a device that a failed test has left open must not keep it.
+        let _ = nix::mount::umount2(&self.path, nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+#[test]
+fn everything_on_huge_pages() {
+    let Some(dir) = HugeDir::new("all") else { return };
+    let device = Device::open(dir.path.join("device"), 6 * HUGE).unwrap();
+    assert_eq!(device.block_bytes(), HUGE);
+    let volume = Volume::format(device);
+    let pager = Pager::builder().start().unwrap();
+    let a = volume.create("a").unwrap();
+    let map = pager.map(&a, 0..8 * HUGE).unwrap();
+    assert_eq!(map.as_ptr() as u64 % HUGE, 0);
+    assert!(is_bus(&map.load(0)));
+    a.truncate(3 * HUGE + 100).unwrap();
+    // Holes read as zeros, at both ends of a page, and take no block.
+    for offset in [0, HUGE - 8, HUGE, 3 * HUGE, 4 * HUGE - 8] {
+        assert_eq!(map.load(offset), Ok(0));
+    }
+    assert_eq!(a.blocks(), 0);
+    assert!(is_bus(&map.load(4 * HUGE)));
+    // A store over zeros that have been read: the whole page becomes a block.
+    map.store(HUGE - 8, 1).unwrap();
+    map.store(HUGE + 8, 2).unwrap();
+    assert_eq!((map.load(0), map.load(HUGE - 8), map.load(HUGE + 8)), (Ok(0), Ok(1), Ok(2)));
+    assert_eq!(map.take_dirty().unwrap(), vec![0..2 * HUGE]);
+    map.store(HUGE + 16, 3).unwrap();
+    assert_eq!(map.take_dirty().unwrap(), vec![HUGE..2 * HUGE]);
+    // A punch in the middle of a page zeroes, a whole page goes away.
+    a.punch_hole(HUGE + 8, 8).unwrap();
+    assert_eq!((map.load(HUGE + 8), map.load(HUGE + 16)), (Ok(0), Ok(3)));
+    a.punch_hole(HUGE, HUGE).unwrap();
+    assert_eq!((map.load(HUGE + 16), a.blocks()), (Ok(0), 1));
+    // Another file gets the block at once, and its own bytes.
+    let b = volume.create("b").unwrap();
+    b.write_at(&[0xbb; 4096], 0).unwrap();
+    map.store(HUGE, 5).unwrap();
+    let mut bytes = [0; 4096];
+    b.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [0xbb; 4096]);
+    // Unwritten pages, and the tail.
+    a.allocate(2 * HUGE, HUGE, true).unwrap();
+    assert_eq!(map.load(2 * HUGE), Ok(0));
+    assert_eq!(a.extents().iter().filter(|extent| extent.kind == ExtentKind::Unwritten).count(), 1);
+    map.store(2 * HUGE + 4096, 6).unwrap();
+    a.truncate(2 * HUGE + 8).unwrap();
+    assert_eq!(map.load(2 * HUGE + 4096), Ok(0));
+    assert!(is_bus(&map.load(3 * HUGE)));
+    a.truncate(8 * HUGE).unwrap();
+    assert_eq!(map.load(3 * HUGE), Ok(0));
+    // Six blocks: a has three, b one.
+    assert_eq!((volume.used_blocks(), volume.free_blocks()), (4, 2));
+    assert!(matches!(a.allocate(0, 8 * HUGE, false), Err(Error::NoSpace { wanted: 5, free: 2 })));
+    drop(map);
+    drop(pager);
+    volume.remove("a").unwrap();
+    drop(a);
+    assert_eq!(volume.used_blocks(), 1);
+}
+
+/// Huge pages that are promised and not there: an error, no SIGBUS in the library.
+#[test]
+fn too_few_huge_pages_is_an_error() {
+    let Some(dir) = HugeDir::new("few") else { return };
+    let volume = Volume::format(Device::open(dir.path.join("device"), 4096 * HUGE).unwrap());
+    let a = volume.create("a").unwrap();
+    let wanted = a.allocate(0, 4096 * HUGE, false);
+    assert!(matches!(wanted, Err(Error::DeviceMemory { .. })), "{wanted:?}");
+    assert_eq!((a.len(), a.blocks(), volume.used_blocks()), (0, 0, 0));
+}
+
+#[test]
+fn sizes_are_multiples_of_a_huge_page() {
+    let Some(dir) = HugeDir::new("sizes") else { return };
+    let path = dir.path.join("device");
+    let error = Device::open(&path, HUGE + 4096).unwrap_err();
+    assert_eq!(error, Error::DeviceNotWholeBlocks { bytes: HUGE + 4096, block_bytes: HUGE });
+    let error = Device::open(&path, 4096).unwrap_err();
+    assert_eq!(error, Error::DeviceSize { bytes: 4096, block_bytes: HUGE });
+}
