@@ -60,3 +60,8 @@ pub use sys::access::checked;
 pub use sys::fake;
 pub use units::{BlockIndex, PageIndex};
 pub use volume::{FileInfo, Volume};
+
+/// The README's example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
