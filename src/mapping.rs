@@ -181,7 +181,8 @@ impl Mapping {
         let mut at = all.start;
         while at < all.end {
             let chunk = PageRange::at(at, COLLECT_PAGES).intersect(all);
-            for run in self.collect(chunk)? {
+            let runs = self.collect(chunk).inspect_err(|_| self.mark_again(&dirty))?;
+            for run in runs {
                 let start = page.bytes_of(run.start.0 - all.start.0);
                 let end = start + page.bytes_of(run.pages());
                 match dirty.last_mut() {
@@ -192,6 +193,18 @@ impl Mapping {
             at = self.next_marked(chunk.end);
         }
         Ok(dirty)
+    }
+
+    /// Marks what has been collected already: a call that fails has taken nothing.
+    fn mark_again(&self, dirty: &[Range<u64>]) {
+        let page = self.inode.page();
+        let _shared = self.inode.space.shared();
+        for pages in dirty.iter().map(|range| page.touched(range)) {
+            let first = self.window.pages().start;
+            PageRange::at(first.plus(pages.start.0), pages.pages())
+                .iter()
+                .for_each(|page| self.window.mark_dirty(page));
+        }
     }
 
     /// The first page from `page` on that may be marked: long clean stretches are skipped.

@@ -1,7 +1,5 @@
 //! What the threads of one pager share.
 
-use std::time::Duration;
-
 use crate::error::{Error, Result};
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Latencies};
@@ -19,6 +17,8 @@ pub(crate) enum Job {
     Fault(Handed),
     /// The application has moved this many bytes, from and to.
     Moved(Addr, Addr, u64),
+    /// The pager ends: condemn every mapping.
+    Condemn,
     Stop,
 }
 
@@ -26,11 +26,17 @@ pub(crate) enum Job {
 #[derive(Clone, Copy)]
 pub(crate) struct Handed {
     pub(crate) fault: RawFault,
+    /// The number of its message.
+    pub(crate) message: u64,
+    /// Whether its thread keeps losing the page to invalidations.
+    pub(crate) losing: bool,
     /// How many turns it has had in the queue already.
     pub(crate) turns: u32,
     /// When its message was read; for the latencies.
     pub(crate) read_at: Option<std::time::Instant>,
 }
+
+const LATEST_SLOTS: usize = 256;
 
 pub(crate) struct Core {
     pub(crate) table: Arc<dyn PageTable>,
@@ -51,9 +57,10 @@ pub(crate) struct Core {
     pub(crate) reader_answers: bool,
     /// Address ranges that the mappings may take together before some are given up.
     pub(crate) address_ranges_max: u64,
-    /// Where the re-point that is under way puts its range, or zero: its event is ours. Set under
-    /// `regions` held exclusively, so there is one at a time.
-    pub(crate) repointing: AtomicU64,
+    /// The number of the last message read, and for each thread, by its id, of its last one: what was
+    /// read before that is of a fault that it has left. Written by the reader alone.
+    messages: AtomicU64,
+    latest: [AtomicU64; LATEST_SLOTS],
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
     /// Set when every mapping has been condemned.
@@ -80,11 +87,26 @@ impl Core {
             probe,
             reader_answers: true,
             address_ranges_max,
-            repointing: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
+            latest: std::array::from_fn(|_| AtomicU64::new(0)),
             stopping: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
             failure: Mutex::new(None),
         }
+    }
+
+    /// Gives a fault's message a number. For the reader alone.
+    pub(crate) fn number(&self, fault: &RawFault) -> u64 {
+        let number = self.messages.load(Ordering::Relaxed) + 1;
+        self.messages.store(number, Ordering::Relaxed);
+        self.latest[fault.tid.0 as usize % LATEST_SLOTS].store(number, Ordering::Relaxed);
+        number
+    }
+
+    /// Whether the thread has faulted anew since, so that this message is of a fault it has left. Two
+    /// threads that share a slot make each other look so: then they are woken, and fault anew.
+    pub(crate) fn is_stale(&self, handed: &Handed) -> bool {
+        self.latest[handed.fault.tid.0 as usize % LATEST_SLOTS].load(Ordering::Relaxed) != handed.message
     }
 
     /// Tells the pager's observer of a fault, with no lock held while it looks; the page is a guess if the
@@ -126,28 +148,27 @@ impl Core {
         self.condemned.load(Ordering::Acquire)
     }
 
-    /// Makes every mapping end in SIGBUS, as far as that can be done without waiting for a lock;
-    /// `true` when all are. For the reader, which goes on reading in between: whoever holds a
-    /// lock may be waiting for an event to be read.
-    pub(crate) fn try_condemn(&self) -> bool {
-        let Some(mut regions) = self.regions.try_write() else { return false };
+    /// Makes every mapping end in SIGBUS. Waits for locks, so it is a worker's: whoever holds one may be
+    /// waiting for the reader, which goes on reading meanwhile.
+    pub(crate) fn condemn(&self) {
         // The last reference to a removed file frees its blocks: dropped after the lock.
         let mut dropped = Vec::new();
+        let mut regions = self.regions.write();
         while let Some(region) = regions.first() {
             let (window, inode) = (region.window.clone(), region.inode.clone());
-            let Some(mut change) = inode.space.try_change() else { return false };
+            let mut change = inode.space.change();
             change.remove_window(&window);
             change.commit(&inode.store);
             // Nothing installs here any more: L2 has been held exclusively since the window left.
-            if !self.switches.broken(Rule::CondemnBeforeClose) {
-                self.table.condemn(window.base(), window.bytes());
+            if !self.switches.broken(Rule::CondemnBeforeClose) && !self.table.condemn(window.base(), window.bytes()) {
+                window.set_lost();
             }
             dropped.extend(regions.remove(&window));
         }
-        // Under the lock: whoever maps checks `stopping` under it.
+        // Under the lock: whoever maps looks at it under the lock.
         self.condemned.store(true, Ordering::Release);
         RwLockWriteGuard::unlock_fair(regions);
-        true
+        self.table.kick();
     }
 }
 
@@ -210,6 +231,3 @@ impl Core {
         drop(removed);
     }
 }
-
-/// How long the reader of an ending pager waits between attempts on a lock.
-pub(crate) const CONDEMN_BACK_OFF: Duration = Duration::from_micros(100);

@@ -27,8 +27,8 @@ use stats::{Kind, LatencySummary, Stats};
 /// on, and calls an error. The same happens if one of its threads panics.
 pub struct Pager {
     core: Arc<Core>,
-    threads: Mutex<Vec<thread::JoinHandle<()>>>,
-    workers: usize,
+    reader: Mutex<Option<thread::JoinHandle<()>>>,
+    workers: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 /// How a pager is to be. Made by [`Pager::builder`].
@@ -127,11 +127,14 @@ impl PagerBuilder {
         core.reader_answers = self.reader_answers;
         let core = Arc::new(core);
         // Threads that have been started end with the pager if a later one is not to be had.
-        let pager = Pager { core, threads: Mutex::new(Vec::new()), workers: self.workers };
-        pager.spawn(format!("{}-reader", self.thread_name), threads::reader)?;
+        let pager = Pager { core, reader: Mutex::new(None), workers: Mutex::new(Vec::new()) };
         for worker in 0..self.workers {
-            pager.spawn(format!("{}-worker-{worker}", self.thread_name), threads::worker)?;
+            let thread = pager.spawn(format!("{}-worker-{worker}", self.thread_name), threads::worker)?;
+            pager.workers.lock().push(thread);
         }
+        // Last: when it ends, it waits for a worker.
+        let reader = pager.spawn(format!("{}-reader", self.thread_name), threads::reader)?;
+        *pager.reader.lock() = Some(reader);
         Ok(pager)
     }
 }
@@ -150,14 +153,12 @@ impl Pager {
         }
     }
 
-    fn spawn(&self, name: String, body: fn(&Core)) -> Result<()> {
+    fn spawn(&self, name: String, body: fn(&Core)) -> Result<thread::JoinHandle<()>> {
         let core = self.core.clone();
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name(name)
             .spawn(move || body(&core))
-            .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })?;
-        self.threads.lock().push(thread);
-        Ok(())
+            .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })
     }
 
     /// Maps a range of a file, in bytes. It must be made of whole pages, and may reach past the end of the
@@ -179,26 +180,22 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
-        self.core.check_alive()?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
+        // Before the address is: until the region is known, a fault there would be a stranger's.
+        let mut regions = self.core.regions.write();
+        self.core.check_alive()?;
         let base = self.core.table.reserve(len, page.bytes()).map_err(|errno| Error::system("mmap", errno))?;
-        let window = Window::new(self.core.table.clone(), base, pages, page);
-        let window = window.map(Arc::new).map_err(|errno| {
+        let window = Window::new(self.core.table.clone(), base, pages, page).map_err(|errno| {
             self.core.table.unmap(base, len);
             Error::system("mmap", errno)
         })?;
-        // From here on the mapping's drop gives the range back.
-        let mapping = Mapping::new(self.core.clone(), inode.clone(), window.clone());
-        let mut regions = self.core.regions.write();
-        if self.core.is_condemned() {
-            drop(regions);
-            return Err(self.core.gone());
-        }
+        let window = Arc::new(window);
         let mut change = inode.space.change();
         change.add_window(window.clone());
         change.commit(&inode.store);
-        regions.insert(Region::new(inode, window));
-        Ok(mapping)
+        regions.insert(Region::new(inode.clone(), window.clone()));
+        drop(regions);
+        Ok(Mapping::new(self.core.clone(), inode, window))
     }
 
     /// What the pager has done so far.
@@ -246,16 +243,13 @@ impl Pager {
 
     fn end(&self) {
         self.core.stop();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        // The reader first: it condemns the mappings, and until then workers may be waiting for it.
-        let mut threads = threads.into_iter();
-        if let Some(reader) = threads.next() {
+        // It ends when a worker has condemned the mappings.
+        if let Some(reader) = self.reader.lock().take() {
             let _ = reader.join();
         }
-        for _ in 0..self.workers {
-            self.core.queue.push(Job::Stop);
-        }
-        threads.for_each(|worker| drop(worker.join()));
+        let workers = std::mem::take(&mut *self.workers.lock());
+        workers.iter().for_each(|_| self.core.queue.push(Job::Stop));
+        workers.into_iter().for_each(|worker| drop(worker.join()));
     }
 }
 

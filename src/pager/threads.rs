@@ -5,42 +5,47 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crate::pager::core::{CONDEMN_BACK_OFF, Core, Handed, Job};
+use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::policy::Fault;
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt, resolve};
 use crate::sabotage::Rule;
-use crate::sync;
 use crate::sys::{MESSAGES_PER_READ, Message, RawFault, process};
-use crate::units::Addr;
 
-/// The reader: waits for messages, answers what it can at once, hands the rest to the workers. Ends
-/// when the pager is told to or a thread of it has panicked; either way every mapping is condemned first.
+/// The reader: waits for messages, answers what it can at once, hands the rest to the workers. When the pager is
+/// told to end, or a thread of it has panicked, it has a worker condemn every mapping, and goes
+/// on reading until that is done.
 pub(super) fn reader(core: &Core) {
     process::block_all_signals();
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(core))) {
-        core.fail(format!("its reader panicked: {}", message_of(&*panic)));
+    let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
+    let mut told = false;
+    while !core.is_condemned() {
+        let served = catch_unwind(AssertUnwindSafe(|| serve(core, &mut messages)));
+        if let Err(panic) = served {
+            core.fail(format!("its reader panicked: {}", message_of(&*panic)));
+        }
+        if core.is_stopping() && !told {
+            told = true;
+            core.queue.push(Job::Condemn);
+        }
     }
-    condemn(core);
 }
 
-fn serve(core: &Core) {
-    let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
-    loop {
-        core.table.wait();
-        if core.is_stopping() {
-            return;
-        }
-        messages.clear();
-        if let Err(errno) = core.table.read(&mut messages) {
-            panic!("read from the userfaultfd failed: {errno}");
-        }
-        for message in &messages {
-            match *message {
-                Message::Fault(fault) => serve_fault(core, fault),
-                Message::Moved { from, to, bytes } => moved(core, from, to, bytes),
-            }
+/// Serves what has arrived. A pager that is ending serves on: the mappings are not condemned yet.
+fn serve(core: &Core, messages: &mut Vec<Message>) {
+    // What a panic has left of the last read is not served again: its threads are woken when their
+    // mappings are condemned.
+    messages.clear();
+    core.table.wait();
+    if let Err(errno) = core.table.read(messages) {
+        panic!("read from the userfaultfd failed: {errno}");
+    }
+    for message in messages {
+        match *message {
+            Message::Fault(fault) => serve_fault(core, fault),
+            // The application's doing. It waits for nobody: its event has just been read.
+            Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
         }
     }
 }
@@ -48,14 +53,16 @@ fn serve(core: &Core) {
 fn serve_fault(core: &Core, fault: RawFault) {
     let kind = kind_of(&fault);
     core.stats.fault(kind);
+    let message = core.number(&fault);
     let read_at = core.latencies.is_some().then(Instant::now);
     core.tell(Point::FaultRead, &fault);
-    let answer = if core.reader_answers { attempt(core, &fault, patience(core)) } else { Attempt::Busy };
+    let losing = core.losers.is_losing(fault.tid, fault.addr);
+    let answer = if core.reader_answers && !losing { attempt(core, &fault, patience(core)) } else { Attempt::Busy };
     match answer {
         Attempt::Done => record(core, kind, read_at),
-        Attempt::Busy | Attempt::Again | Attempt::Prepare(_) => {
+        Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) => {
             core.stats.add(&core.stats.handed_over);
-            core.queue.push(Job::Fault(Handed { fault, turns: 0, read_at }));
+            core.queue.push(Job::Fault(Handed { fault, message, losing, turns: 0, read_at }));
         }
     }
 }
@@ -75,26 +82,6 @@ fn patience(core: &Core) -> Patience {
     if core.switches.broken(Rule::ReaderNeverBlocks) { Patience::Wait } else { Patience::Try }
 }
 
-/// The pager's own re-points are no news; anything else is the application moving a mapping of ours.
-fn moved(core: &Core, from: Addr, to: Addr, bytes: u64) {
-    if core.repointing.load(sync::Ordering::Acquire) != to.0 as u64 {
-        core.queue.push(Job::Moved(from, to, bytes));
-    }
-}
-
-/// Ends every mapping in SIGBUS. Goes on reading meanwhile: whoever holds the lock that is
-/// wanted may be a worker that waits for its event to be read, and then for its turn.
-fn condemn(core: &Core) {
-    let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
-    while !core.try_condemn() {
-        messages.clear();
-        // Faults read here are woken when their mapping is condemned. An error ends nothing: the
-        // mappings must still be condemned.
-        let _ = core.table.read(&mut messages);
-        sync::back_off(CONDEMN_BACK_OFF);
-    }
-}
-
 /// A worker: serves what the reader has handed over, and may wait for locks.
 pub(super) fn worker(core: &Core) {
     process::block_all_signals();
@@ -103,8 +90,16 @@ pub(super) fn worker(core: &Core) {
             Job::Stop => return,
             Job::Fault(handed) => catch_unwind(AssertUnwindSafe(|| serve_handed(core, handed))),
             Job::Moved(from, to, bytes) => catch_unwind(AssertUnwindSafe(|| core.lose(from, to, bytes))),
+            Job::Condemn => {
+                // Goes on where a panic has interrupted it: nothing else ends the reader.
+                while !core.is_condemned() {
+                    let _ = catch_unwind(AssertUnwindSafe(|| core.condemn()));
+                }
+                Ok(())
+            }
         };
         if let Err(panic) = served {
+            // The fault's thread is woken when its mapping is condemned.
             core.fail(format!("a worker panicked: {}", message_of(&*panic)));
         }
     }

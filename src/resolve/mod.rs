@@ -50,10 +50,12 @@ pub(crate) enum Patience {
 pub(crate) enum Attempt {
     /// Answered, and its thread woken.
     Done,
-    /// A lock was taken; only with [`Patience::Try`].
+    /// A lock was taken, or something has to be prepared first; only with [`Patience::Try`].
     Busy,
-    /// The kernel refuses for the moment.
+    /// The kernel refuses for the moment: an event is unread.
     Again,
+    /// The kernel has no memory for an entry.
+    NoMemory,
     /// Something has to be put in place first.
     Prepare(Need),
 }
@@ -83,24 +85,22 @@ const TURNS_WITHOUT_MEMORY: u32 = 10_000;
 /// Serves a fault to its end, or as far as one turn goes: then it is returned, to be queued up again.
 pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
     let raw = &handed.fault;
+    if handed.losing {
+        grant_grace(core, raw);
+    }
     for _ in 0..ROUNDS_PER_TURN {
         core.stats.add(&core.stats.rounds);
         let need = match attempt(core, raw, Patience::Wait) {
             Attempt::Done => return None,
             Attempt::Prepare(need) => need,
+            Attempt::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => return end_in_sigbus(core, handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
-            Attempt::Again | Attempt::Busy => break,
+            Attempt::Again | Attempt::NoMemory | Attempt::Busy => break,
         };
         match prepare(core, &need) {
             Prepared::Ready => {}
-            Prepared::NoBlock => {
-                end_in_sigbus(core, raw, &need);
-                return None;
-            }
-            Prepared::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => {
-                end_in_sigbus(core, raw, &need);
-                return None;
-            }
+            Prepared::NoBlock => return end_in_sigbus(core, handed),
+            Prepared::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => return end_in_sigbus(core, handed),
             Prepared::NoMemory => break,
         }
         need.inode.store.probe(Point::Prepared, need.page, None);
@@ -112,14 +112,30 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         }
     }
     sync::back_off(BACK_OFF);
-    Some(Handed { turns: handed.turns + 1, ..handed })
+    Some(Handed { turns: handed.turns.saturating_add(1), ..handed })
+}
+
+/// Has invalidations of the page wait until the thread has had its turn. Before the fault is
+/// answered, with no lock held: how often a thread has run is a question to the kernel.
+fn grant_grace(core: &Core, raw: &RawFault) {
+    let found = {
+        let regions = core.regions.read();
+        regions.find(raw.addr).map(|region| (region.inode.clone(), region.window.page_at(raw.addr)))
+    };
+    if let Some((inode, page)) = found
+        && let Some(grace) = Grace::new(&core.table, raw.tid, page)
+        && !inode.broken(Rule::GraceForLosers)
+    {
+        core.stats.add(&core.stats.graces);
+        inode.grant(grace);
+    }
 }
 
 /// Looks at a fault once, and answers it if nothing has to be prepared.
 pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attempt {
     let Some(regions) = lock_regions(core, patience) else { return Attempt::Busy };
     let Some(region) = regions.find(raw.addr) else {
-        drop(regions);
+        // Under `regions`: nobody maps there meanwhile.
         return stranger(core, raw);
     };
     let (inode, window) = (&*region.inode, &*region.window);
@@ -136,6 +152,9 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attemp
     }
     let decision = decide_for(inode, Fault { access: raw.access, kind: raw.kind }, &view);
     if let Some(what) = need(region, &shared, page, decision) {
+        if patience == Patience::Try {
+            return Attempt::Busy;
+        }
         let (inode, window) = (region.inode.clone(), region.window.clone());
         return Attempt::Prepare(Need { inode, window, page, what });
     }
@@ -269,9 +288,8 @@ fn act(
     let page = view.page;
     let stats = &core.stats;
     let mark = !inode.broken(Rule::MarkDirty);
-    let grace = grace(core, raw, inode, page);
     let (outcome, counter) = match decision {
-        Decision::Sigbus => (shared.poison(window, raw.addr, view.backing), &stats.sigbus),
+        Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
         Decision::InstallReadOnly => (shared.install(window, page, Protection::ReadOnly, false), &stats.installs),
         Decision::InstallWritable => (shared.install(window, page, Protection::Writable, mark), &stats.installs),
@@ -304,14 +322,11 @@ fn act(
             wake(core, raw);
             Attempt::Done
         }
-        Ok(Outcome::Retry) | Err(Errno::ENOMEM) => Attempt::Again,
+        Ok(Outcome::Retry) => Attempt::Again,
+        Err(Errno::ENOMEM) => Attempt::NoMemory,
         Err(_) => lost_page(core, raw, window, view, shared),
     };
     if matches!(attempt, Attempt::Done) {
-        if let Some(grace) = grace {
-            stats.add(&stats.graces);
-            inode.grant(grace);
-        }
         inode.store.probe(Point::Answered, page, None);
     }
     attempt
@@ -327,15 +342,6 @@ fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &View, shared: 
         Ok(Outcome::Retry) => return Attempt::Again,
     }
     Attempt::Done
-}
-
-/// What a losing thread is granted: invalidations of the page wait until it has run. How often it has run
-/// so far is read before it is woken.
-fn grace(core: &Core, raw: &RawFault, inode: &Inode, page: PageIndex) -> Option<Grace> {
-    if !core.losers.is_losing(raw.tid, raw.addr) || inode.broken(Rule::GraceForLosers) {
-        return None;
-    }
-    Grace::new(&core.table, raw.tid, page)
 }
 
 fn wake(core: &Core, raw: &RawFault) {
@@ -362,25 +368,51 @@ fn stranger(core: &Core, raw: &RawFault) -> Attempt {
     Attempt::Done
 }
 
-/// Ends the fault of a store for which there is no block. Only the thread that stores gets the SIGBUS: the
-/// hole stays readable as zeros.
-fn end_in_sigbus(core: &Core, raw: &RawFault, need: &Need) {
-    core.stats.add(&core.stats.sigbus);
-    match core.table.raise_sigbus(raw.tid, raw.addr) {
-        Delivery::Sent | Delivery::Gone => return,
-        Delivery::Blocked => {}
-    }
-    // The thread blocks SIGBUS, so only a real one reaches it, as it would from the kernel. The page
-    // stays poisoned for everybody until a block is free.
-    let (inode, window) = (&need.inode, &need.window);
-    inode.remember_starved(window, need.page);
+/// Ends the fault of a store for which there is no block, or of an access for which the kernel has no
+/// memory: SIGBUS for that thread, and for no other. The hole stays readable as zeros.
+///
+/// A message does not prove that its thread is in that fault still. It may have been woken, by zeros that
+/// another thread loaded on the same page, and its second message may have been answered by a SIGBUS
+/// already: then one more would hit it in the middle of something else. So a signal is sent only if this is
+/// the thread's last message, and with L2 held exclusively: nobody answers faults on the file
+/// meanwhile, and as long as the page is a hole no store to it gets through.
+fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
+    let raw = &handed.fault;
     let regions = core.regions.read();
-    let shared = inode.space.shared();
-    if let Some(region) = regions.find(raw.addr).filter(|region| Arc::ptr_eq(&region.window, window))
-        && window.is_alive()
-    {
-        window.zap(PageRange::one(need.page));
-        let _ = shared.poison(window, raw.addr, region.layout.backing(need.page));
+    let Some(region) = regions.find(raw.addr) else {
+        wake(core, raw);
+        return None;
+    };
+    let (inode, window) = (&region.inode, &region.window);
+    let page = window.page_at(raw.addr);
+    let change = inode.space.change();
+    let no_block = change.extents().state(page) == PageState::Hole || handed.turns >= TURNS_WITHOUT_MEMORY;
+    let past_end = page >= inode.page().ceil(change.size());
+    let mut poisoned = false;
+    // Otherwise a block has come since, or the file has ended: the access repeats, and finds out.
+    if no_block && !past_end && !core.is_stale(&handed) && window.is_alive() {
+        core.stats.add(&core.stats.sigbus);
+        match core.table.raise_sigbus(raw.tid, raw.addr) {
+            Delivery::Sent | Delivery::Awake => {}
+            Delivery::Unreachable => {
+                change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
+                poisoned = true;
+            }
+        }
     }
+    change.commit(&inode.store);
+    let (inode, window) = (inode.clone(), window.clone());
+    drop(regions);
+    // After a signal too: a thread that did not take it must not sleep on.
     wake(core, raw);
+    if poisoned {
+        let _ = Grace::new(&core.table, raw.tid, page).map(|grace| grace.wait());
+        // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again.
+        let change = inode.space.change();
+        if window.is_alive() {
+            window.zap(PageRange::one(page));
+        }
+        change.commit(&inode.store);
+    }
+    None
 }

@@ -5,11 +5,11 @@ use nix::errno::Errno;
 
 use super::{Need, What};
 use crate::pager::core::Core;
-use crate::pager::regions::Regions;
+use crate::pager::regions::{Region, Regions};
 use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::sync::{Ordering, RwLockWriteGuard};
+use crate::sync::RwLockWriteGuard;
 use crate::units::{PageIndex, PageRange};
 
 /// What came of a preparation.
@@ -86,6 +86,7 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
             Prepared::Ready
         }
         Err(_) => {
+            mend(core, region, range);
             // Out of address ranges though the budget was kept: others have them.
             evict(core, &mut regions);
             Prepared::NoMemory
@@ -97,15 +98,23 @@ fn point(core: &Core, need: &Need, range: PageRange, first: Backing) -> Result<(
     let page = need.inode.page();
     let at = need.window.addr_of(range.start);
     let bytes = page.bytes_of(range.pages());
-    core.repointing.store(at.0 as u64, Ordering::Release);
-    let pointed = match first {
+    match first {
         Backing::Zeros => core.table.point_at_zeros(at, bytes),
         Backing::Block(block) => {
             core.table.point_at_device(at, bytes, &need.inode.store.memory, page.device_offset(block))
         }
-    };
-    core.repointing.store(0, Ordering::Release);
-    pointed
+    }
+}
+
+/// After a re-point has failed: makes sure that the range is ours and recorded as what it is.
+fn mend(core: &Core, region: &mut Region, range: PageRange) {
+    let bytes = region.inode.page().bytes_of(range.pages());
+    match core.table.mend(region.window.addr_of(range.start), bytes) {
+        Ok(true) => region.layout.set(range, Backing::Zeros),
+        Ok(false) => {}
+        // Its addresses may be somebody else's from now on.
+        Err(_) => region.window.set_lost(),
+    }
 }
 
 fn is_crowded(core: &Core, regions: &Regions) -> bool {
@@ -124,12 +133,12 @@ fn evict(core: &Core, regions: &mut Regions) {
     }
     let page = region.inode.page();
     let at = region.window.addr_of(span.start);
-    core.repointing.store(at.0 as u64, Ordering::Release);
-    let pointed = core.table.point_at_zeros(at, page.bytes_of(span.pages()));
-    core.repointing.store(0, Ordering::Release);
-    if pointed.is_ok() {
-        region.layout.set(span, Backing::Zeros);
-        region.evicted_up_to(span.end);
-        core.stats.add(&core.stats.evictions);
+    match core.table.point_at_zeros(at, page.bytes_of(span.pages())) {
+        Ok(()) => {
+            region.layout.set(span, Backing::Zeros);
+            region.evicted_up_to(span.end);
+            core.stats.add(&core.stats.evictions);
+        }
+        Err(_) => mend(core, region, span),
     }
 }

@@ -37,6 +37,11 @@ impl Extent {
         self.run.start.plus(page.0 - self.page.0)
     }
 
+    /// Whether `next` is the next page and lies elsewhere, so that one address range cannot show both.
+    pub(crate) fn is_torn_from(&self, next: &Extent) -> bool {
+        self.range().end == next.page && self.run.start.plus(self.run.blocks) != next.run.start
+    }
+
     /// Whether `next` goes on exactly where this one ends.
     fn continued_by(&self, next: &Extent) -> bool {
         self.range().end == next.page

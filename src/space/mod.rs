@@ -98,6 +98,15 @@ impl Window {
         self.dirty.mark(PageIndex(page.0 - self.pages.start.0));
     }
 
+    /// What to poison for an access at `at`: a base page where zeros are backed, a whole one on the device.
+    fn poisoned_range(&self, at: Addr, backing: Backing) -> (Addr, u64) {
+        let bytes = match backing {
+            Backing::Zeros => self.table.base_page(),
+            Backing::Block(_) => self.page.bytes(),
+        };
+        (at.align_down(bytes), bytes)
+    }
+
     /// The first page of the file from `page` on that may be marked dirty here: stretches of clean
     /// pages are skipped by the thousand.
     pub(crate) fn next_marked(&self, page: PageIndex) -> PageIndex {
@@ -159,17 +168,7 @@ impl Space {
     }
 
     pub(crate) fn change(&self) -> Change<'_> {
-        self.change_with(self.state.write())
-    }
-
-    /// Only if nobody holds the lock: for the reader thread of a dying pager.
-    pub(crate) fn try_change(&self) -> Option<Change<'_>> {
-        self.state.try_write().map(|state| self.change_with(state))
-    }
-
-    fn change_with<'a>(&'a self, state: RwLockWriteGuard<'a, State>) -> Change<'a> {
-        let pending = Pending::default();
-        Change { page: self.page, state, pending }
+        Change { page: self.page, state: self.state.write(), pending: Pending::default() }
     }
 
     /// A guard that guards nothing, for broken rules.
@@ -234,21 +233,19 @@ impl Shared<'_> {
         window.table.unprotect(window.addr_of(page), self.page.bytes())
     }
 
-    /// Poisons the page that `at` lies in: a base page where zeros are backed, a whole one on the device.
+    /// Poisons the page that `at` lies in.
     pub(crate) fn poison(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
-        let bytes = match backing {
-            Backing::Zeros => window.table.base_page(),
-            Backing::Block(_) => self.page.bytes(),
-        };
-        let at = at.align_down(bytes);
-        let outcome = window.table.poison(at, bytes)?;
-        if outcome != Outcome::AlreadyPresent {
-            return Ok(outcome);
-        }
-        // Past the end nothing is mapped, so this is a write-protect marker that a zap has left, and
-        // in its place the poison of another thread's fault at the worst.
-        match window.table.clear_markers(at, bytes)? {
-            Outcome::Installed => window.table.poison(at, bytes),
+        let (at, bytes) = window.poisoned_range(at, backing);
+        window.table.poison(at, bytes)
+    }
+
+    /// Poisons a page past the end. What may be in the way there is a write-protect marker that a zap has
+    /// left, or the poison of another thread's fault. Nowhere else: clearing a marker makes an
+    /// entry writable where there is one.
+    pub(crate) fn poison_past_end(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
+        let (at, bytes) = window.poisoned_range(at, backing);
+        match window.table.poison(at, bytes)? {
+            Outcome::AlreadyPresent => window.table.poison_over_marker(at, bytes),
             other => Ok(other),
         }
     }
@@ -354,6 +351,16 @@ impl Change<'_> {
     /// Write-protects `range` in `window`, so that the next store to each page is noticed.
     pub(crate) fn protect(&self, window: &Window, range: PageRange) -> Result<Outcome, Errno> {
         window.table.protect(window.addr_of(range.start), self.page.bytes_of(range.pages()))
+    }
+
+    /// Poisons a page inside the file, which nobody else can fault on while L2 is held exclusively. The
+    /// caller zaps it again as soon as the thread it is meant for has run.
+    pub(crate) fn poison_for_a_moment(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
+        window.zap(PageRange::one(page));
+        let (at, bytes) = window.poisoned_range(at, backing);
+        if let Ok(Outcome::AlreadyPresent) = window.table.poison(at, bytes) {
+            let _ = window.table.poison_over_marker(at, bytes);
+        }
     }
 
     /// Publishes, zaps, forgets, and zeroes or copies, as one step, then frees what was taken away.

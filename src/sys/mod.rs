@@ -54,8 +54,7 @@ pub(crate) struct RawFault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Message {
     Fault(RawFault),
-    /// A registered range was moved. Ours come from a staging range; any other is the
-    /// application moving a mapping of ours.
+    /// The application has moved a registered range. Our own re-points are not reported.
     Moved {
         from: Addr,
         to: Addr,
@@ -93,10 +92,11 @@ pub(crate) enum Outcome {
 pub(crate) enum Delivery {
     /// The signal is on its way, and takes the thread out of its fault.
     Sent,
-    /// The thread blocks SIGBUS, so only a poisoned page reaches it.
-    Blocked,
-    /// There is no such thread any more.
-    Gone,
+    /// The thread is not asleep in a fault: it has been woken since, and will fault anew if it must.
+    Awake,
+    /// A signal does not end this fault: it is one of a system call, or of another process, or the
+    /// thread blocks SIGBUS. Only a poisoned page does.
+    Unreachable,
 }
 
 /// One address space, and the channel on which its faults arrive.
@@ -128,9 +128,13 @@ pub(crate) trait PageTable: Send + Sync {
     /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
     fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
 
+    /// After a re-point has failed: the kernel may have unmapped the range before it gave up. Then it
+    /// points at zeros now (`true`); or it is as it was.
+    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno>;
+
     /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes
-    /// who waits there.
-    fn condemn(&self, at: Addr, bytes: u64);
+    /// who waits there. `false` if the kernel refused: then the range is unmapped, and somebody else's.
+    fn condemn(&self, at: Addr, bytes: u64) -> bool;
 
     /// Gives the address range back, and wakes who waits there.
     fn unmap(&self, at: Addr, bytes: u64);
@@ -143,6 +147,15 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Makes the next accesses to the range end in SIGBUS, until it is zapped.
     fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+
+    /// Poisons a range on which nothing is mapped but perhaps a write-protect marker, which makes
+    /// [`PageTable::poison`] answer [`Outcome::AlreadyPresent`].
+    fn poison_over_marker(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        match self.clear_markers(at, bytes)? {
+            Outcome::Installed => self.poison(at, bytes),
+            other => Ok(other),
+        }
+    }
 
     /// Lets stores through. Installs nothing where nothing is.
     fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;

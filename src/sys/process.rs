@@ -21,11 +21,35 @@ pub(crate) fn max_map_count() -> u64 {
         .unwrap_or(65_530)
 }
 
-/// The mask of signals that `tid` blocks, from its `status` file. The thread sleeps in a fault, so it cannot change it.
-fn blocked_signals(tid: Tid) -> Option<u64> {
+/// Where a thread sleeps, if it does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sleep {
+    /// In a page fault of its own instructions.
+    UserFault,
+    /// In a system call, or in a page fault of one.
+    SystemCall,
+    /// It runs, or is about to.
+    Awake,
+    /// The kernel does not tell, or it is no thread of this process.
+    Unknown,
+}
+
+/// Where `tid` sleeps, from its `syscall` file: asleep and in no system call is asleep in a fault.
+fn sleep_of(tid: Tid) -> Sleep {
+    match std::fs::read_to_string(format!("/proc/self/task/{}/syscall", tid.0)) {
+        Ok(text) if text.starts_with("running") => Sleep::Awake,
+        Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
+        Ok(_) => Sleep::SystemCall,
+        Err(_) => Sleep::Unknown,
+    }
+}
+
+/// Whether `tid` blocks SIGBUS, from its `status` file. It sleeps in a fault, so it cannot change that.
+fn blocks_sigbus(tid: Tid) -> Option<bool> {
     let status = std::fs::read_to_string(format!("/proc/self/task/{}/status", tid.0)).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
+    let mask = u64::from_str_radix(line.trim(), 16).ok()?;
+    Some(mask & 1 << (libc::SIGBUS - 1) != 0)
 }
 
 /// How often a thread has been put on a CPU: the third number of its `schedstat`.
@@ -49,12 +73,14 @@ const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
 
 /// Sends one thread the SIGBUS that the kernel would have raised for `at`. The kernel lets nobody
 /// forge a positive `si_code`, so it is `SI_QUEUE`; `si_addr` is right.
+///
+/// Only to a thread that sleeps in a fault of its own instructions: in the fault of a system call a
+/// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
-    const SIGBUS_BIT: u64 = 1 << (libc::SIGBUS - 1);
-    match blocked_signals(tid) {
-        None => return Delivery::Gone,
-        Some(mask) if mask & SIGBUS_BIT != 0 => return Delivery::Blocked,
-        Some(_) => {}
+    match (sleep_of(tid), blocks_sigbus(tid)) {
+        (Sleep::Awake, _) => return Delivery::Awake,
+        (Sleep::UserFault, Some(false)) => {}
+        (Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown, _) => return Delivery::Unreachable,
     }
     let info = BusInfo { signo: libc::SIGBUS, errno: 0, code: libc::SI_QUEUE, _pad: 0, addr: at.0, _rest: [0; 13] };
     // SAFETY: `info` has the size and layout of siginfo_t (asserted above) and outlives the call; the kernel
@@ -70,8 +96,7 @@ pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
     };
     match Errno::result(answer) {
         Ok(_) => Delivery::Sent,
-        // EAGAIN: the limit of queued signals is reached. Poison reaches the thread then.
-        Err(Errno::EAGAIN | Errno::EPERM) => Delivery::Blocked,
-        Err(_) => Delivery::Gone,
+        // The limit of queued signals is reached, or the thread has just ended.
+        Err(_) => Delivery::Unreachable,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! One function per ioctl, each turning the kernel's answer into an [`Outcome`] in one place.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,8 +47,11 @@ pub(crate) struct Userfault {
     user_mode_only: bool,
     /// An empty file: an access to a mapping of it is a SIGBUS that needs no pager.
     grave: OwnedFd,
-    /// Taken by [`PageTable::point_at_device`] alone, and never while its event is awaited.
+    /// Mappings of whole devices. A leaf; never held while an event is awaited.
     templates: Mutex<Vec<Template>>,
+    /// Our own moves whose events have not been read, from and to, in order. A leaf, for the time of a push
+    /// or a pop: the reader takes it when it reads an event.
+    moves: Mutex<VecDeque<(Addr, Addr)>>,
     calls: Counters,
 }
 
@@ -152,6 +156,7 @@ impl Userfault {
             user_mode_only,
             grave,
             templates: Mutex::new(Vec::new()),
+            moves: Mutex::new(VecDeque::new()),
             calls: Counters::default(),
         })
     }
@@ -172,31 +177,41 @@ impl Userfault {
     /// A mapping of the device, registered and kept out of children, wherever there is room.
     fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<Addr, Errno> {
         let fd = device.fd().ok_or(Errno::ENODEV)?;
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
-        let at = unsafe { mmap(None, length(bytes)?, prot, flags, fd, offset as i64) }?;
+        let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
         self.prepare(addr(at), bytes, true)
     }
 
-    /// Anonymous memory, registered and kept out of children, wherever there is room.
-    fn map_zeros(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        let slack = align.saturating_sub(self.base_page());
+    /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
+    /// nothing is mapped there (EEXIST).
+    fn map_zeros(&self, bytes: u64, align: u64, fixed: Option<Addr>) -> Result<Addr, Errno> {
+        let mut flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        if fixed.is_some() {
+            flags |= MapFlags::MAP_FIXED_NOREPLACE;
+        }
+        let slack = if fixed.is_some() { 0 } else { align.saturating_sub(self.base_page()) };
         let total = bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
-        let start = addr(unsafe { mmap_anonymous(None, length(total)?, prot, flags) }?);
-        let at = start.plus(align - 1).align_down(align);
+        let hint = fixed.and_then(|at| std::num::NonZeroUsize::new(at.0));
+        // SAFETY: a new mapping at an address of the kernel's choice, or one that replaces nothing.
+        let start = addr(unsafe { mmap_anonymous(hint, length(total)?, ProtFlags::PROT_NONE, flags) }?);
+        let at = if fixed.is_some() { start } else { start.plus(align - 1).align_down(align) };
         let head = at.since(start);
         self.give_back(start, head);
         self.give_back(at.plus(bytes), slack - head);
         self.prepare(at, bytes, false)
     }
 
-    /// MADV_DONTFORK and registration: before anybody can know the address.
+    /// Makes a new mapping ready: not inherited, registered, and accessible last.
+    ///
+    /// After mlockall(MCL_FUTURE) the kernel locks what is mapped and fills it at once, before it could be
+    /// registered: hence PROT_NONE, which it does not fill, and munlock, without which mremap would fill
+    /// the range from inside the worker that serves its faults.
     fn prepare(&self, at: Addr, bytes: u64, device: bool) -> Result<Addr, Errno> {
-        let ready = madvise(at, bytes, libc::MADV_DONTFORK).and_then(|()| self.register(at, bytes, device));
+        let ready = munlock(at, bytes)
+            .and_then(|()| madvise(at, bytes, libc::MADV_DONTFORK))
+            .and_then(|()| self.register(at, bytes, device))
+            .and_then(|()| make_accessible(at, bytes));
         match ready {
             Ok(()) => Ok(at),
             Err(errno) => {
@@ -219,23 +234,29 @@ impl Userfault {
     /// Moves `bytes` from `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
     /// Waits until the event is read.
     fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
+        self.moves.lock().push_back((from, to));
         let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
         // SAFETY: `from` is a range this struct has mapped; `to` lies within a reserved range of ours, whose
         // address stays valid and whose accesses stay served; nothing in Rust borrows its bytes.
-        unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) }.map(drop)
+        let moved = unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) };
+        if moved.is_err() {
+            // No event comes of it.
+            self.is_own_move(from, to);
+        }
+        moved.map(drop)
+    }
+
+    /// Whether a move is one of ours; it is forgotten.
+    fn is_own_move(&self, from: Addr, to: Addr) -> bool {
+        let mut moves = self.moves.lock();
+        let found = moves.iter().position(|own| *own == (from, to));
+        found.is_some_and(|index| moves.remove(index).is_some())
     }
 
     /// The registered mapping of the whole device, made when it is first wanted.
     fn template(&self, device: &DeviceMemory) -> Result<Addr, Errno> {
         let life = device.life();
         let mut templates = self.templates.lock();
-        templates.retain(|template| {
-            let alive = template.device.strong_count() > 0;
-            if !alive {
-                self.give_back(template.at, template.bytes);
-            }
-            alive
-        });
         if let Some(template) = templates.iter().find(|template| template.device.as_ptr() == Arc::as_ptr(life)) {
             return Ok(template.at);
         }
@@ -243,6 +264,17 @@ impl Userfault {
         let at = self.map_device(bytes, device, 0)?;
         templates.push(Template { device: Arc::downgrade(life), at, bytes });
         Ok(at)
+    }
+
+    /// Gives up templates of devices that are gone, and with them the devices' memory.
+    fn sweep_templates(&self) {
+        self.templates.lock().retain(|template| {
+            let alive = template.device.strong_count() > 0;
+            if !alive {
+                self.give_back(template.at, template.bytes);
+            }
+            alive
+        });
     }
 
     /// The outcome of an ioctl that leaves in `done` the bytes it did, or a negative errno.
@@ -292,6 +324,17 @@ fn length(bytes: u64) -> Result<std::num::NonZeroUsize, Errno> {
     usize::try_from(bytes).ok().and_then(std::num::NonZeroUsize::new).ok_or(Errno::EINVAL)
 }
 
+fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: changes a flag of a range that this struct has mapped.
+    unsafe { nix::sys::mman::munlock(pointer(at), bytes as usize) }
+}
+
+fn make_accessible(at: Addr, bytes: u64) -> Result<(), Errno> {
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
+    unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
+}
+
 fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
     // SAFETY: the range is one this struct has mapped. DONTFORK changes flags only; DONTNEED drops entries of
     // ranges whose bytes live in the device, or are zeros, and which no Rust reference points into.
@@ -339,13 +382,15 @@ impl PageTable for Userfault {
     }
 
     fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.map_zeros(bytes, align)
+        self.map_zeros(bytes, align, None)
     }
 
     fn point_at_device(&self, at: Addr, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<(), Errno> {
         count(&self.calls.repoints);
         if !device.is_huge() {
             let template = self.template(device)?;
+            // After mlockall the kernel would fill the range from inside this very thread.
+            munlock(template, device.len_bytes())?;
             return self.move_over(template.plus(offset), 0, bytes, at);
         }
         // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
@@ -355,29 +400,37 @@ impl PageTable for Userfault {
 
     fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
         count(&self.calls.repoints);
-        let stage = self.map_zeros(bytes, self.base_page())?;
+        let stage = self.map_zeros(bytes, self.base_page(), None)?;
         self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) {
+    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        match self.map_zeros(bytes, self.base_page(), Some(at)) {
+            Ok(_) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn condemn(&self, at: Addr, bytes: u64) -> bool {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
-        if let Ok(len) = length(bytes) {
-            let place = std::num::NonZeroUsize::new(at.0);
-            // SAFETY: replaces a range that this struct has reserved; no Rust reference points into it.
-            let dead = unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) };
-            if dead.is_err() {
-                // No room for the mapping: SIGSEGV is still better than zeros that were never there.
-                self.give_back(at, bytes);
-            }
+        let place = std::num::NonZeroUsize::new(at.0);
+        // SAFETY: replaces a range that this struct has reserved; no Rust reference points into it.
+        let dead = length(bytes).and_then(|len| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
+        if dead.is_err() {
+            // No room for the mapping: SIGSEGV is still better than zeros that were never there.
+            self.give_back(at, bytes);
         }
         self.wake(at, bytes);
+        dead.is_ok()
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {
         self.give_back(at, bytes);
         // munmap wakes nobody.
         self.wake(at, bytes);
+        self.sweep_templates();
     }
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
@@ -466,7 +519,11 @@ impl PageTable for Userfault {
         let mut buffer = [0u8; abi::MESSAGE_BYTES * MESSAGES_PER_READ];
         match nix::unistd::read(self.uffd_fd(), &mut buffer) {
             Ok(bytes) => {
-                into.extend(buffer[..bytes].chunks_exact(abi::MESSAGE_BYTES).filter_map(parse));
+                let messages = buffer[..bytes].chunks_exact(abi::MESSAGE_BYTES).filter_map(parse);
+                into.extend(messages.filter(|message| match *message {
+                    Message::Moved { from, to, .. } => !self.is_own_move(from, to),
+                    Message::Fault(_) => true,
+                }));
                 Ok(())
             }
             // The waiter has left, or a signal came: nothing to read is normal.

@@ -1,5 +1,6 @@
 //! How an invalidation lets a thread run that keeps losing its page to it.
 
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use crate::sync::{self, Arc};
@@ -11,7 +12,8 @@ const LONGEST: Duration = Duration::from_millis(10);
 
 /// A thread that has been woken, and is to repeat its access before its page is taken away again.
 pub(crate) struct Grace {
-    table: Arc<dyn PageTable>,
+    /// Not to be kept alive by a file: it may belong to a pager that is gone by now.
+    table: Weak<dyn PageTable>,
     tid: Tid,
     page: PageIndex,
     /// How often the thread had run when it was about to be woken.
@@ -23,7 +25,7 @@ impl Grace {
     /// To be made before the thread is woken. `None` where it cannot be told whether a thread has run.
     pub(crate) fn new(table: &Arc<dyn PageTable>, tid: Tid, page: PageIndex) -> Option<Self> {
         let runs = table.runs(tid)?;
-        Some(Self { table: table.clone(), tid, page, runs, until: Instant::now() + LONGEST })
+        Some(Self { table: Arc::downgrade(table), tid, page, runs, until: Instant::now() + LONGEST })
     }
 
     pub(crate) fn concerns(&self, range: PageRange) -> bool {
@@ -32,7 +34,10 @@ impl Grace {
 
     /// Waits until the thread has run, is gone, or time is up.
     pub(crate) fn wait(&self) {
-        while self.table.runs(self.tid) == Some(self.runs) && Instant::now() < self.until {
+        while let Some(table) = self.table.upgrade()
+            && table.runs(self.tid) == Some(self.runs)
+            && Instant::now() < self.until
+        {
             sync::thread::yield_now();
         }
     }

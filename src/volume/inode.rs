@@ -1,20 +1,18 @@
 //! A file as everybody shares it: its place on the volume, its locks, its space.
 
-use std::sync::Weak;
-
 use crate::error::Result;
 use crate::policy::PageState;
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::extents::{Extent, Run};
-use crate::space::{Change, Space, Window};
+use crate::space::{Change, Space};
 use crate::sync::{Arc, Mutex, RwLock};
 use crate::units::{PageIndex, PageRange, PageSize};
 use crate::volume::grace::Grace;
-use crate::volume::store::{SpaceWaiter, Store};
+use crate::volume::store::Store;
 
-/// Fewer extents than this in a range are not worth moving.
-const GATHER_EXTENTS: u64 = 4;
+/// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
+const GATHER_BREAKS: usize = 2;
 
 pub(crate) struct Inode {
     pub(crate) store: Arc<Store>,
@@ -27,14 +25,12 @@ pub(crate) struct Inode {
     /// The thread that keeps losing a page to invalidations. A leaf: for the time of a copy. Whoever
     /// answers a fault only tries it (`tests/progress.rs`).
     grace: Mutex<Option<Grace>>,
-    /// Pages poisoned because the volume was full. A leaf.
-    starved: Mutex<Vec<(Weak<Window>, PageIndex)>>,
 }
 
 impl Inode {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         let space = Space::new(store.page);
-        Self { store, change: RwLock::new(()), space, grace: Mutex::new(None), starved: Mutex::new(Vec::new()) }
+        Self { store, change: RwLock::new(()), space, grace: Mutex::new(None) }
     }
 
     pub(crate) fn page(&self) -> PageSize {
@@ -124,12 +120,13 @@ impl Inode {
     /// block mapping like any other: zapped first, copied when no store can reach the old blocks, freed last.
     /// Does nothing where there is no room.
     pub(crate) fn gather(&self, range: PageRange) {
-        let (extents, pages) = {
+        let (breaks, pages) = {
             let shared = self.space.shared();
-            let within = shared.extents().within(range);
-            within.fold((0, 0), |(extents, pages), extent| (extents + 1, pages + extent.run.blocks))
+            let extents: Vec<Extent> = shared.extents().within(range).collect();
+            let breaks = extents.windows(2).filter(|pair| pair[0].is_torn_from(&pair[1])).count();
+            (breaks, extents.iter().map(|extent| extent.run.blocks).sum::<u64>())
         };
-        if extents < GATHER_EXTENTS {
+        if breaks < GATHER_BREAKS {
             return;
         }
         let Some(mut room) = self.store.reserve_together(pages) else { return };
@@ -145,33 +142,10 @@ impl Inode {
         change.commit(&self.store);
     }
 
-    /// Remembers that a page was poisoned for lack of a block, to mend it when there is one.
-    pub(crate) fn remember_starved(self: &Arc<Self>, window: &Arc<Window>, page: PageIndex) {
-        self.starved.lock().push((Arc::downgrade(window), page));
-        let file: Weak<dyn SpaceWaiter> = Arc::downgrade(&(self.clone() as Arc<dyn SpaceWaiter>));
-        self.store.call_when_space_is_back(file);
-    }
-
     /// Zeroes a part of the page if it has bytes of its own.
     pub(crate) fn zero_part(&self, change: &mut Change<'_>, page: PageIndex, part: std::ops::Range<u64>) {
         if let PageState::Written(block) = change.extents().state(page) {
             change.zero(block, part);
-        }
-    }
-}
-
-impl SpaceWaiter for Inode {
-    fn space_is_back(&self) {
-        let starved = std::mem::take(&mut *self.starved.lock());
-        for (window, page) in starved {
-            if let Some(window) = window.upgrade() {
-                // Under L2, so that the window is not unmapped, and something else mapped there, meanwhile.
-                let shared = self.space.shared();
-                if window.is_alive() {
-                    window.zap(PageRange::one(page));
-                }
-                drop(shared);
-            }
         }
     }
 }

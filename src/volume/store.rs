@@ -21,14 +21,7 @@ pub(crate) struct Store {
     allocator: Mutex<Allocator>,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
-    /// Files with pages that are poisoned because the volume was full; to be called when it is not.
-    waiting_for_space: Mutex<Vec<std::sync::Weak<dyn SpaceWaiter>>>,
     probe: Option<Arc<dyn Probe>>,
-}
-
-/// Somebody who wants to know when blocks have become free.
-pub(crate) trait SpaceWaiter: Send + Sync {
-    fn space_is_back(&self);
 }
 
 impl Store {
@@ -42,7 +35,6 @@ impl Store {
             switches: Switches::default(),
             allocator: Mutex::new(Allocator::new(blocks)),
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            waiting_for_space: Mutex::new(Vec::new()),
             probe,
         }
     }
@@ -139,17 +131,6 @@ impl Store {
                 allocator.give(*run);
             }
         }
-        let waiting = std::mem::take(&mut *self.waiting_for_space.lock());
-        for file in waiting {
-            if let Some(file) = file.upgrade() {
-                file.space_is_back();
-            }
-        }
-    }
-
-    /// Calls `file` once, when blocks have become free.
-    pub(crate) fn call_when_space_is_back(&self, file: std::sync::Weak<dyn SpaceWaiter>) {
-        self.waiting_for_space.lock().push(file);
     }
 
     /// Zeroes a part of a block.
