@@ -143,7 +143,7 @@ impl PageSize {
 
     /// The byte offset in the file at which `page` starts.
     pub(crate) fn offset_of(self, page: PageIndex) -> u64 {
-        page.0.checked_mul(self.bytes()).unwrap_or(u64::MAX)
+        page.0.saturating_mul(self.bytes())
     }
 
     /// The byte offset in the device at which `block` starts.

@@ -228,7 +228,7 @@ fn mkwrite_after_reuse(world: &mut World) -> Verdict {
 }
 rule_test!(mkwrite_taken_up_after_its_block_is_gone, Rule::MkwriteNeverAllocates, 3, mkwrite_after_reuse);
 
-/// A retry that wakes nobody: the same, and the thread sleeps for ever on a fault that is answered.
+// A retry that wakes nobody: the same, and the thread sleeps for ever on a fault that is answered.
 rule_test!(mkwrite_is_woken_to_fault_again, Rule::WakeOnRetry, 3, mkwrite_after_reuse);
 
 /// The patch of the thread: i_size is read, then compared, with no lock that truncate holds.
@@ -432,7 +432,7 @@ fn stores_past_the_end(world: &mut World) -> Verdict {
     type Growth = (&'static str, fn(&daxpager::File));
     let growths: [Growth; 4] = [
         ("truncate", |a| a.truncate(PAGE).unwrap()),
-        ("write_at", |a| drop(a.write_at(&[7], PAGE - 1).unwrap())),
+        ("write_at", |a| assert_eq!(a.write_at(&[7], PAGE - 1), Ok(1))),
         ("allocate", |a| a.allocate(PAGE, PAGE, false).unwrap()),
         ("zero_range", |a| a.zero_range(PAGE, PAGE, false).unwrap()),
     ];

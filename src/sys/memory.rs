@@ -269,7 +269,7 @@ fn check_size(bytes: u64, block_bytes: u64) -> Result<()> {
     if bytes < block_bytes || bytes > i64::MAX as u64 {
         return Err(Error::DeviceSize { bytes, block_bytes });
     }
-    if bytes % block_bytes != 0 {
+    if !bytes.is_multiple_of(block_bytes) {
         return Err(Error::DeviceNotWholeBlocks { bytes, block_bytes });
     }
     Ok(())

@@ -6,14 +6,17 @@
 
 pub(crate) mod abi;
 pub(crate) mod access;
+#[cfg(all(test, feature = "fake"))]
+mod conformance;
 #[cfg(feature = "fake")]
-pub(crate) mod fake;
+pub mod fake;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod userfault;
 
 use nix::errno::Errno;
 
+use crate::sync::Arc;
 use crate::units::Addr;
 use memory::DeviceMemory;
 
@@ -123,7 +126,7 @@ pub(crate) trait PageTable: Send + Sync {
     ///
     /// Waits until somebody has called [`PageTable::read`] for the event, and until then every
     /// install answers [`Outcome::Retry`].
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<(), Errno>;
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno>;
 
     /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
     fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno>;

@@ -385,7 +385,7 @@ impl PageTable for Userfault {
         self.map_zeros(bytes, align, None)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<(), Errno> {
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
         count(&self.calls.repoints);
         if !device.is_huge() {
             let template = self.template(device)?;

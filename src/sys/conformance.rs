@@ -1,0 +1,325 @@
+//! The kernel's page table and the fake one, side by side: the same steps, the same answers.
+//!
+//! An access that faults is recorded and then taken out of its fault by a SIGBUS, which changes nothing
+//! in the page table; so every step has one outcome, and no timing in it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+
+use super::fake::{FakeFault, FakePageTable};
+use super::memory::DeviceMemory;
+use super::userfault::Userfault;
+use super::{Access, Delivery, FaultKind, Message, Outcome, PageTable, Protection, access};
+use crate::sync::{Arc, thread};
+use crate::units::Addr;
+
+const PAGES: u64 = 3;
+const BLOCKS: u64 = 8;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    InstallReadOnly(u64, u64),
+    InstallWritable(u64, u64),
+    InstallZeros(u64),
+    Poison(u64, u64),
+    Protect(u64, u64),
+    Unprotect(u64, u64),
+    ClearMarkers(u64, u64),
+    Zap(u64, u64),
+    PointAtDevice(u64, u64, u64),
+    PointAtZeros(u64, u64),
+    Condemn(u64, u64),
+    Load(u64),
+    Store(u64, u64),
+    Exchange(u64, u64, u64),
+}
+
+/// What can be seen of a step, with addresses counted from the range's start.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Seen {
+    Outcome(Result<Outcome, Errno>),
+    Done(Result<(), Errno>),
+    Access { faults: Vec<(FaultKind, Access, u64)>, end: Result<u64, u64> },
+}
+
+/// A load, a store, or an exchange.
+#[derive(Clone, Copy)]
+enum Word {
+    Load,
+    Store(u64),
+    Exchange(u64, u64),
+}
+
+enum Cpu {
+    Real,
+    Fake(FakePageTable),
+}
+
+impl Cpu {
+    fn access(&self, at: usize, word: Word) -> Result<u64, usize> {
+        match self {
+            Cpu::Real => match word {
+                Word::Load => access::load(at),
+                Word::Store(value) => access::store(at, value).map(|()| 0),
+                Word::Exchange(expected, new) => access::exchange(at, expected, new),
+            },
+            Cpu::Fake(fake) => match word {
+                Word::Load => fake.load(at),
+                Word::Store(value) => fake.store(at, value).map(|()| 0),
+                Word::Exchange(expected, new) => fake.compare_exchange(at, expected, new),
+            }
+            .map_err(|fault| match fault {
+                FakeFault::Bus { addr } => addr,
+                FakeFault::Segv { addr } => panic!("SIGSEGV at {addr:#x}"),
+            }),
+        }
+    }
+}
+
+/// A page table, a range of it, and a device.
+struct Subject {
+    cpu: Cpu,
+    table: Arc<dyn PageTable>,
+    device: Arc<DeviceMemory>,
+    base: Addr,
+}
+
+impl Subject {
+    fn new(cpu: Cpu, table: Arc<dyn PageTable>, device: DeviceMemory) -> Self {
+        let page = table.base_page();
+        // On the kernel the page cache must have every page, as it always has for the fake.
+        device.populate(0, BLOCKS * page).unwrap();
+        (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()));
+        let base = table.reserve(PAGES * page, page).unwrap();
+        Self { cpu, table, device: Arc::new(device), base }
+    }
+
+    fn kernel() -> Self {
+        access::enable().unwrap();
+        let table = Arc::new(Userfault::open(false).unwrap());
+        let bytes = BLOCKS * table.base_page();
+        Self::new(Cpu::Real, table, DeviceMemory::memfd("conformance", bytes).unwrap())
+    }
+
+    fn fake() -> Self {
+        let fake = FakePageTable::new();
+        let table = fake.table();
+        let (bytes, block) = (BLOCKS * table.base_page(), table.base_page());
+        Self::new(Cpu::Fake(fake), table, DeviceMemory::heap(bytes, block).unwrap())
+    }
+
+    fn range(&self, page: u64, count: u64) -> (Addr, u64) {
+        let count = count.min(PAGES - page);
+        (self.base.plus(page * self.table.base_page()), count * self.table.base_page())
+    }
+
+    /// Runs `act` in another thread, and plays the pager meanwhile: reads, and ends every fault.
+    fn attended<T: Send>(&self, act: impl FnOnce() -> T + Send) -> (T, Vec<(FaultKind, Access, u64)>) {
+        let done = AtomicBool::new(false);
+        let mut faults = Vec::new();
+        let result = thread::scope(|scope| {
+            let actor = scope.spawn(|| {
+                let result = act();
+                done.store(true, Ordering::Release);
+                self.table.kick();
+                result
+            });
+            let mut messages = Vec::new();
+            while !done.load(Ordering::Acquire) {
+                self.table.wait();
+                self.table.read(&mut messages).unwrap();
+                for message in messages.drain(..) {
+                    let Message::Fault(fault) = message else { continue };
+                    faults.push((fault.kind, fault.access, fault.addr.since(self.base)));
+                    // The message is there a moment before its thread is asleep.
+                    while self.table.raise_sigbus(fault.tid, fault.addr) == Delivery::Awake {
+                        thread::yield_now();
+                    }
+                }
+            }
+            actor.join().unwrap()
+        });
+        // The kick may have come after the last look: none is left for the next wait.
+        self.table.kick();
+        self.table.wait();
+        (result, faults)
+    }
+
+    fn access(&self, page: u64, word: Word) -> Seen {
+        let at = self.range(page, 1).0;
+        let (end, faults) = self.attended(|| self.cpu.access(at.0, word));
+        Seen::Access { faults, end: end.map_err(|addr| Addr(addr).since(self.base)) }
+    }
+
+    fn run(&self, step: Step) -> Seen {
+        let table = &*self.table;
+        let on = |page, count, act: &dyn Fn(Addr, u64) -> Result<Outcome, Errno>| {
+            let (at, bytes) = self.range(page, count);
+            Seen::Outcome(act(at, bytes))
+        };
+        match step {
+            Step::InstallReadOnly(page, count) => {
+                on(page, count, &|at, bytes| table.install(at, bytes, Protection::ReadOnly))
+            }
+            Step::InstallWritable(page, count) => {
+                on(page, count, &|at, bytes| table.install(at, bytes, Protection::Writable))
+            }
+            Step::InstallZeros(page) => on(page, 1, &|at, _| table.install_zeros(at)),
+            Step::Poison(page, count) => on(page, count, &|at, bytes| table.poison(at, bytes)),
+            Step::Protect(page, count) => on(page, count, &|at, bytes| table.protect(at, bytes)),
+            Step::Unprotect(page, count) => on(page, count, &|at, bytes| table.unprotect(at, bytes)),
+            Step::ClearMarkers(page, count) => on(page, count, &|at, bytes| table.clear_markers(at, bytes)),
+            Step::Zap(page, count) => {
+                let (at, bytes) = self.range(page, count);
+                Seen::Done(table.zap(at, bytes))
+            }
+            Step::PointAtDevice(page, count, block) => {
+                let (at, bytes) = self.range(page, count);
+                let offset = block * table.base_page();
+                Seen::Done(self.attended(|| table.point_at_device(at, bytes, &self.device, offset)).0)
+            }
+            Step::PointAtZeros(page, count) => {
+                let (at, bytes) = self.range(page, count);
+                Seen::Done(self.attended(|| table.point_at_zeros(at, bytes)).0)
+            }
+            Step::Condemn(page, count) => {
+                let (at, bytes) = self.range(page, count);
+                table.condemn(at, bytes);
+                Seen::Done(Ok(()))
+            }
+            Step::Load(page) => self.access(page, Word::Load),
+            Step::Store(page, value) => self.access(page, Word::Store(value)),
+            Step::Exchange(page, expected, new) => self.access(page, Word::Exchange(expected, new)),
+        }
+    }
+
+    fn device_words(&self) -> Vec<u64> {
+        let word = |block| {
+            let mut bytes = [0; 8];
+            self.device.read(block * self.table.base_page(), &mut bytes);
+            u64::from_ne_bytes(bytes)
+        };
+        (0..BLOCKS).map(word).collect()
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        self.table.unmap(self.base, PAGES * self.table.base_page());
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let page = 0..PAGES;
+    let range = (0..PAGES, 1..=PAGES);
+    prop_oneof![
+        3 => range.clone().prop_map(|(page, count)| Step::InstallReadOnly(page, count)),
+        3 => range.clone().prop_map(|(page, count)| Step::InstallWritable(page, count)),
+        3 => page.clone().prop_map(Step::InstallZeros),
+        2 => range.clone().prop_map(|(page, count)| Step::Poison(page, count)),
+        2 => range.clone().prop_map(|(page, count)| Step::Protect(page, count)),
+        2 => range.clone().prop_map(|(page, count)| Step::Unprotect(page, count)),
+        1 => range.clone().prop_map(|(page, count)| Step::ClearMarkers(page, count)),
+        3 => range.clone().prop_map(|(page, count)| Step::Zap(page, count)),
+        2 => (range.clone(), 0..=BLOCKS - PAGES)
+            .prop_map(|((page, count), block)| Step::PointAtDevice(page, count, block)),
+        1 => range.prop_map(|(page, count)| Step::PointAtZeros(page, count)),
+        2 => page.clone().prop_map(Step::Load),
+        2 => (page.clone(), 1..100u64).prop_map(|(page, value)| Step::Store(page, value)),
+        1 => (page, 0..4u64, 1..4u64).prop_map(|(page, expected, new)| Step::Exchange(page, expected, new)),
+    ]
+}
+
+/// Most of the range points at the device to begin with, so that there is something to play with. Condemned
+/// pages refuse everything, so they come at random only once.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let run = || proptest::collection::vec(step(), 1..40);
+    (run(), (0..PAGES, 1..=PAGES), run()).prop_map(|(before, (page, count), after)| {
+        let mut steps = vec![Step::PointAtDevice(0, 2, 0)];
+        steps.extend(before);
+        steps.push(Step::Condemn(page, count));
+        steps.extend(after);
+        clip(&mut steps);
+        steps
+    })
+}
+
+/// Whether the kernel merges two anonymous VMAs depends on what has been in them, and an install or a poison
+/// serves one VMA only. The core never has it serve more than one page of zeros, and neither do the steps.
+fn clip(steps: &mut [Step]) {
+    let mut zeros = [true; PAGES as usize];
+    for step in steps {
+        match step {
+            Step::InstallReadOnly(page, count) | Step::InstallWritable(page, count) | Step::Poison(page, count) => {
+                let device = zeros[*page as usize..].iter().take(*count as usize).take_while(|zeros| !**zeros);
+                *count = device.count().max(1) as u64;
+            }
+            Step::PointAtDevice(page, count, _) | Step::Condemn(page, count) | Step::PointAtZeros(page, count) => {
+                let range = *page as usize..(*page + *count).min(PAGES) as usize;
+                zeros[range].fill(matches!(step, Step::PointAtZeros(..)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What the steps leave behind shows in a load and a store of every page.
+fn epilogue() -> impl Iterator<Item = Step> {
+    (0..PAGES).flat_map(|page| [Step::Load(page), Step::Store(page, 7), Step::Load(page)])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    #[test]
+    fn the_fake_does_what_the_kernel_does(steps in steps()) {
+        let (kernel, fake) = (Subject::kernel(), Subject::fake());
+        for (number, step) in steps.iter().copied().chain(epilogue()).enumerate() {
+            let (real, fake) = (kernel.run(step), fake.run(step));
+            prop_assert_eq!(real, fake, "kernel, fake: step {}, {:?}", number, step);
+        }
+        prop_assert_eq!(kernel.device_words(), fake.device_words());
+    }
+}
+
+/// Everything is refused from the moment a re-point has queued its event until that has been read and the
+/// thread has run again; taking entries away and waking are not.
+fn refused_while_an_event_is_unread(subject: &Subject) -> Vec<Seen> {
+    let point = |page, block| {
+        let (at, bytes) = subject.range(page, 1);
+        subject.table.point_at_device(at, bytes, &subject.device, block * bytes)
+    };
+    subject.attended(|| point(0, 0)).0.unwrap();
+    let steps = [
+        Step::InstallWritable(0, 1),
+        Step::InstallZeros(1),
+        Step::Poison(0, 1),
+        Step::Protect(0, 1),
+        Step::Unprotect(0, 1),
+        Step::ClearMarkers(0, 1),
+        Step::Zap(0, 1),
+    ];
+    thread::scope(|scope| {
+        let pointing = scope.spawn(|| point(2, 2));
+        // The event alone ends the wait: nobody has faulted, and nobody kicks.
+        subject.table.wait();
+        let mut seen: Vec<Seen> = steps.iter().map(|step| subject.run(*step)).collect();
+        let mut messages = Vec::new();
+        while !pointing.is_finished() {
+            subject.table.read(&mut messages).unwrap();
+        }
+        assert_eq!(messages, vec![], "our own moves are not reported");
+        pointing.join().unwrap().unwrap();
+        seen.extend(steps.iter().map(|step| subject.run(*step)));
+        seen
+    })
+}
+
+#[test]
+fn both_refuse_while_an_event_is_unread() {
+    let kernel = refused_while_an_event_is_unread(&Subject::kernel());
+    assert_eq!(kernel[..6], vec![Seen::Outcome(Ok(Outcome::Retry)); 6]);
+    assert_eq!(kernel, refused_while_an_event_is_unread(&Subject::fake()));
+}
