@@ -306,7 +306,7 @@ impl Inode {
     }
 
     /// Writes a part of one page under L2 held exclusively, giving it a block if it has none.
-    fn write_page(
+    pub(crate) fn write_page(
         &self,
         change: &mut Change<'_>,
         index: PageIndex,

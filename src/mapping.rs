@@ -135,32 +135,47 @@ impl Mapping {
         Ok(())
     }
 
-    /// Stores to one page, giving it a block as often as somebody takes it away meanwhile.
+    /// Stores to one page. Where it has no written block, the block is published with the bytes in it, as
+    /// one step: a thread that punches the page in a loop cannot come in between.
     fn write_page(&self, index: PageIndex, part: Range<u64>, bytes: &[u8]) -> Result<()> {
-        let page = self.inode.page();
-        let start = page.offset_of(index);
-        loop {
-            self.core.check_alive()?;
+        let start = self.inode.page().offset_of(index);
+        let hole = {
             let shared = self.inode.space.shared();
             self.check_end(shared.size(), PageRange::one(index))?;
-            match shared.extents().state(index) {
-                PageState::Written(_) => {
-                    self.window.mark_dirty(index);
-                    let range = start + part.start..start + part.end;
-                    let written = self.inode.write_written(&shared, range, bytes);
-                    debug_assert!(written.is_ok());
-                    return Ok(());
-                }
-                PageState::Hole => {
-                    drop(shared);
-                    self.inode.fill_hole(index)?;
-                }
-                PageState::Unwritten(_) => {
-                    drop(shared);
-                    self.inode.convert(index);
-                }
+            self.window.mark_dirty(index);
+            let range = start + part.start..start + part.end;
+            if self.inode.write_written(&shared, range, bytes).is_ok() {
+                return Ok(());
             }
+            shared.extents().state(index) == PageState::Hole
+        };
+        // One more than needed where another store fills the hole meanwhile; none too few, unless the page is
+        // punched meanwhile: so always one.
+        let mut reserved = match self.inode.store.reserve(1) {
+            Ok(reserved) => reserved,
+            Err(error) if hole => return Err(error),
+            Err(_) => return self.write_in_place(index, part, bytes),
+        };
+        let mut change = self.inode.space.change();
+        self.check_end(change.size(), PageRange::one(index))?;
+        self.window.mark_dirty(index);
+        self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
+        change.commit(&self.inode.store);
+        Ok(())
+    }
+
+    /// The same with no block to be had: the page must have one.
+    fn write_in_place(&self, index: PageIndex, part: Range<u64>, bytes: &[u8]) -> Result<()> {
+        let mut none = self.inode.store.reserve(0)?;
+        let mut change = self.inode.space.change();
+        self.check_end(change.size(), PageRange::one(index))?;
+        if change.extents().state(index) == PageState::Hole {
+            return Err(Error::NoSpace { wanted: 1, free: 0 });
         }
+        self.window.mark_dirty(index);
+        self.inode.write_page(&mut change, index, part, bytes, &mut none);
+        change.commit(&self.inode.store);
+        Ok(())
     }
 
     /// The ranges stored to through this mapping since the last call, in bytes from the mapping's

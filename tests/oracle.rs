@@ -14,6 +14,7 @@ mod kernel;
 
 use std::sync::Arc;
 
+use daxpager::fake::FakePageTable;
 use daxpager::{Device, Error, File, Mapping, Pager, Volume};
 use kernel::RealFile;
 use proptest::prelude::*;
@@ -120,6 +121,53 @@ impl Cpu for RealCpu {
     }
     fn copy_in(&self, map: &Mapping, offset: u64, from: &[u8]) -> bool {
         unless_bus(map.copy_in(offset, from))
+    }
+}
+
+/// The fake page table knows whole words.
+struct FakeCpu(FakePageTable);
+
+impl FakeCpu {
+    /// The words that a range of the mapping touches: address, and the bytes of each that are meant.
+    fn words(map: &Mapping, offset: u64, len: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+        let (from, to) = (offset, offset + len as u64);
+        let base = map.as_ptr() as usize;
+        (from / 8..to.div_ceil(8)).map(move |word| {
+            let start = word * 8;
+            let part = from.saturating_sub(start) as usize..(to - start).min(8) as usize;
+            (base + start as usize, part)
+        })
+    }
+}
+
+impl Cpu for FakeCpu {
+    fn copy_out(&self, map: &Mapping, offset: u64, into: &mut [u8]) -> bool {
+        let mut done = 0;
+        for (at, part) in Self::words(map, offset, into.len()) {
+            let Ok(word) = self.0.load(at) else { return false };
+            into[done..done + part.len()].copy_from_slice(&word.to_ne_bytes()[part.clone()]);
+            done += part.len();
+        }
+        true
+    }
+
+    fn copy_in(&self, map: &Mapping, offset: u64, from: &[u8]) -> bool {
+        let mut done = 0;
+        for (at, part) in Self::words(map, offset, from.len()) {
+            let mut old = 0u64;
+            // A store like any other, of a part of a word.
+            loop {
+                let mut bytes = old.to_ne_bytes();
+                bytes[part.clone()].copy_from_slice(&from[done..done + part.len()]);
+                match self.0.compare_exchange(at, old, u64::from_ne_bytes(bytes)) {
+                    Ok(found) if found == old => break,
+                    Ok(found) => old = found,
+                    Err(_) => return false,
+                }
+            }
+            done += part.len();
+        }
+        true
     }
 }
 
@@ -335,4 +383,13 @@ fn agrees_with_the_kernel_when_address_ranges_are_short() {
     let pager = Pager::builder().address_ranges_max(1).start().unwrap();
     run(&RealCpu, &volume, &pager, "short");
     assert!(pager.stats().evictions > 0, "address ranges were never short");
+}
+
+/// The same on the fake page table: the core is the very same.
+#[test]
+fn agrees_with_the_kernel_on_the_fake_page_table() {
+    let fake = FakePageTable::new();
+    let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
+    let pager = Pager::builder().start_on_fake(&fake).unwrap();
+    run(&FakeCpu(fake), &volume, &pager, "fake");
 }

@@ -84,13 +84,13 @@ const TURNS_WITHOUT_MEMORY: u32 = 10_000;
 
 /// Serves a fault to its end, or as far as one turn goes: then it is returned, to be queued up again.
 pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
-    let raw = &handed.fault;
+    let mut raw = handed.fault;
     if handed.losing {
-        grant_grace(core, raw);
+        grant_grace(core, &raw);
     }
     for _ in 0..ROUNDS_PER_TURN {
         core.stats.add(&core.stats.rounds);
-        let need = match attempt(core, raw, Patience::Wait) {
+        let need = match attempt(core, &raw, Patience::Wait) {
             Attempt::Done => return None,
             Attempt::Prepare(need) => need,
             Attempt::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => return end_in_sigbus(core, handed),
@@ -104,11 +104,16 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
             Prepared::NoMemory => break,
         }
         need.inode.store.probe(Point::Prepared, need.page, None);
-        if let Some(decision) = need.stale_decision(raw) {
-            return match act_unguarded(core, raw, &need.window, &need.inode, need.page, decision) {
+        if let Some(decision) = need.stale_decision(&raw) {
+            return match act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
                 Attempt::Done => None,
                 _ => Some(handed),
             };
+        }
+        if let What::Allocate | What::Convert = need.what {
+            // The zeros that a write-protect fault was about have been zapped: it is a missing one now, and
+            // need not be woken to fault again as such.
+            raw.kind = FaultKind::Missing;
         }
     }
     sync::back_off(BACK_OFF);

@@ -4,6 +4,10 @@
 //! handler looks whether the interrupted instruction lies between them; if so, it has the access
 //! return "failed" with the faulting address, and otherwise it calls the handler that was there
 //! before. It allocates nothing and takes no lock.
+//!
+//! A SIGBUS for a full volume is sent by the pager ([`super::process::raise_sigbus`]), not raised by the access. It
+//! counts only if it meets the access it is meant for: an instruction that has not been executed yet, on the
+//! page in question. Otherwise it is dropped, and the access faults again if it must.
 
 use std::sync::OnceLock;
 
@@ -36,12 +40,16 @@ std::arch::global_asm!(
     ".globl daxpager_exchange8",
     "daxpager_exchange8:",
     "mov rax, rsi",
+    ".globl daxpager_exchange8_at",
+    "daxpager_exchange8_at:",
     "lock cmpxchg [rdi], rdx",
     "xor edx, edx",
     "ret",
     ".globl daxpager_copy",
     "daxpager_copy:",
     "mov rcx, rdx",
+    ".globl daxpager_copy_at",
+    "daxpager_copy_at:",
     "rep movsb",
     "xor edx, edx",
     "ret",
@@ -72,6 +80,8 @@ std::arch::global_asm!(
     "ret",
     ".globl daxpager_exchange8",
     "daxpager_exchange8:",
+    ".globl daxpager_exchange8_at",
+    "daxpager_exchange8_at:",
     "1: ldaxr x3, [x0]",
     "cmp x3, x1",
     "b.ne 2f",
@@ -85,6 +95,8 @@ std::arch::global_asm!(
     "daxpager_copy:",
     "cbz x2, 2f",
     "1: ldrb w3, [x1], #1",
+    ".globl daxpager_copy_at",
+    "daxpager_copy_at:",
     "strb w3, [x0], #1",
     "subs x2, x2, #1",
     "b.ne 1b",
@@ -103,61 +115,105 @@ unsafe extern "C" {
     fn daxpager_access_begin();
     fn daxpager_access_end();
     fn daxpager_access_failed();
+    fn daxpager_exchange8_at();
+    fn daxpager_copy_at();
     fn daxpager_load8(at: usize) -> Answer;
     fn daxpager_store8(at: usize, value: u64) -> Answer;
     fn daxpager_exchange8(at: usize, expected: u64, new: u64) -> Answer;
     fn daxpager_copy(to: usize, from: usize, bytes: usize) -> Answer;
 }
 
-/// Where the interrupted thread will go on, and the register a routine returns its value in.
+/// The registers that matter of an interrupted thread.
+struct Interrupted {
+    at: usize,
+    /// The first two arguments of the routine: the addresses it accesses, as far as they are addresses.
+    operands: [usize; 2],
+}
+
 #[cfg(target_arch = "x86_64")]
-fn registers(context: &mut libc::ucontext_t) -> (&mut i64, usize) {
-    (&mut context.uc_mcontext.gregs[libc::REG_RIP as usize], libc::REG_RAX as usize)
+fn interrupted(context: &libc::ucontext_t) -> Interrupted {
+    let register = |index: i32| context.uc_mcontext.gregs[index as usize] as usize;
+    Interrupted { at: register(libc::REG_RIP), operands: [register(libc::REG_RDI), register(libc::REG_RSI)] }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn go_on_as_failed(context: &mut libc::ucontext_t, at: usize, addr: usize) {
+    context.uc_mcontext.gregs[libc::REG_RIP as usize] = at as i64;
+    context.uc_mcontext.gregs[libc::REG_RAX as usize] = addr as i64;
+}
+
+#[cfg(target_arch = "aarch64")]
+fn interrupted(context: &libc::ucontext_t) -> Interrupted {
+    let registers = &context.uc_mcontext.regs;
+    Interrupted { at: context.uc_mcontext.pc as usize, operands: [registers[0] as usize, registers[1] as usize] }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn go_on_as_failed(context: &mut libc::ucontext_t, at: usize, addr: usize) {
+    context.uc_mcontext.pc = at as u64;
+    context.uc_mcontext.regs[0] = addr as u64;
+}
+
+impl Interrupted {
+    fn is_in_a_routine(&self) -> bool {
+        let begin = daxpager_access_begin as *const () as usize;
+        let end = daxpager_access_end as *const () as usize;
+        (begin..end).contains(&self.at)
+    }
+
+    /// Whether the thread is about to access the page of `addr`.
+    fn is_about_to_access(&self, addr: usize) -> bool {
+        let accesses = [
+            daxpager_load8 as *const () as usize,
+            daxpager_store8 as *const () as usize,
+            daxpager_exchange8_at as *const () as usize,
+            daxpager_copy_at as *const () as usize,
+        ];
+        let page = |at: usize| at >> 12;
+        accesses.contains(&self.at) && self.operands.iter().any(|operand| page(*operand) == page(addr))
+    }
 }
 
 /// The SIGBUS handler that was there before ours.
 static PREVIOUS: OnceLock<SigAction> = OnceLock::new();
 
 extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let begin = daxpager_access_begin as *const () as usize;
-    let end = daxpager_access_end as *const () as usize;
-    let failed = daxpager_access_failed as *const () as usize;
     // SAFETY: the kernel passes a valid siginfo_t to a handler installed with SA_SIGINFO.
     let info_ref = unsafe { &*info };
-    // SAFETY: for SIGBUS, sent by the kernel or by `process::raise_sigbus`, si_addr is the address.
+    // SAFETY: for SIGBUS, raised by the kernel or sent by `process::raise_sigbus`, si_addr is the address.
     let addr = unsafe { info_ref.si_addr() } as usize;
     // SAFETY: the third argument of an SA_SIGINFO handler is the interrupted ucontext_t, ours to change.
     let context_ref = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    #[cfg(target_arch = "x86_64")]
-    {
-        let (at, value) = registers(context_ref);
-        if (begin..end).contains(&(*at as usize)) {
-            *at = failed as i64;
-            context_ref.uc_mcontext.gregs[value] = addr as i64;
+    let thread = interrupted(context_ref);
+    let raised = info_ref.si_code > 0;
+    if thread.is_in_a_routine() {
+        if raised || thread.is_about_to_access(addr) {
+            go_on_as_failed(context_ref, daxpager_access_failed as *const () as usize, addr);
+            return;
+        }
+        if info_ref.si_code == libc::SI_QUEUE {
             return;
         }
     }
-    #[cfg(target_arch = "aarch64")]
-    if (begin..end).contains(&(context_ref.uc_mcontext.pc as usize)) {
-        context_ref.uc_mcontext.pc = failed as u64;
-        context_ref.uc_mcontext.regs[0] = addr as u64;
-        return;
-    }
-    pass_on(signal, info, context);
+    pass_on(signal, raised, info, context);
 }
 
-/// Calls the handler that was there before. Where there was none, the access is repeated under
-/// the default action, which ends the process as it would have without us.
-fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+/// Calls the handler that was there before, or does what the system would have done without ours.
+fn pass_on(signal: i32, raised: bool, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     match PREVIOUS.get().map(SigAction::handler) {
-        Some(SigHandler::SigAction(handler)) => handler(signal, info, context),
-        Some(SigHandler::Handler(handler)) => handler(signal),
-        // A SIGBUS of an access cannot be ignored; the kernel ends the process there too.
-        Some(SigHandler::SigDfl | SigHandler::SigIgn) | None => {
-            let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-            // SAFETY: the default action runs no code of ours.
-            let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
-        }
+        Some(SigHandler::SigAction(handler)) => return handler(signal, info, context),
+        Some(SigHandler::Handler(handler)) => return handler(signal),
+        // Only a signal that was sent can be ignored; one that an access has raised ends the process.
+        Some(SigHandler::SigIgn) if !raised => return,
+        Some(SigHandler::SigDfl | SigHandler::SigIgn) | None => {}
+    }
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
+    if !raised {
+        // An access would be repeated, and end the process then. This signal would not: sent again,
+        // it is delivered when this handler returns.
+        let _ = nix::sys::signal::raise(Signal::SIGBUS);
     }
 }
 
@@ -165,7 +221,7 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) 
 pub(crate) fn enable() -> Result<(), Errno> {
     static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
     *DONE.get_or_init(|| {
-        let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_NODEFER;
+        let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
         let ours = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
         // SAFETY: the handler is async-signal-safe: it reads registers and a set-once cell, and calls on.
         let previous = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
