@@ -1,0 +1,226 @@
+//! Mappings that come and go, pagers that end, and what the process does to its memory meanwhile.
+#![allow(unsafe_code, reason = "system calls of the application's own")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::*;
+use daxpager::{Device, Error, Pager, Volume};
+
+/// A message that is served when its mapping has gone and another is at the address: of several
+/// threads that faulted on one page, the first answer wakes all, and the other messages are still there.
+/// They must do no harm to the new mapping.
+#[test]
+fn late_messages_do_no_harm_at_an_address_used_again() {
+    let world = World::with_reader(4, None, true);
+    let a = world.volume.create("a").unwrap();
+    a.truncate(PAGE).unwrap();
+    let (mut last, mut again) = (0, 0);
+    for round in 0..3_000 {
+        let map = world.map(&a, 1);
+        again += u64::from(map.as_ptr() as usize == last);
+        last = map.as_ptr() as usize;
+        let loads: Vec<_> = (0..4)
+            .map(|_| {
+                let map = map.clone();
+                std::thread::spawn(move || map.load(0))
+            })
+            .collect();
+        for load in loads {
+            assert_eq!(load.join().unwrap(), Ok(0), "round {round}");
+        }
+    }
+    assert!(again > 1_000, "the address was used again {again} times only: the test proves little");
+}
+
+/// The pager's own re-points must not be taken for the application moving a mapping, however late
+/// their events are seen: their staging ranges are given to new mappings at once.
+#[test]
+fn own_moves_are_not_mistaken_for_the_applications() {
+    let world = World::with_reader(64, None, true);
+    let a = world.volume.create("a").unwrap();
+    a.truncate(64 * PAGE).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let repointers: Vec<_> = [16, 32]
+        .map(|page| {
+            let (a, stop) = (a.clone(), stop.clone());
+            let map = world.pager().map(&a, page * PAGE..(page + 1) * PAGE).unwrap();
+            spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    a.write_at(&[1; PAGE as usize], page * PAGE).unwrap();
+                    map.load(0).unwrap();
+                    a.punch_hole(page * PAGE, PAGE).unwrap();
+                    map.load(0).unwrap();
+                }
+            })
+        })
+        .into();
+    let begun = Instant::now();
+    let mut rounds = 0u64;
+    while (rounds < 20_000 || world.pager().stats().repoints < 2_000) && begun.elapsed() < HANG {
+        rounds += 1;
+        let map = world.pager().map(&a, 0..PAGE).unwrap();
+        let read = map.read_at(&mut [0; 8], 0);
+        assert_eq!(read, Ok(()), "round {rounds}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    repointers.iter().for_each(|task| task.join("a thread whose range is re-pointed").unwrap());
+    assert!(world.pager().stats().repoints > 500, "{:?}", world.pager().stats());
+}
+
+/// Readers that hold the file's lock shared, one after the other without a gap, do not keep a pager from ending.
+#[test]
+fn shutdown_is_not_starved_by_readers() {
+    let mut world = World::with_reader(1024, None, true);
+    let a = world.file("a", 1024, 1);
+    let map = world.map(&a, 1024);
+    map.load(0).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let (a, stop) = (a.clone(), stop.clone());
+            spawn(move || {
+                let mut bytes = vec![0; 1024 * PAGE as usize];
+                while !stop.load(Ordering::Relaxed) {
+                    a.read_at(&mut bytes, 0).unwrap();
+                }
+            })
+        })
+        .collect();
+    let pager = world.pager.take().unwrap();
+    let begun = Instant::now();
+    let ended = spawn(move || pager.shutdown());
+    let in_time = ended.within(HANG);
+    stop.store(true, Ordering::Relaxed);
+    readers.iter().for_each(|reader| reader.join("a reader").unwrap());
+    assert!(in_time.is_some(), "after {:?} the pager had not ended", begun.elapsed());
+    assert!(is_bus(&map.load(0)));
+}
+
+/// Runs a test of this file in a process of its own, and expects it to succeed.
+fn in_a_child(name: &str) {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > HANG + Duration::from_secs(10) {
+            child.kill().unwrap();
+            panic!("{name} hangs");
+        }
+        std::thread::yield_now();
+    };
+    assert!(status.success(), "{name}: {status}");
+}
+
+/// mlockall changes the whole process. With MCL_FUTURE the kernel fills every new mapping at once, which
+/// must not keep the pager from seeing faults; with MCL_CURRENT it locks what is there.
+#[test]
+fn locked_memory() {
+    in_a_child("locked_from_now_on");
+    in_a_child("locked_so_far");
+}
+
+#[test]
+#[ignore = "run by `locked_memory`, in a process of its own"]
+fn locked_from_now_on() {
+    // SAFETY: changes how memory is mapped, nothing else.
+    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0, "mlockall needs root, or a larger RLIMIT_MEMLOCK");
+    under_mlockall(|| ());
+}
+
+#[test]
+#[ignore = "run by `locked_memory`, in a process of its own"]
+fn locked_so_far() {
+    under_mlockall(|| {
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::mlockall(libc::MCL_CURRENT) }, 0, "mlockall needs root, or a larger RLIMIT_MEMLOCK");
+    });
+}
+
+fn under_mlockall(lock: impl FnOnce()) {
+    let volume = Volume::format(Device::memfd("lock", 64 * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    let a = volume.create("a").unwrap();
+    a.truncate(8 * PAGE).unwrap();
+    a.write_at(&[7; PAGE as usize], PAGE).unwrap();
+    let map = Arc::new(pager.map(&a, 0..8 * PAGE).unwrap());
+    map.load(PAGE).unwrap();
+    lock();
+    let work = spawn(move || {
+        map.store(0, 42).unwrap();
+        assert_eq!(page_of(&a, 0)[..8], 42u64.to_ne_bytes(), "a store into a hole is lost");
+        a.write_at(&[8; PAGE as usize], 3 * PAGE).unwrap();
+        assert_eq!(map.load(3 * PAGE).unwrap(), u64::from_ne_bytes([8; 8]));
+        a.punch_hole(0, 2 * PAGE).unwrap();
+        assert_eq!((map.load(0).unwrap(), map.load(PAGE).unwrap()), (0, 0), "a zap does not reach locked memory");
+        a.truncate(0).unwrap();
+        assert!(is_bus(&map.load(0)));
+    });
+    work.join("work under mlockall").unwrap();
+}
+
+/// A mapping much longer than memory, of a file much longer too: it costs nothing.
+#[test]
+fn a_sparse_tebibyte() {
+    let world = World::with_reader(8, None, true);
+    let a = world.volume.create("a").unwrap();
+    a.truncate(1 << 40).unwrap();
+    let map = world.pager().map(&a, 0..1 << 40).unwrap();
+    for offset in [0, 1 << 20, 1 << 30, (1 << 40) - 8] {
+        map.store(offset, offset + 1).unwrap();
+        assert_eq!(map.load(offset), Ok(offset + 1));
+    }
+    let dirty = map.take_dirty().unwrap();
+    assert_eq!(dirty.iter().map(|range| range.end - range.start).sum::<u64>(), 4 * PAGE);
+    assert_eq!(a.blocks(), 4);
+    a.punch_hole(0, 1 << 40).unwrap();
+    assert_eq!((map.load(1 << 30), a.blocks()), (Ok(0), 0));
+}
+
+/// A file so fragmented that every page is an address range of its own, with far fewer of them than
+/// pages: it becomes slow, it does not fail.
+#[test]
+fn a_fragmented_file_with_few_address_ranges() {
+    const PAGES: u64 = 600;
+    let volume = Volume::format(Device::memfd("fragments", (PAGES + 8) * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(64).start().unwrap();
+    let (a, b) = (volume.create("a").unwrap(), volume.create("b").unwrap());
+    // Every other block goes to the other file.
+    for page in 0..PAGES / 2 {
+        a.write_at(&[1; PAGE as usize], 2 * page * PAGE).unwrap();
+        b.write_at(&[2; PAGE as usize], page * PAGE).unwrap();
+    }
+    let map = pager.map(&a, 0..PAGES * PAGE).unwrap();
+    for round in 0..3 {
+        for page in 0..PAGES - 1 {
+            let expected = if page % 2 == 0 { u64::from_ne_bytes([1; 8]) } else { 0 };
+            assert_eq!(map.load(page * PAGE), Ok(expected), "page {page} in round {round}");
+        }
+    }
+    let stats = pager.stats();
+    assert!(stats.evictions > 0 && stats.address_ranges <= 64 + 8, "{stats:?}");
+}
+
+/// Removing the last name and handle of a mapped file frees nothing while it is mapped, and the drop of
+/// the mapping frees everything, whichever thread does it.
+#[test]
+fn the_last_mapping_frees_the_blocks() {
+    let world = World::with_reader(8, None, true);
+    let a = world.file("a", 4, 1);
+    let map = world.map(&a, 4);
+    world.volume.remove("a").unwrap();
+    assert!(matches!(world.volume.remove("a"), Err(Error::NoSuchFile { .. })));
+    drop(a);
+    map.store(0, 5).unwrap();
+    assert_eq!((map.load(0), world.volume.used_blocks()), (Ok(5), 4));
+    spawn(move || drop(map)).join("the drop").unwrap();
+    assert_eq!(world.volume.used_blocks(), 0);
+}
