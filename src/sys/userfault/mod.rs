@@ -2,19 +2,21 @@
 //!
 //! One function per ioctl, each turning the kernel's answer into an [`Outcome`] in one place.
 
+mod open;
+mod ranges;
+
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use parking_lot::Mutex;
-use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+use userfaultfd::Uffd;
 
 use super::abi;
 use super::memory::{DeviceMemory, base_page_bytes};
@@ -24,19 +26,13 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
+use open::{check_features, supported_features};
+use ranges::{Template, length, madvise, munlock};
 
 /// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
 #[repr(align(65536))]
 struct ZeroPage([u8; 65536]);
 static ZEROS: ZeroPage = ZeroPage([0; 65536]);
-
-/// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
-/// `mremap` with an old size of zero copies a shared mapping together with its registration.
-struct Template {
-    device: Weak<()>,
-    at: Addr,
-    bytes: u64,
-}
 
 /// One userfaultfd.
 pub(crate) struct Userfault {
@@ -69,74 +65,6 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Turns the errors of the crate `userfaultfd` into plain numbers.
-fn errno_of(error: &userfaultfd::Error) -> Errno {
-    use userfaultfd::Error as E;
-    match error {
-        E::CopyFailed(errno) | E::ZeropageFailed(errno) | E::SystemError(errno) => Errno::from_raw(*errno as i32),
-        E::OpenDevUserfaultfd(error) => Errno::from_raw(error.raw_os_error().unwrap_or(0)),
-        _ => Errno::EIO,
-    }
-}
-
-/// Every feature of `needed` that `supported` lacks is an error; the first one is named.
-fn check_features(supported: u64, needed: &[abi::Feature]) -> Result<()> {
-    match needed.iter().find(|feature| supported & feature.bit == 0) {
-        Some(feature) => Err(Error::MissingFeature { feature: feature.name, since: feature.since }),
-        None => Ok(()),
-    }
-}
-
-fn open_by_syscall(flags: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: userfaultfd(2) takes flags only.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-fn api(fd: &OwnedFd, features: u64) -> Result<u64, Errno> {
-    let mut api = abi::Api { api: abi::UFFD_API, features, ioctls: 0 };
-    // SAFETY: `api` is a valid uffdio_api and outlives the call.
-    unsafe { abi::uffdio_api(fd.as_raw_fd(), &mut api) }?;
-    Ok(api.features)
-}
-
-/// What this kernel's userfaultfd can do, asked on a throw-away descriptor: UFFDIO_API works once on each.
-fn supported_features() -> Result<u64> {
-    let flags = libc::O_CLOEXEC | abi::USER_MODE_ONLY;
-    let none = |errno: Errno| Error::NoUserfaultfd { errno: errno as i32 };
-    let fd = open_by_syscall(flags).map_err(none)?;
-    api(&fd, 0).map_err(none)
-}
-
-/// Opens a userfaultfd, the most able one that this process may have: `/dev/userfaultfd`, then the system
-/// call, then the system call for faults from user mode only.
-fn open(features: u64, need_kernel_faults: bool) -> Result<(Uffd, bool)> {
-    let through_device = UffdBuilder::new()
-        .close_on_exec(true)
-        .non_blocking(true)
-        .user_mode_only(false)
-        .require_features(FeatureFlags::from_bits_retain(features))
-        .create();
-    if let Ok(uffd) = through_device {
-        return Ok((uffd, false));
-    }
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let (fd, user_mode_only) = match open_by_syscall(flags) {
-        Ok(fd) => (fd, false),
-        Err(errno) if need_kernel_faults => return Err(Error::NoKernelFaults { errno: errno as i32 }),
-        Err(_) => {
-            let fd = open_by_syscall(flags | abi::USER_MODE_ONLY)
-                .map_err(|errno| Error::NoUserfaultfd { errno: errno as i32 })?;
-            (fd, true)
-        }
-    };
-    api(&fd, features).map_err(|errno| Error::system("ioctl(UFFDIO_API)", errno))?;
-    let raw = std::os::fd::IntoRawFd::into_raw_fd(fd);
-    // SAFETY: ownership of an open userfaultfd passes to `Uffd`.
-    Ok((unsafe { Uffd::from_raw_fd(raw) }, user_mode_only))
-}
-
 impl Userfault {
     /// Opens a userfaultfd. `huge` asks for what huge pages need too.
     pub(crate) fn open(need_kernel_faults: bool) -> Result<Self> {
@@ -144,7 +72,7 @@ impl Userfault {
         check_features(supported, &abi::NEEDED)?;
         let huge = abi::NEEDED_FOR_HUGE.iter().fold(0, |all, feature| all | feature.bit);
         let needed = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
-        let (uffd, user_mode_only) = open(needed | (supported & huge), need_kernel_faults)?;
+        let (uffd, user_mode_only) = open::open(needed | (supported & huge), need_kernel_faults)?;
         let kick = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::system("eventfd", errno))?;
         let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
@@ -163,118 +91,6 @@ impl Userfault {
 
     fn fd(&self) -> i32 {
         self.uffd.as_raw_fd()
-    }
-
-    fn register(&self, at: Addr, bytes: u64, device: bool) -> Result<(), Errno> {
-        let mut mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
-        if device {
-            mode |= RegisterMode::MINOR;
-        }
-        // All modes at once: registering again with fewer would drop the others.
-        self.uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
-    }
-
-    /// A mapping of the device, registered and kept out of children, wherever there is room.
-    fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<Addr, Errno> {
-        let fd = device.fd().ok_or(Errno::ENODEV)?;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
-        let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
-        self.prepare(addr(at), bytes, true)
-    }
-
-    /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
-    /// nothing is mapped there (EEXIST).
-    fn map_zeros(&self, bytes: u64, align: u64, fixed: Option<Addr>) -> Result<Addr, Errno> {
-        let mut flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        if fixed.is_some() {
-            flags |= MapFlags::MAP_FIXED_NOREPLACE;
-        }
-        let slack = if fixed.is_some() { 0 } else { align.saturating_sub(self.base_page()) };
-        let total = bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
-        let hint = fixed.and_then(|at| std::num::NonZeroUsize::new(at.0));
-        // SAFETY: a new mapping at an address of the kernel's choice, or one that replaces nothing.
-        let start = addr(unsafe { mmap_anonymous(hint, length(total)?, ProtFlags::PROT_NONE, flags) }?);
-        let at = if fixed.is_some() { start } else { start.plus(align - 1).align_down(align) };
-        let head = at.since(start);
-        self.give_back(start, head);
-        self.give_back(at.plus(bytes), slack - head);
-        self.prepare(at, bytes, false)
-    }
-
-    /// Makes a new mapping ready: not inherited, registered, and accessible last.
-    ///
-    /// After mlockall(MCL_FUTURE) the kernel locks what is mapped and fills it at once, before it could be
-    /// registered: hence PROT_NONE, which it does not fill, and munlock, without which mremap would fill
-    /// the range from inside the worker that serves its faults.
-    fn prepare(&self, at: Addr, bytes: u64, device: bool) -> Result<Addr, Errno> {
-        let ready = munlock(at, bytes)
-            .and_then(|()| madvise(at, bytes, libc::MADV_DONTFORK))
-            .and_then(|()| self.register(at, bytes, device))
-            .and_then(|()| make_accessible(at, bytes));
-        match ready {
-            Ok(()) => Ok(at),
-            Err(errno) => {
-                self.give_back(at, bytes);
-                Err(errno)
-            }
-        }
-    }
-
-    /// Unmaps a range of ours.
-    fn give_back(&self, at: Addr, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
-        // SAFETY: callers pass ranges that this struct has mapped and that nobody uses any more; their
-        // addresses were never handed to the application, or it has given up the mapping.
-        let _ = unsafe { munmap(pointer(at), bytes as usize) };
-    }
-
-    /// Moves `bytes` from `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
-    /// Waits until the event is read.
-    fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
-        self.moves.lock().push_back((from, to));
-        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
-        // SAFETY: `from` is a range this struct has mapped; `to` lies within a reserved range of ours, whose
-        // address stays valid and whose accesses stay served; nothing in Rust borrows its bytes.
-        let moved = unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) };
-        if moved.is_err() {
-            // No event comes of it.
-            self.is_own_move(from, to);
-        }
-        moved.map(drop)
-    }
-
-    /// Whether a move is one of ours; it is forgotten.
-    fn is_own_move(&self, from: Addr, to: Addr) -> bool {
-        let mut moves = self.moves.lock();
-        let found = moves.iter().position(|own| *own == (from, to));
-        found.is_some_and(|index| moves.remove(index).is_some())
-    }
-
-    /// The registered mapping of the whole device, made when it is first wanted.
-    fn template(&self, device: &DeviceMemory) -> Result<Addr, Errno> {
-        let life = device.life();
-        let mut templates = self.templates.lock();
-        if let Some(template) = templates.iter().find(|template| template.device.as_ptr() == Arc::as_ptr(life)) {
-            return Ok(template.at);
-        }
-        let bytes = device.len_bytes();
-        let at = self.map_device(bytes, device, 0)?;
-        templates.push(Template { device: Arc::downgrade(life), at, bytes });
-        Ok(at)
-    }
-
-    /// Gives up templates of devices that are gone, and with them the devices' memory.
-    fn sweep_templates(&self) {
-        self.templates.lock().retain(|template| {
-            let alive = template.device.strong_count() > 0;
-            if !alive {
-                self.give_back(template.at, template.bytes);
-            }
-            alive
-        });
     }
 
     /// The outcome of an ioctl that leaves in `done` the bytes it did, or a negative errno.
@@ -310,35 +126,6 @@ impl Drop for Userfault {
 
 fn range(at: Addr, bytes: u64) -> abi::Range {
     abi::Range { start: at.0 as u64, len: bytes }
-}
-
-fn addr(pointer: NonNull<libc::c_void>) -> Addr {
-    Addr(pointer.as_ptr() as usize)
-}
-
-fn pointer(at: Addr) -> NonNull<libc::c_void> {
-    NonNull::new(at.0 as *mut libc::c_void).expect("address 0 is never mapped here")
-}
-
-fn length(bytes: u64) -> Result<std::num::NonZeroUsize, Errno> {
-    usize::try_from(bytes).ok().and_then(std::num::NonZeroUsize::new).ok_or(Errno::EINVAL)
-}
-
-fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
-    // SAFETY: changes a flag of a range that this struct has mapped.
-    unsafe { nix::sys::mman::munlock(pointer(at), bytes as usize) }
-}
-
-fn make_accessible(at: Addr, bytes: u64) -> Result<(), Errno> {
-    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
-    unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
-}
-
-fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
-    // SAFETY: the range is one this struct has mapped. DONTFORK changes flags only; DONTNEED drops entries of
-    // ranges whose bytes live in the device, or are zeros, and which no Rust reference points into.
-    Errno::result(unsafe { libc::madvise(at.0 as *mut _, bytes as usize, advice) }).map(drop)
 }
 
 /// Parses one `struct uffd_msg`. `None` for an event that was never asked for.
@@ -554,21 +341,5 @@ impl Userfault {
     fn uffd_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         // SAFETY: the descriptor is open as long as `self.uffd`, which the borrow of self outlasts.
         unsafe { std::os::fd::BorrowedFd::borrow_raw(self.fd()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_missing_feature_is_named() {
-        let all = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
-        assert_eq!(check_features(all, &abi::NEEDED), Ok(()));
-        for feature in abi::NEEDED {
-            let error = check_features(all & !feature.bit, &abi::NEEDED).unwrap_err();
-            assert_eq!(error, Error::MissingFeature { feature: feature.name, since: feature.since });
-            assert!(error.to_string().contains(feature.name));
-        }
     }
 }

@@ -1,0 +1,165 @@
+//! The address ranges that a userfaultfd watches: how they are made, and pointed elsewhere.
+
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
+use userfaultfd::RegisterMode;
+
+use super::Userfault;
+use super::open::errno_of;
+use crate::sys::PageTable;
+use crate::sys::memory::DeviceMemory;
+use crate::units::Addr;
+
+/// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
+/// `mremap` with an old size of zero copies a shared mapping together with its registration.
+pub(super) struct Template {
+    device: Weak<()>,
+    pub(super) at: Addr,
+    pub(super) bytes: u64,
+}
+
+impl Userfault {
+    pub(super) fn register(&self, at: Addr, bytes: u64, device: bool) -> Result<(), Errno> {
+        let mut mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
+        if device {
+            mode |= RegisterMode::MINOR;
+        }
+        // All modes at once: registering again with fewer would drop the others.
+        self.uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
+    }
+
+    /// A mapping of the device, registered and kept out of children, wherever there is room.
+    pub(super) fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<Addr, Errno> {
+        let fd = device.fd().ok_or(Errno::ENODEV)?;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
+        let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
+        self.prepare(addr(at), bytes, true)
+    }
+
+    /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
+    /// nothing is mapped there (EEXIST).
+    pub(super) fn map_zeros(&self, bytes: u64, align: u64, fixed: Option<Addr>) -> Result<Addr, Errno> {
+        let mut flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        if fixed.is_some() {
+            flags |= MapFlags::MAP_FIXED_NOREPLACE;
+        }
+        let slack = if fixed.is_some() { 0 } else { align.saturating_sub(self.base_page()) };
+        let total = bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
+        let hint = fixed.and_then(|at| std::num::NonZeroUsize::new(at.0));
+        // SAFETY: a new mapping at an address of the kernel's choice, or one that replaces nothing.
+        let start = addr(unsafe { mmap_anonymous(hint, length(total)?, ProtFlags::PROT_NONE, flags) }?);
+        let at = if fixed.is_some() { start } else { start.plus(align - 1).align_down(align) };
+        let head = at.since(start);
+        self.give_back(start, head);
+        self.give_back(at.plus(bytes), slack - head);
+        self.prepare(at, bytes, false)
+    }
+
+    /// Makes a new mapping ready: not inherited, registered, and accessible last.
+    ///
+    /// After mlockall(MCL_FUTURE) the kernel locks what is mapped and fills it at once, before it could be
+    /// registered: hence PROT_NONE, which it does not fill, and munlock, without which mremap would fill
+    /// the range from inside the worker that serves its faults.
+    pub(super) fn prepare(&self, at: Addr, bytes: u64, device: bool) -> Result<Addr, Errno> {
+        let ready = munlock(at, bytes)
+            .and_then(|()| madvise(at, bytes, libc::MADV_DONTFORK))
+            .and_then(|()| self.register(at, bytes, device))
+            .and_then(|()| make_accessible(at, bytes));
+        match ready {
+            Ok(()) => Ok(at),
+            Err(errno) => {
+                self.give_back(at, bytes);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Unmaps a range of ours.
+    pub(super) fn give_back(&self, at: Addr, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        // SAFETY: callers pass ranges that this struct has mapped and that nobody uses any more; their
+        // addresses were never handed to the application, or it has given up the mapping.
+        let _ = unsafe { munmap(pointer(at), bytes as usize) };
+    }
+
+    /// Moves `bytes` from `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
+    /// Waits until the event is read.
+    pub(super) fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
+        self.moves.lock().push_back((from, to));
+        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: `from` is a range this struct has mapped; `to` lies within a reserved range of ours, whose
+        // address stays valid and whose accesses stay served; nothing in Rust borrows its bytes.
+        let moved = unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) };
+        if moved.is_err() {
+            // No event comes of it.
+            self.is_own_move(from, to);
+        }
+        moved.map(drop)
+    }
+
+    /// Whether a move is one of ours; it is forgotten.
+    pub(super) fn is_own_move(&self, from: Addr, to: Addr) -> bool {
+        let mut moves = self.moves.lock();
+        let found = moves.iter().position(|own| *own == (from, to));
+        found.is_some_and(|index| moves.remove(index).is_some())
+    }
+
+    /// The registered mapping of the whole device, made when it is first wanted.
+    pub(super) fn template(&self, device: &DeviceMemory) -> Result<Addr, Errno> {
+        let life = device.life();
+        let mut templates = self.templates.lock();
+        if let Some(template) = templates.iter().find(|template| template.device.as_ptr() == Arc::as_ptr(life)) {
+            return Ok(template.at);
+        }
+        let bytes = device.len_bytes();
+        let at = self.map_device(bytes, device, 0)?;
+        templates.push(Template { device: Arc::downgrade(life), at, bytes });
+        Ok(at)
+    }
+
+    /// Gives up templates of devices that are gone, and with them the devices' memory.
+    pub(super) fn sweep_templates(&self) {
+        self.templates.lock().retain(|template| {
+            let alive = template.device.strong_count() > 0;
+            if !alive {
+                self.give_back(template.at, template.bytes);
+            }
+            alive
+        });
+    }
+}
+
+pub(super) fn addr(pointer: NonNull<libc::c_void>) -> Addr {
+    Addr(pointer.as_ptr() as usize)
+}
+
+pub(super) fn pointer(at: Addr) -> NonNull<libc::c_void> {
+    NonNull::new(at.0 as *mut libc::c_void).expect("address 0 is never mapped here")
+}
+
+pub(super) fn length(bytes: u64) -> Result<std::num::NonZeroUsize, Errno> {
+    usize::try_from(bytes).ok().and_then(std::num::NonZeroUsize::new).ok_or(Errno::EINVAL)
+}
+
+pub(super) fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: changes a flag of a range that this struct has mapped.
+    unsafe { nix::sys::mman::munlock(pointer(at), bytes as usize) }
+}
+
+pub(super) fn make_accessible(at: Addr, bytes: u64) -> Result<(), Errno> {
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
+    unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
+}
+
+pub(super) fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
+    // SAFETY: the range is one this struct has mapped. DONTFORK changes flags only; DONTNEED drops entries of
+    // ranges whose bytes live in the device, or are zeros, and which no Rust reference points into.
+    Errno::result(unsafe { libc::madvise(at.0 as *mut _, bytes as usize, advice) }).map(drop)
+}
