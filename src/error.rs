@@ -159,8 +159,8 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The application moved or unmapped a part of the mapping behind the pager's back.
-    #[error("the mapping at {addr:#x} was changed behind the pager's back")]
+    /// The application has moved a part of the mapping (mremap(2)), and the pager has given it up.
+    #[error("a part of the mapping at {addr:#x} was moved away, and it is given up")]
     MappingLost {
         /// Where the mapping began.
         addr: usize,

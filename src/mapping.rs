@@ -51,6 +51,10 @@ impl Mapping {
     /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping
     /// lives, as far as the file reaches; aligned to the volume's page size. In child processes
     /// it is not mapped.
+    ///
+    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless, mlock(2) too. Moving a part of it
+    /// (mremap(2)) is noticed, and ends the mapping. Unmapping a part, or mapping something else over it, is
+    /// not noticed: a later punch or truncate would take away what is mapped there then.
     pub fn as_ptr(&self) -> *mut u8 {
         self.window.base().0 as *mut u8
     }
@@ -305,7 +309,10 @@ impl Mapping {
 /// to the handler that was there before.
 impl Mapping {
     fn checked(&self, offset: u64, len: u64) -> Result<usize> {
-        if offset.checked_add(len).is_none_or(|end| end > self.len()) || self.window.is_lost() {
+        if self.window.is_lost() {
+            return Err(Error::MappingLost { addr: self.window.base().0 });
+        }
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
             return Err(Error::OutsideMapping { offset, len, mapping_bytes: self.len() });
         }
         access::enable().map_err(|errno| Error::system("sigaction", errno))?;

@@ -6,7 +6,7 @@
 //! [`RwLockWriteGuard::unlock_fair`], so that a fault waiting for it gets its turn.
 
 #[allow(unused_imports, reason = "Condvar is for the fake page table")]
-pub(crate) use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use std::thread;

@@ -380,7 +380,7 @@ fn agrees_with_the_kernel() {
 #[test]
 fn agrees_with_the_kernel_when_address_ranges_are_short() {
     let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
-    let pager = Pager::builder().address_ranges_max(1).start().unwrap();
+    let pager = Pager::builder().address_ranges_max(1).gather_blocks().start().unwrap();
     run(&RealCpu, &volume, &pager, "short");
     assert!(pager.stats().evictions > 0, "address ranges were never short");
 }

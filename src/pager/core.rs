@@ -1,5 +1,7 @@
 //! What the threads of one pager share.
 
+use nix::errno::Errno;
+
 use crate::error::{Error, Result};
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Latencies};
@@ -7,8 +9,8 @@ use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
 use crate::sabotage::{Rule, Switches};
 use crate::space::Window;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Queue, RwLock, RwLockWriteGuard};
-use crate::sys::{PageTable, RawFault};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, RwLockWriteGuard};
+use crate::sys::{Message, Outcome, PageTable, RawFault};
 use crate::units::{Addr, PageIndex};
 use crate::volume::inode::Inode;
 
@@ -57,9 +59,14 @@ pub(crate) struct Core {
     pub(crate) reader_answers: bool,
     /// Address ranges that the mappings may take together before some are given up.
     pub(crate) address_ranges_max: u64,
-    /// The number of the last message read, and for each thread, by its id, of its last one: what was
+    /// Whether blocks may be moved together then.
+    pub(crate) gathers: bool,
+    /// The number of the next message, and for each thread, by its id, of its last one: what was
     /// read before that is of a fault that it has left. Written by the reader alone.
     messages: AtomicU64,
+    /// Held while messages are read and numbered, and while a thread is sent a SIGBUS. A leaf, but that the
+    /// latter waits for the thread to run, 10 ms at most. Never held by anybody who waits for the reader.
+    numbering: Mutex<()>,
     latest: [AtomicU64; LATEST_SLOTS],
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
@@ -87,7 +94,9 @@ impl Core {
             probe,
             reader_answers: true,
             address_ranges_max,
+            gathers: false,
             messages: AtomicU64::new(0),
+            numbering: Mutex::new(()),
             latest: std::array::from_fn(|_| AtomicU64::new(0)),
             stopping: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
@@ -95,12 +104,23 @@ impl Core {
         }
     }
 
-    /// Gives a fault's message a number. For the reader alone.
-    pub(crate) fn number(&self, fault: &RawFault) -> u64 {
-        let number = self.messages.load(Ordering::Relaxed) + 1;
-        self.messages.store(number, Ordering::Relaxed);
-        self.latest[fault.tid.0 as usize % LATEST_SLOTS].store(number, Ordering::Relaxed);
-        number
+    /// Reads what has arrived, and gives every message a number; that of the first. For the reader alone.
+    pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<u64, Errno> {
+        let _numbering = self.numbering.lock();
+        messages.clear();
+        self.table.read(messages)?;
+        let first = self.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        for (number, message) in (first..).zip(messages) {
+            if let Message::Fault(fault) = message {
+                self.latest[fault.tid.0 as usize % LATEST_SLOTS].store(number, Ordering::Relaxed);
+            }
+        }
+        Ok(first)
+    }
+
+    /// Keeps the reader from reading: what it has read is numbered.
+    pub(crate) fn hold_reading(&self) -> MutexGuard<'_, ()> {
+        self.numbering.lock()
     }
 
     /// Whether the thread has faulted anew since, so that this message is of a fault it has left. Two
@@ -211,12 +231,22 @@ impl Core {
     /// what was moved faults from now on, as a stranger. The source is somebody else's by now.
     pub(crate) fn lose(&self, from: Addr, to: Addr, bytes: u64) {
         let mut regions = self.regions.write();
-        let Some(region) = regions.find(from) else { return };
+        let Some(region) = regions.find(from) else {
+            // Of a mapping that has been given up already. Only if it is still registered with us: by now
+            // the address may be somebody else's.
+            if self.table.protect(to, bytes) == Ok(Outcome::Installed) {
+                let _ = self.table.zap(to, bytes);
+            }
+            return;
+        };
         let (window, inode) = (region.window.clone(), region.inode.clone());
         let removed = regions.remove(&window);
         let mut change = inode.space.change();
         change.remove_window(&window);
         change.commit(&inode.store);
+        // Nothing installs here any more. First what has been moved: when the mapping says that it is
+        // lost, no entry of it is left.
+        let _ = self.table.zap(to, bytes);
         window.set_lost();
         let (base, end) = (window.base(), window.base().plus(window.bytes()));
         let after = from.plus(bytes).min(end);
@@ -225,7 +255,6 @@ impl Core {
                 self.table.unmap(start, end.since(start));
             }
         }
-        let _ = self.table.zap(to, bytes);
         self.table.wake(base, window.bytes());
         RwLockWriteGuard::unlock_fair(regions);
         drop(removed);

@@ -39,6 +39,7 @@ pub struct PagerBuilder {
     need_kernel_faults: bool,
     latencies: bool,
     address_ranges_max: Option<u64>,
+    gathers: bool,
     probe: Option<Arc<dyn Probe>>,
     reader_answers: bool,
 }
@@ -72,11 +73,20 @@ impl PagerBuilder {
         self
     }
 
-    /// How many address ranges (VMAs) the mappings may take together. Beyond that, blocks of fragmented
-    /// files are moved together and parts of mappings given up until they are touched again. Three
+    /// How many address ranges (VMAs) the mappings may take together. Beyond that, parts of mappings of
+    /// fragmented files are given up until they are touched again, which costs a fault or two each time. Three
     /// quarters of `vm.max_map_count` unless set; at least 16.
     pub fn address_ranges_max(mut self, ranges: u64) -> Self {
         self.address_ranges_max = Some(ranges.max(16));
+        self
+    }
+
+    /// Lets blocks of fragmented files be moved together when address ranges run short
+    /// ([`PagerBuilder::address_ranges_max`]): what is in demand stays fast. Only where no device, and no other
+    /// process, transfers into mapped memory at its own pace (O_DIRECT, io_uring, RDMA): the library cannot see such a
+    /// transfer, and what it writes to a block that has been moved is lost.
+    pub fn gather_blocks(mut self) -> Self {
+        self.gathers = true;
         self
     }
 
@@ -125,6 +135,7 @@ impl PagerBuilder {
         let ranges = self.address_ranges_max.unwrap_or_else(|| process::max_map_count() / 4 * 3);
         let mut core = Core::new(table, ranges, self.latencies, self.probe);
         core.reader_answers = self.reader_answers;
+        core.gathers = self.gathers;
         let core = Arc::new(core);
         // Threads that have been started end with the pager if a later one is not to be had.
         let pager = Pager { core, reader: Mutex::new(None), workers: Mutex::new(Vec::new()) };
@@ -148,6 +159,7 @@ impl Pager {
             need_kernel_faults: false,
             latencies: false,
             address_ranges_max: None,
+            gathers: false,
             probe: None,
             reader_answers: true,
         }

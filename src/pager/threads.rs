@@ -38,22 +38,19 @@ fn serve(core: &Core, messages: &mut Vec<Message>) {
     // mappings are condemned.
     messages.clear();
     core.table.wait();
-    if let Err(errno) = core.table.read(messages) {
-        panic!("read from the userfaultfd failed: {errno}");
-    }
-    for message in messages {
+    let first = core.read(messages).unwrap_or_else(|errno| panic!("read from the userfaultfd failed: {errno}"));
+    for (number, message) in (first..).zip(messages) {
         match *message {
-            Message::Fault(fault) => serve_fault(core, fault),
+            Message::Fault(fault) => serve_fault(core, fault, number),
             // The application's doing. It waits for nobody: its event has just been read.
             Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
         }
     }
 }
 
-fn serve_fault(core: &Core, fault: RawFault) {
+fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     let kind = kind_of(&fault);
     core.stats.fault(kind);
-    let message = core.number(&fault);
     let read_at = core.latencies.is_some().then(Instant::now);
     core.tell(Point::FaultRead, &fault);
     let losing = core.losers.is_losing(fault.tid, fault.addr);

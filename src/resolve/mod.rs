@@ -99,6 +99,12 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
             Attempt::Again | Attempt::NoMemory | Attempt::Busy => break,
         };
+        if need.takes_a_block() && (core.is_stale(&handed) || !core.table.may_wait(raw.tid)) {
+            // Of several threads that stored to this page, or of one that was woken and faulted again, the
+            // first answer has woken all. The page may have been punched since: no block for nobody.
+            wake(core, &raw);
+            return None;
+        }
         match prepare(core, &need) {
             Prepared::Ready => {}
             Prepared::NoBlock => return end_in_sigbus(core, handed),
@@ -112,7 +118,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
                 _ => Some(handed),
             };
         }
-        if let What::Allocate | What::Convert = need.what {
+        if need.takes_a_block() {
             // The zeros that a write-protect fault was about have been zapped: it is a missing one now, and
             // need not be woken to fault again as such.
             raw.kind = FaultKind::Missing;
@@ -255,6 +261,10 @@ fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decisio
 }
 
 impl Need {
+    fn takes_a_block(&self) -> bool {
+        matches!(self.what, What::Allocate | What::Convert)
+    }
+
     /// What the fault deserved before the preparation, where a broken rule acts upon it.
     fn stale_decision(&self, raw: &RawFault) -> Option<Decision> {
         let mkwrite_allocates = self.inode.broken(Rule::MkwriteNeverAllocates) && raw.kind == FaultKind::WriteProtect;

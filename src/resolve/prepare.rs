@@ -61,7 +61,7 @@ pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
 ///   unlock
 /// ```
 fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepared {
-    if is_crowded(core, &core.regions.read()) {
+    if core.gathers && is_crowded(core, &core.regions.read()) {
         // Fragmented so much that the process runs out of address ranges: put together
         // what belongs together. The next look sees fewer, longer extents.
         let start = PageIndex(need.page.0 / GATHER_PAGES * GATHER_PAGES);

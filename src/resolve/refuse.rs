@@ -2,10 +2,10 @@
 
 use super::{Attempt, TURNS_WITHOUT_MEMORY, wake};
 use crate::pager::core::{Core, Handed};
-use crate::policy::{PageState, View};
+use crate::policy::{FaultKind, PageState, View};
 use crate::space::{Shared, Window};
 use crate::sys::{Delivery, Outcome, RawFault};
-use crate::units::PageRange;
+use crate::units::{PageIndex, PageRange};
 use crate::volume::grace::Grace;
 
 /// The device has no page where the file has a block, or something else is mapped at the
@@ -25,9 +25,20 @@ pub(super) fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &Vie
 /// repeated and a SIGSEGV.
 pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
     core.stats.add(&core.stats.strangers);
+    if raw.kind == FaultKind::WriteProtect {
+        // The entry came along when the range was moved, and is zapped when the mapping is given up.
+        wake(core, raw);
+        return Attempt::Done;
+    }
     let huge = 2 << 20;
     for bytes in [core.table.base_page(), huge] {
-        match core.table.poison(raw.addr.align_down(bytes), bytes) {
+        let at = raw.addr.align_down(bytes);
+        let poisoned = match core.table.poison(at, bytes) {
+            // There is no entry, or the access had not faulted: a write-protect marker.
+            Ok(Outcome::AlreadyPresent) => core.table.poison_over_marker(at, bytes),
+            other => other,
+        };
+        match poisoned {
             Ok(Outcome::Installed) => return Attempt::Done,
             Ok(Outcome::Retry) => return Attempt::Again,
             Ok(Outcome::AlreadyPresent | Outcome::Gone) => break,
@@ -41,11 +52,14 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
 /// Ends the fault of a store for which there is no block, or of an access for which the kernel has no
 /// memory: SIGBUS for that thread, and for no other. The hole stays readable as zeros.
 ///
-/// A message does not prove that its thread is in that fault still. It may have been woken, by zeros that
-/// another thread loaded on the same page, and its second message may have been answered by a SIGBUS
-/// already: then one more would hit it in the middle of something else. So a signal is sent only if this is
-/// the thread's last message, and with L2 held exclusively: nobody answers faults on the file
-/// meanwhile, and as long as the page is a hole no store to it gets through.
+/// A message does not prove that its thread is in that fault still. It may have been woken by zeros that
+/// another thread loaded on the same page, and fault again; then there is a second message for one
+/// store, and a SIGBUS for each would be one too many, for whatever the thread does by then. So a signal is sent
+/// only for the thread's last message, and
+///
+/// - with L2 held exclusively: nobody answers faults on the file meanwhile, and as long as the page is a
+///   hole no store to it gets through;
+/// - with the reader kept from reading until the thread has run: a message that is unread then vanishes.
 pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let raw = &handed.fault;
     let regions = core.regions.read();
@@ -58,31 +72,47 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let change = inode.space.change();
     let no_block = change.extents().state(page) == PageState::Hole || handed.turns >= TURNS_WITHOUT_MEMORY;
     let past_end = page >= inode.page().ceil(change.size());
-    let mut poisoned = false;
-    // Otherwise a block has come since, or the file has ended: the access repeats, and finds out.
-    if no_block && !past_end && !core.is_stale(&handed) && window.is_alive() {
-        core.stats.add(&core.stats.sigbus);
-        match core.table.raise_sigbus(raw.tid, raw.addr) {
-            Delivery::Sent | Delivery::Awake => {}
-            Delivery::Unreachable => {
-                change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
-                poisoned = true;
-            }
-        }
+    let delivery = if no_block && !past_end && window.is_alive() { send(core, &handed) } else { Delivery::Awake };
+    if delivery == Delivery::Unreachable {
+        change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);
     let (inode, window) = (inode.clone(), window.clone());
     drop(regions);
-    // After a signal too: a thread that did not take it must not sleep on.
-    wake(core, raw);
-    if poisoned {
-        let _ = Grace::new(&core.table, raw.tid, page).map(|grace| grace.wait());
-        // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again.
-        let change = inode.space.change();
-        if window.is_alive() {
-            window.zap(PageRange::one(page));
+    match delivery {
+        Delivery::Sent => {}
+        // A block has come since, or the file has ended, or the thread has left the fault: the access, if
+        // there is one, repeats, and finds out.
+        Delivery::Awake => wake(core, raw),
+        Delivery::Unreachable => {
+            let grace = Grace::new(&core.table, raw.tid, page);
+            wake(core, raw);
+            grace.inspect(Grace::wait);
+            // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again.
+            let change = inode.space.change();
+            if window.is_alive() {
+                window.zap(PageRange::one(page));
+            }
+            change.commit(&inode.store);
         }
-        change.commit(&inode.store);
     }
     None
+}
+
+/// Sends the thread its SIGBUS if this is its last message, and waits until it has taken it.
+fn send(core: &Core, handed: &Handed) -> Delivery {
+    let raw = &handed.fault;
+    let _reading = core.hold_reading();
+    if core.is_stale(handed) {
+        return Delivery::Awake;
+    }
+    let grace = Grace::new(&core.table, raw.tid, PageIndex(0));
+    let delivery = core.table.raise_sigbus(raw.tid, raw.addr);
+    if delivery != Delivery::Awake {
+        core.stats.add(&core.stats.sigbus);
+    }
+    if delivery == Delivery::Sent {
+        grace.inspect(Grace::wait);
+    }
+    delivery
 }

@@ -6,8 +6,8 @@
 //! before. It allocates nothing and takes no lock.
 //!
 //! A SIGBUS for a full volume is sent by the pager ([`super::process::raise_sigbus`]), not raised by the access. It
-//! counts only if it meets the access it is meant for: an instruction that has not been executed yet, on the
-//! page in question. Otherwise it is dropped, and the access faults again if it must.
+//! counts only if it meets the access it is meant for: an instruction that has not been executed yet, at
+//! the address in question. Otherwise it is dropped, and the access faults again if it must.
 
 use std::sync::OnceLock;
 
@@ -161,16 +161,20 @@ impl Interrupted {
         (begin..end).contains(&self.at)
     }
 
-    /// Whether the thread is about to access the page of `addr`.
+    /// Whether the thread is about to make the access that faulted at `addr`.
     fn is_about_to_access(&self, addr: usize) -> bool {
-        let accesses = [
+        let words = [
             daxpager_load8 as *const () as usize,
             daxpager_store8 as *const () as usize,
             daxpager_exchange8_at as *const () as usize,
-            daxpager_copy_at as *const () as usize,
         ];
-        let page = |at: usize| at >> 12;
-        accesses.contains(&self.at) && self.operands.iter().any(|operand| page(*operand) == page(addr))
+        // A copy is interrupted anywhere in the page: the CPU takes it in pieces of its own size.
+        let near = |operand: usize| operand >> 12 == addr >> 12;
+        match self.at {
+            at if words.contains(&at) => self.operands[0] == addr,
+            at if at == daxpager_copy_at as *const () as usize => self.operands.into_iter().any(near),
+            _ => false,
+        }
     }
 }
 

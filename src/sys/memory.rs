@@ -69,6 +69,9 @@ impl DeviceMemory {
 
     /// A file on tmpfs or hugetlbfs, created if it is not there. Its content is lost.
     pub(crate) fn open(path: &Path, bytes: u64) -> Result<Self> {
+        if path.as_os_str().is_empty() {
+            return Err(Error::system("open", Errno::ENOENT));
+        }
         // The directory decides, and is asked first: a refusal leaves no file behind.
         let place = if path.exists() { path } else { path.parent().unwrap_or(path) };
         let place = if place.as_os_str().is_empty() { Path::new(".") } else { place };
@@ -287,22 +290,25 @@ pub(crate) fn base_page_bytes() -> u64 {
     }
 }
 
-/// A long array of zeros that takes memory only where it is touched, and no heap at all.
-pub(crate) struct SparseWords {
-    words: NonNull<AtomicU64>,
-    len: usize,
-    _map: Option<MmapRaw>,
+/// An array of zeros that takes memory only where it is touched. A short one is from the heap: a mapping of
+/// its own would be one of the process's address ranges.
+pub(crate) enum SparseWords {
+    Short(Box<[AtomicU64]>),
+    Long { words: NonNull<AtomicU64>, len: usize, _map: MmapRaw },
 }
 
-// SAFETY: atomics only, alive as long as the map that the struct owns.
+/// Arrays of up to 32 KiB are short.
+const SHORT_WORDS: usize = 4096;
+
+// SAFETY: atomics only, alive as long as the map that the value owns.
 unsafe impl Send for SparseWords {}
 // SAFETY: as for Send.
 unsafe impl Sync for SparseWords {}
 
 impl SparseWords {
     pub(crate) fn new(len: usize) -> Result<Self, Errno> {
-        if len == 0 {
-            return Ok(Self { words: NonNull::dangling(), len, _map: None });
+        if len <= SHORT_WORDS {
+            return Ok(Self::Short((0..len).map(|_| AtomicU64::new(0)).collect()));
         }
         let map = MmapOptions::new()
             .len(len * 8)
@@ -311,13 +317,17 @@ impl SparseWords {
             .map(MmapRaw::from)
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
         let words = NonNull::new(map.as_mut_ptr().cast()).expect("mmap returned null");
-        Ok(Self { words, len, _map: Some(map) })
+        Ok(Self::Long { words, len, _map: map })
     }
 
     pub(crate) fn get(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.len, "word {index} of {}", self.len);
+        let (words, len) = match self {
+            Self::Short(words) => return &words[index],
+            Self::Long { words, len, .. } => (words, *len),
+        };
+        assert!(index < len, "word {index} of {len}");
         // SAFETY: index is within the allocation, checked above.
-        let word = unsafe { self.words.add(index) };
+        let word = unsafe { words.add(index) };
         // SAFETY: zeroed by the kernel, aligned, alive while self is; only atomics ever touch it.
         unsafe { word.as_ref() }
     }

@@ -98,7 +98,7 @@ pub(crate) enum Delivery {
     /// The thread is not asleep in a fault: it has been woken since, and will fault anew if it must.
     Awake,
     /// A signal does not end this fault: it is one of a system call, or of another process, or the
-    /// thread blocks SIGBUS. Only a poisoned page does.
+    /// thread blocks or ignores SIGBUS. Only a poisoned page does.
     Unreachable,
 }
 
@@ -177,6 +177,9 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
+
+    /// Whether a thread may still be asleep in a fault; `false` only if it is certainly awake.
+    fn may_wait(&self, tid: Tid) -> bool;
 
     /// How often a thread has been put on a CPU so far; `None` if it is gone or the kernel does not tell.
     fn runs(&self, tid: Tid) -> Option<u64>;

@@ -44,12 +44,21 @@ fn sleep_of(tid: Tid) -> Sleep {
     }
 }
 
-/// Whether `tid` blocks SIGBUS, from its `status` file. It sleeps in a fault, so it cannot change that.
-fn blocks_sigbus(tid: Tid) -> Option<bool> {
-    let status = std::fs::read_to_string(format!("/proc/self/task/{}/status", tid.0)).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
-    let mask = u64::from_str_radix(line.trim(), 16).ok()?;
-    Some(mask & 1 << (libc::SIGBUS - 1) != 0)
+/// Whether `tid` may be asleep in a fault.
+pub(super) fn may_wait(tid: Tid) -> bool {
+    sleep_of(tid) != Sleep::Awake
+}
+
+/// Whether a SIGBUS that is sent reaches `tid`: it is neither blocked nor ignored, from its `status` file. The
+/// thread sleeps in a fault, so it cannot change the one; the other is the application's.
+fn takes_sigbus(tid: Tid) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{}/status", tid.0)) else { return false };
+    let has = |name: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_none_or(|mask| mask & 1 << (libc::SIGBUS - 1) != 0)
+    };
+    !has("SigBlk:") && !has("SigIgn:")
 }
 
 /// How often a thread has been put on a CPU: the third number of its `schedstat`.
@@ -77,10 +86,10 @@ const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
 /// Only to a thread that sleeps in a fault of its own instructions: in the fault of a system call a
 /// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
-    match (sleep_of(tid), blocks_sigbus(tid)) {
-        (Sleep::Awake, _) => return Delivery::Awake,
-        (Sleep::UserFault, Some(false)) => {}
-        (Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown, _) => return Delivery::Unreachable,
+    match sleep_of(tid) {
+        Sleep::Awake => return Delivery::Awake,
+        Sleep::UserFault if takes_sigbus(tid) => {}
+        Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown => return Delivery::Unreachable,
     }
     let info = BusInfo { signo: libc::SIGBUS, errno: 0, code: libc::SI_QUEUE, _pad: 0, addr: at.0, _rest: [0; 13] };
     // SAFETY: `info` has the size and layout of siginfo_t (asserted above) and outlives the call; the kernel

@@ -365,6 +365,10 @@ impl PageTable for Shared {
         Delivery::Sent
     }
 
+    fn may_wait(&self, tid: Tid) -> bool {
+        self.state.lock().sleepers.values().any(|sleeper| sleeper.fault.tid == tid && !sleeper.woken)
+    }
+
     fn runs(&self, tid: Tid) -> Option<u64> {
         self.state.lock().threads.get(&tid).map(|thread| thread.runs)
     }

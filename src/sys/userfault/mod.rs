@@ -286,6 +286,10 @@ impl PageTable for Userfault {
         process::raise_sigbus(tid, at)
     }
 
+    fn may_wait(&self, tid: Tid) -> bool {
+        process::may_wait(tid)
+    }
+
     fn runs(&self, tid: Tid) -> Option<u64> {
         process::runs(tid)
     }
