@@ -129,7 +129,7 @@ fn zeros_never_become_writable() {
         let (map, stop, succeeded) = (map.clone(), stop.clone(), succeeded.clone());
         spawn(move || {
             nix::sys::signal::SigSet::from(nix::sys::signal::Signal::SIGBUS).thread_block().unwrap();
-            for _ in 0..1_500 {
+            for _ in 0..300 {
                 let (read, _write) = pipe_with(b"hellohel");
                 // SAFETY: within the mapping.
                 let got = unsafe { libc::read(read.as_raw_fd(), map.as_ptr().cast(), 8) };
@@ -153,4 +153,76 @@ fn zeros_never_become_writable() {
     storer.join("reads into a hole").unwrap();
     loaders.iter().for_each(|loader| loader.join("loads").unwrap());
     assert_eq!((succeeded.load(Ordering::Relaxed), a.blocks()), (0, 0));
+}
+
+/// A process that ignores SIGBUS. The kernel ignores that for an access; a signal that is sent it drops. So the
+/// store must get a real one, and not be repeated for ever.
+#[test]
+fn a_process_that_ignores_sigbus_is_ended() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "stores_with_sigbus_ignored", "--ignored", "--nocapture"])
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > HANG {
+            child.kill().unwrap();
+            panic!("the store is repeated for ever");
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
+}
+
+#[test]
+#[ignore = "run by `a_process_that_ignores_sigbus_is_ended`, in a process of its own"]
+fn stores_with_sigbus_ignored() {
+    let (_world, _hog, _a, map) = full();
+    // SAFETY: no handler.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+    // SAFETY: within the mapping.
+    unsafe { map.as_ptr().cast::<u64>().write_volatile(1) };
+}
+
+/// The last block is on its way: from a store that has reserved it to its page, or from a punch to the
+/// allocator. The volume is not full, and nobody gets a SIGBUS.
+#[test]
+fn a_block_on_its_way_is_waited_for() {
+    use daxpager::probe::Point;
+    // Two stores into one hole, and one block.
+    let world = World::new(1, None);
+    let a = world.volume.create("a").unwrap();
+    a.truncate(2 * PAGE).unwrap();
+    let map = world.map(&a, 2);
+    let store = |word: u64| {
+        let map = map.clone();
+        spawn(move || map.store(8 * word, 1))
+    };
+    let reserved = world.park.at_page(Point::Allocated, 0);
+    let first = store(0);
+    reserved.wait();
+    let second_taken = world.park.at_page(Point::FaultTaken, 0);
+    let second = store(1);
+    second_taken.wait();
+    second_taken.release();
+    let early = second.within(std::time::Duration::from_millis(20));
+    reserved.release();
+    assert_eq!(first.join("the first store").unwrap(), Ok(()));
+    assert_eq!(early.unwrap_or_else(|| second.join("the second store").unwrap()), Ok(()));
+    // A punch that has been published and not freed, and a store to another page.
+    let freeing = world.park.at_page(Point::Invalidated, 0);
+    let punch = spawn({
+        let a = a.clone();
+        move || a.punch_hole(0, PAGE)
+    });
+    freeing.wait();
+    let third = store(PAGE / 8);
+    let early = third.within(std::time::Duration::from_millis(20));
+    freeing.release();
+    punch.join("the punch").unwrap().unwrap();
+    assert_eq!(early.unwrap_or_else(|| third.join("the store").unwrap()), Ok(()));
 }

@@ -482,7 +482,10 @@ fn late_install(world: &mut World) -> Verdict {
         }
     });
     let swapped = swap.within(WATCH);
+    let answered = world.park.at_page(Point::Answered, 0);
     parked.release();
+    answered.wait();
+    answered.release();
     let (pager, new) = match swapped {
         Some(swapped) => swapped,
         None => swap.join("the unmap")?,

@@ -61,5 +61,5 @@ fn threads_that_meet_past_the_end_are_all_woken() {
 #[test]
 fn a_wake_lost_after_eexist_is_noticed() {
     // A matter of luck: as many rounds as it takes, within reason.
-    broken(Rule::WakeAfterEexist, |world| meet_past_the_end(world, 2_000_000, std::time::Duration::from_secs(2)), 2);
+    broken(Rule::WakeAfterEexist, |world| meet_past_the_end(world, 2_000_000, std::time::Duration::from_secs(5)), 2);
 }

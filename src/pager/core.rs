@@ -3,14 +3,14 @@
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::pager::regions::Regions;
+use crate::pager::regions::{Region, Regions};
 use crate::pager::stats::{Counters, Latencies};
 use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
 use crate::sabotage::{Rule, Switches};
 use crate::space::Window;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, RwLockWriteGuard};
-use crate::sys::{Message, Outcome, PageTable, RawFault};
+use crate::sys::{Message, Outcome, PageTable, RawFault, Tid};
 use crate::units::{Addr, PageIndex};
 use crate::volume::inode::Inode;
 
@@ -32,13 +32,29 @@ pub(crate) struct Handed {
     pub(crate) message: u64,
     /// Whether its thread keeps losing the page to invalidations.
     pub(crate) losing: bool,
-    /// How many turns it has had in the queue already.
-    pub(crate) turns: u32,
+    /// How many turns in the queue have ended for lack of memory.
+    pub(crate) shortages: u32,
     /// When its message was read; for the latencies.
     pub(crate) read_at: Option<std::time::Instant>,
 }
 
 const LATEST_SLOTS: usize = 256;
+/// Bits of a slot of `latest` that hold the number of the message; those above hold the thread's id.
+const NUMBER_BITS: u32 = 40;
+/// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
+const CONDEMN_TRIES: u32 = 10_000;
+const CONDEMN_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+
+/// What the messages read so far say of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Age {
+    /// It is its thread's last message.
+    Last,
+    /// Its thread has faulted anew since.
+    Stale,
+    /// Another thread with the same slot has faulted since.
+    Unknown,
+}
 
 pub(crate) struct Core {
     pub(crate) table: Arc<dyn PageTable>,
@@ -74,6 +90,10 @@ pub(crate) struct Core {
     condemned: AtomicBool,
     /// Why the pager ended before it was told to. A leaf.
     failure: Mutex<Option<String>>,
+}
+
+fn slot_of(tid: Tid, number: u64) -> u64 {
+    u64::from(tid.0) << NUMBER_BITS | number & ((1 << NUMBER_BITS) - 1)
 }
 
 impl Core {
@@ -112,7 +132,7 @@ impl Core {
         let first = self.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
         for (number, message) in (first..).zip(messages) {
             if let Message::Fault(fault) = message {
-                self.latest[fault.tid.0 as usize % LATEST_SLOTS].store(number, Ordering::Relaxed);
+                self.latest[fault.tid.0 as usize % LATEST_SLOTS].store(slot_of(fault.tid, number), Ordering::Relaxed);
             }
         }
         Ok(first)
@@ -123,10 +143,14 @@ impl Core {
         self.numbering.lock()
     }
 
-    /// Whether the thread has faulted anew since, so that this message is of a fault it has left. Two
-    /// threads that share a slot make each other look so: then they are woken, and fault anew.
-    pub(crate) fn is_stale(&self, handed: &Handed) -> bool {
-        self.latest[handed.fault.tid.0 as usize % LATEST_SLOTS].load(Ordering::Relaxed) != handed.message
+    pub(crate) fn age(&self, handed: &Handed) -> Age {
+        let tid = handed.fault.tid;
+        let slot = self.latest[tid.0 as usize % LATEST_SLOTS].load(Ordering::Relaxed);
+        match slot == slot_of(tid, handed.message) {
+            true => Age::Last,
+            false if slot >> NUMBER_BITS == u64::from(tid.0) => Age::Stale,
+            false => Age::Unknown,
+        }
     }
 
     /// Tells the pager's observer of a fault, with no lock held while it looks; the page is a guess if the
@@ -227,36 +251,64 @@ impl Core {
     }
 
     /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with
-    /// it that no invalidation will find. The mapping is given up: what is left of it is unmapped, and
-    /// what was moved faults from now on, as a stranger. The source is somebody else's by now.
+    /// it that no invalidation will find. The mapping is given up, and what was moved is condemned.
     pub(crate) fn lose(&self, from: Addr, to: Addr, bytes: u64) {
         let mut regions = self.regions.write();
-        let Some(region) = regions.find(from) else {
-            // Of a mapping that has been given up already. Only if it is still registered with us: by now
-            // the address may be somebody else's.
-            if self.table.protect(to, bytes) == Ok(Outcome::Installed) {
-                let _ = self.table.zap(to, bytes);
-            }
-            return;
-        };
-        let (window, inode) = (region.window.clone(), region.inode.clone());
-        let removed = regions.remove(&window);
-        let mut change = inode.space.change();
-        change.remove_window(&window);
-        change.commit(&inode.store);
-        // Nothing installs here any more. First what has been moved: when the mapping says that it is
-        // lost, no entry of it is left.
-        let _ = self.table.zap(to, bytes);
+        let window = regions.find(from).map(|region| region.window.clone());
+        let dropped = window.and_then(|window| self.give_up(&mut regions, &window, from, bytes, Some(to)));
+        if dropped.is_none() {
+            // Of a mapping that has been given up already.
+            self.condemn_if_ours(to, bytes);
+        }
+        RwLockWriteGuard::unlock_fair(regions);
+        drop(dropped);
+    }
+
+    /// Ends a mapping of which a part is not ours any more: `bytes` from `hole` on, which are at `moved` now if
+    /// the application has moved them. The rest is unmapped. What has been moved goes first: when the
+    /// mapping says that it is lost, no entry of it is left.
+    pub(crate) fn give_up(
+        &self,
+        regions: &mut Regions,
+        window: &Arc<Window>,
+        hole: Addr,
+        bytes: u64,
+        moved: Option<Addr>,
+    ) -> Option<Region> {
+        let removed = regions.remove(window)?;
+        let mut change = removed.inode.space.change();
+        change.remove_window(window);
+        change.commit(&removed.inode.store);
+        if let Some(to) = moved {
+            self.condemn_if_ours(to, bytes);
+            // MREMAP_DONTUNMAP leaves the range where it was, too.
+            self.condemn_if_ours(hole, bytes);
+        }
         window.set_lost();
         let (base, end) = (window.base(), window.base().plus(window.bytes()));
-        let after = from.plus(bytes).min(end);
-        for (start, end) in [(base, from), (after, end)] {
+        let after = hole.plus(bytes).min(end);
+        for (start, end) in [(base, hole), (after, end)] {
             if start < end {
                 self.table.unmap(start, end.since(start));
             }
         }
         self.table.wake(base, window.bytes());
-        RwLockWriteGuard::unlock_fair(regions);
-        drop(removed);
+        Some(removed)
+    }
+
+    /// Condemns a range that is in no region, if it is registered with us: its address may be
+    /// somebody else's by now.
+    fn condemn_if_ours(&self, at: Addr, bytes: u64) {
+        for _ in 0..CONDEMN_TRIES {
+            match self.table.protect(at, bytes) {
+                Ok(Outcome::Installed | Outcome::AlreadyPresent) => {
+                    self.table.condemn(at, bytes);
+                    return;
+                }
+                // The thread that has called mremap has not run again.
+                Ok(Outcome::Retry) => crate::sync::back_off(CONDEMN_BACK_OFF),
+                Ok(Outcome::Gone) | Err(_) => return,
+            }
+        }
     }
 }

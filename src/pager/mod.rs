@@ -112,7 +112,7 @@ impl PagerBuilder {
     /// a thread or a descriptor is not to be had.
     pub fn start(self) -> Result<Pager> {
         self.check()?;
-        let table = Arc::new(Userfault::open(self.need_kernel_faults)?);
+        let table = Userfault::open(self.need_kernel_faults)?;
         self.start_on(table)
     }
 

@@ -59,7 +59,7 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
         Attempt::Done => record(core, kind, read_at),
         Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) => {
             core.stats.add(&core.stats.handed_over);
-            core.queue.push(Job::Fault(Handed { fault, message, losing, turns: 0, read_at }));
+            core.queue.push(Job::Fault(Handed { fault, message, losing, shortages: 0, read_at }));
         }
     }
 }

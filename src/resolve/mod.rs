@@ -25,7 +25,7 @@ mod refuse;
 
 use nix::errno::Errno;
 
-use crate::pager::core::{Core, Handed};
+use crate::pager::core::{Age, Core, Handed};
 use crate::pager::regions::{Region, Regions};
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::probe::Point;
@@ -81,8 +81,8 @@ enum What {
 const ROUNDS_PER_TURN: u32 = 16;
 /// How long a worker leaves a fault alone that the kernel refuses for the moment.
 const BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
-/// Turns without memory or address ranges after which a fault ends in SIGBUS: about a second.
-const TURNS_WITHOUT_MEMORY: u32 = 10_000;
+/// Turns that end for lack of memory or address ranges after which a fault ends in SIGBUS: about a second.
+const SHORTAGES_MAX: u32 = 10_000;
 
 /// Serves a fault to its end, or as far as one turn goes: then it is returned, to be queued up again.
 pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
@@ -95,11 +95,12 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         let need = match attempt(core, &raw, Patience::Wait) {
             Attempt::Done => return None,
             Attempt::Prepare(need) => need,
-            Attempt::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => return end_in_sigbus(core, handed),
+            Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
+            Attempt::NoMemory => return short_of_memory(handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
-            Attempt::Again | Attempt::NoMemory | Attempt::Busy => break,
+            Attempt::Again | Attempt::Busy => break,
         };
-        if need.takes_a_block() && (core.is_stale(&handed) || !core.table.may_wait(raw.tid)) {
+        if need.takes_a_block() && (core.age(&handed) == Age::Stale || !core.table.may_wait(raw.tid)) {
             // Of several threads that stored to this page, or of one that was woken and faulted again, the
             // first answer has woken all. The page may have been punched since: no block for nobody.
             wake(core, &raw);
@@ -108,8 +109,8 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         match prepare(core, &need) {
             Prepared::Ready => {}
             Prepared::NoBlock => return end_in_sigbus(core, handed),
-            Prepared::NoMemory if handed.turns >= TURNS_WITHOUT_MEMORY => return end_in_sigbus(core, handed),
-            Prepared::NoMemory => break,
+            Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
+            Prepared::NoMemory => return short_of_memory(handed),
         }
         need.inode.store.probe(Point::Prepared, need.page, None);
         if let Some(decision) = need.stale_decision(&raw) {
@@ -125,7 +126,12 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         }
     }
     sync::back_off(BACK_OFF);
-    Some(Handed { turns: handed.turns.saturating_add(1), ..handed })
+    Some(handed)
+}
+
+fn short_of_memory(handed: Handed) -> Option<Handed> {
+    sync::back_off(BACK_OFF);
+    Some(Handed { shortages: handed.shortages + 1, ..handed })
 }
 
 /// Has invalidations of the page wait until the thread has had its turn. Before the fault is
@@ -148,7 +154,6 @@ fn grant_grace(core: &Core, raw: &RawFault) {
 pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attempt {
     let Some(regions) = lock_regions(core, patience) else { return Attempt::Busy };
     let Some(region) = regions.find(raw.addr) else {
-        // Under `regions`: nobody maps there meanwhile.
         return stranger(core, raw);
     };
     let (inode, window) = (&*region.inode, &*region.window);

@@ -5,11 +5,12 @@ use nix::errno::Errno;
 
 use super::{Need, What};
 use crate::pager::core::Core;
-use crate::pager::regions::{Region, Regions};
+use crate::pager::regions::Regions;
 use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::sync::RwLockWriteGuard;
+use crate::space::Window;
+use crate::sync::{Arc, RwLockWriteGuard};
 use crate::units::{PageIndex, PageRange};
 
 /// What came of a preparation.
@@ -86,7 +87,7 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
             Prepared::Ready
         }
         Err(_) => {
-            mend(core, region, range);
+            mend(core, &mut regions, &need.window, range);
             // Out of address ranges though the budget was kept: others have them.
             evict(core, &mut regions);
             Prepared::NoMemory
@@ -106,14 +107,17 @@ fn point(core: &Core, need: &Need, range: PageRange, first: Backing) -> Result<(
     }
 }
 
-/// After a re-point has failed: makes sure that the range is ours and recorded as what it is.
-fn mend(core: &Core, region: &mut Region, range: PageRange) {
+/// After a re-point has failed: makes sure that the range is ours and recorded as what it is, or gives the
+/// mapping up.
+fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRange) {
+    let Some(region) = regions.of(window) else { return };
     let bytes = region.inode.page().bytes_of(range.pages());
-    match core.table.mend(region.window.addr_of(range.start), bytes) {
+    let at = window.addr_of(range.start);
+    match core.table.mend(at, bytes) {
         Ok(true) => region.layout.set(range, Backing::Zeros),
         Ok(false) => {}
-        // Its addresses may be somebody else's from now on.
-        Err(_) => region.window.set_lost(),
+        // The addresses may be somebody else's from now on.
+        Err(_) => drop(core.give_up(regions, window, at, bytes, None)),
     }
 }
 
@@ -139,6 +143,9 @@ fn evict(core: &Core, regions: &mut Regions) {
             region.evicted_up_to(span.end);
             core.stats.add(&core.stats.evictions);
         }
-        Err(_) => mend(core, region, span),
+        Err(_) => {
+            let window = region.window.clone();
+            mend(core, regions, &window, span);
+        }
     }
 }

@@ -1,12 +1,16 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
-use super::{Attempt, TURNS_WITHOUT_MEMORY, wake};
-use crate::pager::core::{Core, Handed};
-use crate::policy::{FaultKind, PageState, View};
+use super::{Attempt, SHORTAGES_MAX, wake};
+use crate::pager::core::{Age, Core, Handed};
+use crate::policy::{PageState, View};
 use crate::space::{Shared, Window};
+use crate::sync;
 use crate::sys::{Delivery, Outcome, RawFault};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::grace::Grace;
+
+/// How long a page stays poisoned for a thread of another process.
+const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// The device has no page where the file has a block, or something else is mapped at the
 /// address: somebody has changed the device, or the mapping, behind our back. SIGBUS rather than a guess.
@@ -20,31 +24,14 @@ pub(super) fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &Vie
     Attempt::Done
 }
 
-/// A fault at an address that belongs to no region. The application has moved a part of a mapping, or
-/// the mapping has just been unmapped. Never zeros that were not there: SIGBUS, or the access
-/// repeated and a SIGSEGV.
+/// A fault at an address that belongs to no region. Its mapping has just been unmapped, and the access is to
+/// end in SIGSEGV, or to be somebody else's; or the application has moved a part of a mapping, which is about
+/// to be condemned. Nothing is done to the address: it may be another pager's by now.
 pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
-    core.stats.add(&core.stats.strangers);
-    if raw.kind == FaultKind::WriteProtect {
-        // The entry came along when the range was moved, and is zapped when the mapping is given up.
-        wake(core, raw);
+    if core.table.refuse_own(raw.addr) {
         return Attempt::Done;
     }
-    let huge = 2 << 20;
-    for bytes in [core.table.base_page(), huge] {
-        let at = raw.addr.align_down(bytes);
-        let poisoned = match core.table.poison(at, bytes) {
-            // There is no entry, or the access had not faulted: a write-protect marker.
-            Ok(Outcome::AlreadyPresent) => core.table.poison_over_marker(at, bytes),
-            other => other,
-        };
-        match poisoned {
-            Ok(Outcome::Installed) => return Attempt::Done,
-            Ok(Outcome::Retry) => return Attempt::Again,
-            Ok(Outcome::AlreadyPresent | Outcome::Gone) => break,
-            Err(_) => {}
-        }
-    }
+    core.stats.add(&core.stats.strangers);
     wake(core, raw);
     Attempt::Done
 }
@@ -70,9 +57,11 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let (inode, window) = (&region.inode, &region.window);
     let page = window.page_at(raw.addr);
     let change = inode.space.change();
-    let no_block = change.extents().state(page) == PageState::Hole || handed.turns >= TURNS_WITHOUT_MEMORY;
+    let no_block = change.extents().state(page) == PageState::Hole || handed.shortages >= SHORTAGES_MAX;
     let past_end = page >= inode.page().ceil(change.size());
     let delivery = if no_block && !past_end && window.is_alive() { send(core, &handed) } else { Delivery::Awake };
+    // Before the thread is woken, which poisoning does.
+    let grace = Grace::new(&core.table, raw.tid, page);
     if delivery == Delivery::Unreachable {
         change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
     }
@@ -85,9 +74,12 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
         // there is one, repeats, and finds out.
         Delivery::Awake => wake(core, raw),
         Delivery::Unreachable => {
-            let grace = Grace::new(&core.table, raw.tid, page);
             wake(core, raw);
-            grace.inspect(Grace::wait);
+            match grace {
+                Some(grace) => grace.wait(),
+                // A thread of another process: it cannot be told when that has run.
+                None => sync::back_off(FOREIGN_GRACE),
+            }
             // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again.
             let change = inode.space.change();
             if window.is_alive() {
@@ -103,8 +95,10 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
 fn send(core: &Core, handed: &Handed) -> Delivery {
     let raw = &handed.fault;
     let _reading = core.hold_reading();
-    if core.is_stale(handed) {
-        return Delivery::Awake;
+    match core.age(handed) {
+        Age::Last => {}
+        Age::Stale => return Delivery::Awake,
+        Age::Unknown => return Delivery::Unreachable,
     }
     let grace = Grace::new(&core.table, raw.tid, PageIndex(0));
     let delivery = core.table.raise_sigbus(raw.tid, raw.addr);

@@ -145,6 +145,8 @@ impl Change<'_> {
         let block = pending.free.first().map(|run| run.start);
         let tell = |point: Point| store.probe(point, first, block);
         tell(Point::Published);
+        // Before the lock is dropped: from then on somebody may see that the blocks are gone from here.
+        let transit = (!pending.free.is_empty()).then(|| store.transit());
         if store.broken(Rule::ZapBeforeFree) {
             store.free(&std::mem::take(&mut pending.free));
             tell(Point::Freed);
@@ -163,6 +165,7 @@ impl Change<'_> {
         }
         tell(Point::Invalidated);
         store.free(&pending.free);
+        drop(transit);
         tell(Point::Freed);
     }
 }

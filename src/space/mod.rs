@@ -10,7 +10,7 @@
 //! L1 Inode::change          control calls, exclusively; File::read_at, shared. Never a fault.
 //!  └─ Core::regions         faults, shared; map, unmap and re-point, exclusively. The kernel's mmap_lock.
 //!      └─ L2 Space::state   faults, shared; whoever publishes, exclusively. The kernel's invalidate_lock.
-//!          └─ leaves        Inode::grace, Inode::starved, Store::allocator, Userfault::templates, statistics.
+//!          └─ leaves        Inode::grace, Store::allocator, Core::numbering, Userfault::templates and ::moves.
 //!                           Nothing is taken under a leaf; the allocator is never taken under L2.
 //! ```
 //!

@@ -85,6 +85,8 @@ std::arch::global_asm!(
     "1: ldaxr x3, [x0]",
     "cmp x3, x1",
     "b.ne 2f",
+    ".globl daxpager_exchange8_store",
+    "daxpager_exchange8_store:",
     "stlxr w4, x2, [x0]",
     "cbnz w4, 1b",
     "2: clrex",
@@ -94,6 +96,8 @@ std::arch::global_asm!(
     ".globl daxpager_copy",
     "daxpager_copy:",
     "cbz x2, 2f",
+    ".globl daxpager_copy_load",
+    "daxpager_copy_load:",
     "1: ldrb w3, [x1], #1",
     ".globl daxpager_copy_at",
     "daxpager_copy_at:",
@@ -117,6 +121,10 @@ unsafe extern "C" {
     fn daxpager_access_failed();
     fn daxpager_exchange8_at();
     fn daxpager_copy_at();
+    #[cfg(target_arch = "aarch64")]
+    fn daxpager_exchange8_store();
+    #[cfg(target_arch = "aarch64")]
+    fn daxpager_copy_load();
     fn daxpager_load8(at: usize) -> Answer;
     fn daxpager_store8(at: usize, value: u64) -> Answer;
     fn daxpager_exchange8(at: usize, expected: u64, new: u64) -> Answer;
@@ -167,12 +175,19 @@ impl Interrupted {
             daxpager_load8 as *const () as usize,
             daxpager_store8 as *const () as usize,
             daxpager_exchange8_at as *const () as usize,
+            #[cfg(target_arch = "aarch64")]
+            (daxpager_exchange8_store as *const () as usize),
+        ];
+        let copies = [
+            daxpager_copy_at as *const () as usize,
+            #[cfg(target_arch = "aarch64")]
+            (daxpager_copy_load as *const () as usize),
         ];
         // A copy is interrupted anywhere in the page: the CPU takes it in pieces of its own size.
         let near = |operand: usize| operand >> 12 == addr >> 12;
         match self.at {
             at if words.contains(&at) => self.operands[0] == addr,
-            at if at == daxpager_copy_at as *const () as usize => self.operands.into_iter().any(near),
+            at if copies.contains(&at) => self.operands.into_iter().any(near),
             _ => false,
         }
     }

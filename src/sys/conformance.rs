@@ -98,7 +98,7 @@ impl Subject {
 
     fn kernel() -> Self {
         access::enable().unwrap();
-        let table = Arc::new(Userfault::open(false).unwrap());
+        let table = Userfault::open(false).unwrap();
         let bytes = BLOCKS * table.base_page();
         Self::new(Cpu::Real, table, DeviceMemory::memfd("conformance", bytes).unwrap())
     }

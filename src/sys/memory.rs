@@ -5,7 +5,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -13,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 
@@ -22,8 +22,8 @@ pub(crate) struct DeviceMemory {
     len_bytes: u64,
     block_bytes: u64,
     huge: bool,
-    /// Lets others notice that the device is gone, without keeping it.
-    life: Arc<()>,
+    /// Called when the device is gone: userfaultfds that have a mapping of it give that up. A leaf.
+    when_gone: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
     owner: Owner,
 }
 
@@ -113,7 +113,7 @@ impl DeviceMemory {
             len_bytes: bytes,
             block_bytes,
             huge,
-            life: Arc::new(()),
+            when_gone: Mutex::default(),
             owner: Owner::Mapped { file, _alias: alias },
         })
     }
@@ -128,7 +128,7 @@ impl DeviceMemory {
             len_bytes: bytes,
             block_bytes,
             huge: false,
-            life: Arc::new(()),
+            when_gone: Mutex::default(),
             owner: Owner::Heap(heap),
         })
     }
@@ -146,8 +146,9 @@ impl DeviceMemory {
         self.huge
     }
 
-    pub(super) fn life(&self) -> &Arc<()> {
-        &self.life
+    /// Has `act` called when the device is dropped.
+    pub(super) fn when_gone(&self, act: Box<dyn Fn() + Send + Sync>) {
+        self.when_gone.lock().push(act);
     }
 
     /// The file behind the memory; none for memory from the heap.
@@ -258,6 +259,12 @@ impl DeviceMemory {
     #[cfg(feature = "fake")]
     pub(super) fn aligned_word(&self, offset: u64) -> &AtomicU64 {
         self.word(offset / 8)
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        self.when_gone.get_mut().iter().for_each(|act| act());
     }
 }
 

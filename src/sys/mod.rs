@@ -160,6 +160,10 @@ pub(crate) trait PageTable: Send + Sync {
         }
     }
 
+    /// Whether `at` lies in a range of the table's own that nobody has any business with; if so, the access is
+    /// to end in SIGBUS, and everybody is woken. mlockall(2) makes the kernel touch those.
+    fn refuse_own(&self, at: Addr) -> bool;
+
     /// Lets stores through. Installs nothing where nothing is.
     fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
 

@@ -1,5 +1,7 @@
 //! Signals and limits of this process.
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
@@ -41,6 +43,18 @@ fn sleep_of(tid: Tid) -> Sleep {
         Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
         Ok(_) => Sleep::SystemCall,
         Err(_) => Sleep::Unknown,
+    }
+}
+
+/// Like [`sleep_of`], but a thread that has been woken and has not run since is given the time to fall
+/// asleep again: nobody answers its fault meanwhile.
+fn falls_asleep(tid: Tid) -> Sleep {
+    let until = Instant::now() + Duration::from_millis(5);
+    loop {
+        match sleep_of(tid) {
+            Sleep::Awake if Instant::now() < until => std::thread::yield_now(),
+            sleep => return sleep,
+        }
     }
 }
 
@@ -86,7 +100,7 @@ const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
 /// Only to a thread that sleeps in a fault of its own instructions: in the fault of a system call a
 /// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
-    match sleep_of(tid) {
+    match falls_asleep(tid) {
         Sleep::Awake => return Delivery::Awake,
         Sleep::UserFault if takes_sigbus(tid) => {}
         Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown => return Delivery::Unreachable,

@@ -1,13 +1,19 @@
 //! A device's blocks, handed out and taken back. What files and faults share of a volume.
 
+use std::time::Duration;
+
 use crate::error::{Error, Result};
 use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
 use crate::space::extents::Run;
-use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
 use crate::sys::memory::DeviceMemory;
 use crate::units::{BlockIndex, PageIndex, PageSize};
 use crate::volume::allocator::Allocator;
+
+/// How often, and how long apart, blocks in transit are waited for.
+const TRANSIT_TRIES: u32 = 1000;
+const TRANSIT_BACK_OFF: Duration = Duration::from_micros(50);
 
 /// Blocks whose device memory the kernel is asked for at once.
 const POPULATE_BLOCKS: u64 = 512;
@@ -19,6 +25,11 @@ pub(crate) struct Store {
     /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
     /// lock (L2) held: `space::Change::commit` frees after it has dropped it.
     allocator: Mutex<Allocator>,
+    /// Reservations, and changes that have taken blocks away and not freed them yet: they may all be free in
+    /// a moment. Raised before the blocks can be missed, lowered when they are published or free.
+    in_transit: AtomicU64,
+    /// How often blocks have been freed.
+    frees: AtomicU64,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
     probe: Option<Arc<dyn Probe>>,
@@ -34,6 +45,8 @@ impl Store {
             page,
             switches: Switches::default(),
             allocator: Mutex::new(Allocator::new(blocks)),
+            in_transit: AtomicU64::new(0),
+            frees: AtomicU64::new(0),
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             probe,
         }
@@ -58,8 +71,28 @@ impl Store {
     }
 
     /// Runs of `want` blocks in all, with memory behind them, whatever they hold. All or nothing.
+    ///
+    /// Blocks that are on their way are waited for, a tenth of a second at most: a volume is not full while a
+    /// punch that has been seen has yet to free its blocks. Their holders wait for nobody who allocates.
     pub(crate) fn reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
-        let mut held = Reservation { store: self.clone(), runs: Vec::new() };
+        for _ in 0..TRANSIT_TRIES {
+            let frees = self.frees.load(Ordering::Acquire);
+            match self.try_reserve(want) {
+                Err(Error::NoSpace { .. }) if self.in_transit() || frees != self.frees.load(Ordering::Acquire) => {
+                    sync::back_off(TRANSIT_BACK_OFF);
+                }
+                other => return other,
+            }
+        }
+        self.try_reserve(want)
+    }
+
+    fn in_transit(&self) -> bool {
+        self.in_transit.load(Ordering::Acquire) > 0
+    }
+
+    fn try_reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
+        let mut held = Reservation::new(self);
         {
             let mut allocator = self.allocator.lock();
             let free = allocator.free_blocks();
@@ -70,7 +103,7 @@ impl Store {
             while left > 0 {
                 let run = allocator.take(left).expect("enough blocks were free, under this lock");
                 left -= run.blocks;
-                held.runs.push(run);
+                held.push(run);
             }
         }
         // From here on an error gives them back: `Reservation` frees what it still holds.
@@ -82,10 +115,20 @@ impl Store {
         Ok(held)
     }
 
+    /// Blocks are on their way from a file to the allocator, until the transit is dropped.
+    pub(crate) fn transit(&self) -> Transit<'_> {
+        self.in_transit.fetch_add(1, Ordering::AcqRel);
+        Transit(self)
+    }
+
     /// One run of `want` blocks, with memory behind it; none where the free blocks lie too far apart.
     pub(crate) fn reserve_together(self: &Arc<Self>, want: u64) -> Option<Reservation> {
-        let run = self.allocator.lock().take_together(want)?;
-        let held = Reservation { store: self.clone(), runs: vec![run] };
+        let mut held = Reservation::new(self);
+        {
+            let mut allocator = self.allocator.lock();
+            held.push(allocator.take_together(want)?);
+        }
+        let run = held.runs[0];
         self.populate(run).ok()?;
         Some(held)
     }
@@ -131,6 +174,7 @@ impl Store {
                 allocator.give(*run);
             }
         }
+        self.frees.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Zeroes a part of a block.
@@ -149,14 +193,38 @@ impl Store {
     }
 }
 
+/// See [`Store::transit`].
+pub(crate) struct Transit<'a>(&'a Store);
+
+impl Drop for Transit<'_> {
+    fn drop(&mut self) {
+        self.0.in_transit.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Blocks that have been allocated and belong to no file yet. What is not taken is freed.
 pub(crate) struct Reservation {
     store: Arc<Store>,
     /// In reverse order: the next one is the last.
     runs: Vec<Run>,
+    counted: bool,
 }
 
 impl Reservation {
+    /// An empty one. In transit only once it has blocks, so that two that find none do not wait for each other.
+    fn new(store: &Arc<Store>) -> Self {
+        Self { store: store.clone(), runs: Vec::new(), counted: false }
+    }
+
+    /// Under the allocator's lock: whoever misses the block finds it in transit.
+    fn push(&mut self, run: Run) {
+        if !self.counted {
+            self.counted = true;
+            self.store.in_transit.fetch_add(1, Ordering::AcqRel);
+        }
+        self.runs.push(run);
+    }
+
     /// Takes one to `want` consecutive blocks.
     ///
     /// # Panics
@@ -184,5 +252,8 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         // The next to be taken is freed last, so that it is the next one handed out.
         self.store.free(&self.runs);
+        if self.counted {
+            self.store.in_transit.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }

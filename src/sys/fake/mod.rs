@@ -324,6 +324,10 @@ impl PageTable for Shared {
         self.ioctl(at, |space| space.poison(at, bytes))
     }
 
+    fn refuse_own(&self, _: Addr) -> bool {
+        false
+    }
+
     fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
         self.ioctl(at, |space| space.write_protect(at, bytes, false))
     }

@@ -7,8 +7,8 @@ mod ranges;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -49,6 +49,7 @@ pub(crate) struct Userfault {
     /// or a pop: the reader takes it when it reads an event.
     moves: Mutex<VecDeque<(Addr, Addr)>>,
     calls: Counters,
+    this: Weak<Userfault>,
 }
 
 #[derive(Default)]
@@ -67,7 +68,7 @@ fn count(counter: &AtomicU64) {
 
 impl Userfault {
     /// Opens a userfaultfd. `huge` asks for what huge pages need too.
-    pub(crate) fn open(need_kernel_faults: bool) -> Result<Self> {
+    pub(crate) fn open(need_kernel_faults: bool) -> Result<Arc<Self>> {
         let supported = supported_features()?;
         check_features(supported, &abi::NEEDED)?;
         let huge = abi::NEEDED_FOR_HUGE.iter().fold(0, |all, feature| all | feature.bit);
@@ -77,7 +78,7 @@ impl Userfault {
             .map_err(|errno| Error::system("eventfd", errno))?;
         let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
             .map_err(|errno| Error::system("memfd_create", errno))?;
-        Ok(Self {
+        Ok(Arc::new_cyclic(|this| Self {
             uffd,
             kick,
             supported,
@@ -86,7 +87,8 @@ impl Userfault {
             templates: Mutex::new(Vec::new()),
             moves: Mutex::new(VecDeque::new()),
             calls: Counters::default(),
-        })
+            this: this.clone(),
+        }))
     }
 
     fn fd(&self) -> i32 {
@@ -194,7 +196,8 @@ impl PageTable for Userfault {
     fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
         match self.map_zeros(bytes, self.base_page(), Some(at)) {
             Ok(_) => Ok(true),
-            Err(Errno::EEXIST) => Ok(false),
+            // Still ours, unless somebody has mapped something there in between: then it is not registered.
+            Err(Errno::EEXIST) if self.protect(at, bytes)? == Outcome::Installed => Ok(false),
             Err(errno) => Err(errno),
         }
     }
@@ -217,7 +220,6 @@ impl PageTable for Userfault {
         self.give_back(at, bytes);
         // munmap wakes nobody.
         self.wake(at, bytes);
-        self.sweep_templates();
     }
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
@@ -253,6 +255,19 @@ impl PageTable for Userfault {
         // SAFETY: `argument` has the layout of uffdio_poison (asserted in `abi`) and outlives the call.
         let answer = unsafe { abi::uffdio_poison(self.fd(), &mut argument) };
         Self::outcome(answer, argument.done)
+    }
+
+    fn refuse_own(&self, at: Addr) -> bool {
+        // Under the lock: the range stays ours.
+        let templates = self.templates.lock();
+        let own = templates.iter().any(|template| template.at <= at && at.since(template.at) < template.bytes);
+        if own {
+            let (at, bytes) = (at.align_down(self.base_page()), self.base_page());
+            if !matches!(self.poison(at, bytes), Ok(Outcome::Installed)) {
+                self.wake(at, bytes);
+            }
+        }
+        own
     }
 
     fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {

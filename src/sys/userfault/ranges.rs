@@ -1,7 +1,6 @@
 //! The address ranges that a userfaultfd watches: how they are made, and pointed elsewhere.
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
@@ -16,7 +15,8 @@ use crate::units::Addr;
 /// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
 /// `mremap` with an old size of zero copies a shared mapping together with its registration.
 pub(super) struct Template {
-    device: Weak<()>,
+    /// The device's address, while it lives.
+    device: usize,
     pub(super) at: Addr,
     pub(super) bytes: u64,
 }
@@ -112,26 +112,32 @@ impl Userfault {
 
     /// The registered mapping of the whole device, made when it is first wanted.
     pub(super) fn template(&self, device: &DeviceMemory) -> Result<Addr, Errno> {
-        let life = device.life();
+        let key = std::ptr::from_ref(device) as usize;
         let mut templates = self.templates.lock();
-        if let Some(template) = templates.iter().find(|template| template.device.as_ptr() == Arc::as_ptr(life)) {
+        if let Some(template) = templates.iter().find(|template| template.device == key) {
             return Ok(template.at);
         }
         let bytes = device.len_bytes();
         let at = self.map_device(bytes, device, 0)?;
-        templates.push(Template { device: Arc::downgrade(life), at, bytes });
+        templates.push(Template { device: key, at, bytes });
+        let this = self.this.clone();
+        device.when_gone(Box::new(move || {
+            if let Some(this) = this.upgrade() {
+                this.forget_template(key);
+            }
+        }));
         Ok(at)
     }
 
-    /// Gives up templates of devices that are gone, and with them the devices' memory.
-    pub(super) fn sweep_templates(&self) {
-        self.templates.lock().retain(|template| {
-            let alive = template.device.strong_count() > 0;
-            if !alive {
-                self.give_back(template.at, template.bytes);
-            }
-            alive
-        });
+    /// Gives up the template of a device that is gone, and with it the device's memory.
+    fn forget_template(&self, device: usize) {
+        let mut templates = self.templates.lock();
+        let found = templates.iter().position(|template| template.device == device);
+        let template = found.map(|index| templates.swap_remove(index));
+        drop(templates);
+        if let Some(template) = template {
+            self.give_back(template.at, template.bytes);
+        }
     }
 }
 
