@@ -75,8 +75,6 @@ rules! {
     ForgetBeforeProtect = "forget-before-protect",
     /// Broken: a store through a mapping is not marked dirty.
     MarkDirty = "mark-dirty",
-    /// Broken: a fault that loses to the same invalidation again and again is given no grace.
-    GraceForLosers = "grace-for-losers",
 }
 
 /// Which rules are broken.

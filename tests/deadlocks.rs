@@ -44,17 +44,7 @@ fn file_is_usable_during_a_repoint(world: &mut World) -> Verdict {
     second.join("the second load")?.map(drop).map_err(|error| error.to_string())
 }
 
-mod nothing_waits_for_the_pager_under_the_files_lock {
-    use super::*;
-    #[test]
-    fn holds() {
-        intact(file_is_usable_during_a_repoint, 3);
-    }
-    #[test]
-    fn is_noticed_when_broken() {
-        broken(Rule::NoWaitUnderLock, file_is_usable_during_a_repoint, 3);
-    }
-}
+rule_test!(nothing_waits_for_the_pager_under_the_files_lock, Rule::NoWaitUnderLock, 3, file_is_usable_during_a_repoint);
 
 /// The reader meets a lock that a worker holds who waits for the reader.
 ///
@@ -84,17 +74,7 @@ fn reader_meets_a_repoint(world: &mut World) -> Verdict {
     second.join("the load that the reader met")?.map(drop).map_err(|error| error.to_string())
 }
 
-mod the_reader_never_blocks {
-    use super::*;
-    #[test]
-    fn holds() {
-        intact(reader_meets_a_repoint, 3);
-    }
-    #[test]
-    fn is_noticed_when_broken() {
-        broken(Rule::ReaderNeverBlocks, reader_meets_a_repoint, 3);
-    }
-}
+rule_test!(the_reader_never_blocks, Rule::ReaderNeverBlocks, 3, reader_meets_a_repoint);
 
 /// xfstests generic/647: the buffer of a read or write lies in a mapping of the same file, in a page
 /// that has not been touched. Copying it faults, and the fault needs the file's lock.

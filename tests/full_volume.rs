@@ -214,7 +214,7 @@ fn a_block_on_its_way_is_waited_for() {
     assert_eq!(first.join("the first store").unwrap(), Ok(()));
     assert_eq!(early.unwrap_or_else(|| second.join("the second store").unwrap()), Ok(()));
     // A punch that has been published and not freed, and a store to another page.
-    let freeing = world.park.at_page(Point::Invalidated, 0);
+    let freeing = world.park.at(Point::Invalidated, |event| event.block.is_some());
     let punch = spawn({
         let a = a.clone();
         move || a.punch_hole(0, PAGE)

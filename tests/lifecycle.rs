@@ -10,6 +10,19 @@ use std::time::{Duration, Instant};
 use common::*;
 use daxpager::{Device, Error, Pager, Volume};
 
+/// Four threads load the same page of a hole at once.
+fn four_loads(map: &Arc<daxpager::Mapping>, round: usize) {
+    let loads: Vec<_> = (0..4)
+        .map(|_| {
+            let map = map.clone();
+            std::thread::spawn(move || map.load(0))
+        })
+        .collect();
+    for load in loads {
+        assert_eq!(load.join().unwrap(), Ok(0), "round {round}");
+    }
+}
+
 /// A message that is served when its mapping has gone and another is at the address: of several
 /// threads that faulted on one page, the first answer wakes all, and the other messages are still there.
 /// They must do no harm to the new mapping.
@@ -23,15 +36,7 @@ fn late_messages_do_no_harm_at_an_address_used_again() {
         let map = world.map(&a, 1);
         again += u64::from(map.as_ptr() as usize == last);
         last = map.as_ptr() as usize;
-        let loads: Vec<_> = (0..4)
-            .map(|_| {
-                let map = map.clone();
-                std::thread::spawn(move || map.load(0))
-            })
-            .collect();
-        for load in loads {
-            assert_eq!(load.join().unwrap(), Ok(0), "round {round}");
-        }
+        four_loads(&map, round);
     }
     assert!(again > 100, "the address was used again {again} times only: the test proves little");
 }
@@ -48,15 +53,7 @@ fn late_messages_do_no_harm_to_another_pager() {
     });
     for round in 0..2_000 {
         let map = worlds[round % 2].map(&files[round % 2], 1);
-        let loads: Vec<_> = (0..4)
-            .map(|_| {
-                let map = map.clone();
-                std::thread::spawn(move || map.load(0))
-            })
-            .collect();
-        for load in loads {
-            assert_eq!(load.join().unwrap(), Ok(0), "round {round}");
-        }
+        four_loads(&map, round);
     }
 }
 

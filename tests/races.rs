@@ -498,7 +498,8 @@ fn late_install(world: &mut World) -> Verdict {
 }
 rule_test!(no_late_install_after_unmap, Rule::UnmapUnderLock, 2, late_install);
 
-/// Collected dirty pages are forgotten before they are protected: a store in between is kept.
+/// Collected dirty pages are forgotten before they are protected: a store in between is kept. With the
+/// rule intact nobody comes to the point in between, and the store comes after: noticed again.
 fn store_while_collecting(world: &mut World) -> Verdict {
     let a = world.file("a", 1, A);
     let map = world.map(&a, 1);
@@ -518,18 +519,7 @@ fn store_while_collecting(world: &mut World) -> Verdict {
     check(second == vec![0..PAGE], || format!("a store during take_dirty is in neither: {second:?}"))
 }
 
-mod dirty_pages_are_forgotten_before_they_are_protected {
-    use super::*;
-    #[test]
-    fn holds() {
-        // Intact, nobody comes to the point in between, and the store comes after: noticed again.
-        intact(store_while_collecting, 2);
-    }
-    #[test]
-    fn is_noticed_when_broken() {
-        broken(Rule::ForgetBeforeProtect, store_while_collecting, 2);
-    }
-}
+rule_test!(dirty_pages_are_forgotten_before_they_are_protected, Rule::ForgetBeforeProtect, 2, store_while_collecting);
 
 /// Every way in which an entry becomes writable marks the page.
 fn every_store_is_dirty(world: &mut World) -> Verdict {

@@ -143,7 +143,6 @@ fn grant_grace(core: &Core, raw: &RawFault) {
     };
     if let Some((inode, page)) = found
         && let Some(grace) = Grace::new(&core.table, raw.tid, page)
-        && !inode.broken(Rule::GraceForLosers)
     {
         core.stats.add(&core.stats.graces);
         inode.grant(grace);

@@ -42,3 +42,36 @@ impl Grace {
         }
     }
 }
+
+#[cfg(all(test, feature = "fake"))]
+mod tests {
+    use super::*;
+    use crate::sys::Message;
+    use crate::sys::fake::FakePageTable;
+
+    /// A thread sleeps in a fault. The grace ends when it has run, and not before.
+    #[test]
+    fn ends_when_the_thread_has_run() {
+        let fake = FakePageTable::new();
+        let table = fake.table();
+        let base = table.reserve(table.base_page(), table.base_page()).unwrap();
+        let load = std::thread::spawn(move || fake.load(base.0));
+        let mut messages = Vec::new();
+        while messages.is_empty() {
+            table.wait();
+            table.read(&mut messages).unwrap();
+        }
+        let Message::Fault(fault) = messages[0] else { panic!("{messages:?}") };
+        let grace = Grace::new(&table, fault.tid, PageIndex(3)).unwrap();
+        assert!(grace.concerns(PageRange::at(PageIndex(2), 2)) && !grace.concerns(PageRange::one(PageIndex(2))));
+        assert_eq!(table.runs(fault.tid), Some(grace.runs));
+        assert!(table.install_zeros(base).is_ok());
+        grace.wait();
+        let until = Instant::now() + Duration::from_secs(10);
+        while table.runs(fault.tid) == Some(grace.runs) {
+            assert!(Instant::now() < until, "the thread never ran");
+        }
+        grace.wait();
+        assert_eq!(load.join().unwrap(), Ok(0));
+    }
+}
