@@ -153,11 +153,11 @@ impl Core {
         }
     }
 
-    /// Tells the pager's observer of a fault, with no lock held while it looks; the page is a guess if the
-    /// region is busy.
+    /// Tells the pager's observer of a fault, with no lock held while it looks. The reader does not wait to
+    /// find out which page it is: if the region is busy, it is the largest there is.
     pub(crate) fn tell(&self, point: Point, fault: &RawFault) {
         let Some(probe) = &self.probe else { return };
-        let regions = self.regions.try_read();
+        let regions = if point == Point::FaultRead { self.regions.try_read() } else { Some(self.regions.read()) };
         let page = regions.and_then(|regions| regions.find(fault.addr).map(|region| region.window.page_at(fault.addr)));
         probe.at(Event { point, page: page.unwrap_or(PageIndex(u64::MAX)), block: None });
     }
