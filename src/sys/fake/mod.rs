@@ -53,6 +53,7 @@ impl FakePageTable {
             readable: Condvar::new(),
             woken: Condvar::new(),
             event_read: Condvar::new(),
+            before_sleep: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -88,6 +89,12 @@ impl FakePageTable {
     /// Whether there is an entry, so that a load would not fault. A marker is none, and neither is poison.
     pub fn is_mapped(&self, at: usize) -> bool {
         self.shared.state.lock().space.is_present(at)
+    }
+
+    /// Has every thread that has looked and found no entry call `act`, with the address, before it queues its
+    /// message and falls asleep: a place to hold it in.
+    pub fn before_sleep(&self, act: impl Fn(usize) + Send + Sync + 'static) {
+        *self.shared.before_sleep.lock() = Some(Arc::new(act));
     }
 
     /// How many threads are asleep in a fault.
@@ -143,7 +150,12 @@ struct State {
     calls: Calls,
 }
 
+/// Called with an address.
+type Hook = Arc<dyn Fn(usize) + Send + Sync>;
+
 struct Shared {
+    /// See [`FakePageTable::before_sleep`]. A leaf, for the time of a copy.
+    before_sleep: Mutex<Option<Hook>>,
     /// Taken for one step at a time and never held over a wait: a leaf.
     state: Mutex<State>,
     /// For [`PageTable::wait`]: a message has arrived, or a kick.
@@ -212,6 +224,10 @@ impl Shared {
     }
 
     fn sleep(&self, fault: RawFault, seen: &Backing) {
+        let hook = self.before_sleep.lock().clone();
+        if let Some(hook) = hook {
+            hook(fault.addr.0);
+        }
         let mut state = self.state.lock();
         let Some(number) = state.fall_asleep(fault, seen) else { return };
         self.readable.notify_all();
