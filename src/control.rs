@@ -14,7 +14,7 @@ use crate::volume::inode::Inode;
 use crate::volume::store::Reservation;
 
 /// Bytes that are copied at once between a user's buffer and the device.
-const COPY_BYTES: u64 = 64 << 10;
+pub(crate) const COPY_BYTES: u64 = 64 << 10;
 
 /// A range of bytes that is not empty and ends within the largest file.
 pub(crate) fn checked_range(offset: u64, len: u64) -> Result<Range<u64>> {

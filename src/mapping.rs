@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::control::COPY_BYTES;
 use crate::error::{Error, Result};
 use crate::pager::core::Core;
 use crate::policy::{Backing, PageState};
@@ -13,8 +14,6 @@ use crate::sys::{Outcome, access};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
-/// Bytes that are copied at once.
-const COPY_BYTES: u64 = 64 << 10;
 /// Pages whose dirty bits are taken in one hold of the file's lock.
 const COLLECT_PAGES: u64 = 4096;
 /// How often protecting is tried while the kernel refuses.
@@ -146,38 +145,28 @@ impl Mapping {
         let hole = {
             let shared = self.inode.space.shared();
             self.check_end(shared.size(), PageRange::one(index))?;
-            self.window.mark_dirty(index);
             let range = start + part.start..start + part.end;
             if self.inode.write_written(&shared, range, bytes).is_ok() {
+                self.window.mark_dirty(index);
                 return Ok(());
             }
             shared.extents().state(index) == PageState::Hole
         };
-        // One more than needed where another store fills the hole meanwhile; none too few, unless the page is
-        // punched meanwhile: so always one.
-        let mut reserved = match self.inode.store.reserve(1) {
-            Ok(reserved) => reserved,
+        // For a page that has a block one more than needed, unless it is punched meanwhile: so it may be none.
+        let (mut reserved, wanted) = match self.inode.store.reserve(1) {
+            Ok(reserved) => (reserved, None),
             Err(error) if hole => return Err(error),
-            Err(_) => return self.write_in_place(index, part, bytes),
+            Err(error) => (self.inode.store.reserve(0)?, Some(error)),
         };
         let mut change = self.inode.space.change();
         self.check_end(change.size(), PageRange::one(index))?;
-        self.window.mark_dirty(index);
-        self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
-        change.commit(&self.inode.store);
-        Ok(())
-    }
-
-    /// The same with no block to be had: the page must have one.
-    fn write_in_place(&self, index: PageIndex, part: Range<u64>, bytes: &[u8]) -> Result<()> {
-        let mut none = self.inode.store.reserve(0)?;
-        let mut change = self.inode.space.change();
-        self.check_end(change.size(), PageRange::one(index))?;
-        if change.extents().state(index) == PageState::Hole {
-            return Err(Error::NoSpace { wanted: 1, free: 0 });
+        if let Some(error) = wanted
+            && change.extents().state(index) == PageState::Hole
+        {
+            return Err(error);
         }
         self.window.mark_dirty(index);
-        self.inode.write_page(&mut change, index, part, bytes, &mut none);
+        self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
         change.commit(&self.inode.store);
         Ok(())
     }
@@ -209,7 +198,7 @@ impl Mapping {
                     _ => dirty.push(start..end),
                 }
             }
-            at = self.next_marked(chunk.end);
+            at = self.window.next_marked(chunk.end);
         }
         Ok(dirty)
     }
@@ -224,11 +213,6 @@ impl Mapping {
                 .iter()
                 .for_each(|page| self.window.mark_dirty(page));
         }
-    }
-
-    /// The first page from `page` on that may be marked: long clean stretches are skipped.
-    fn next_marked(&self, page: PageIndex) -> PageIndex {
-        self.window.next_marked(page)
     }
 
     /// Takes the dirty bits of a range and protects its pages, as one step.
@@ -284,7 +268,7 @@ impl Mapping {
         match change.protect(&self.window, run) {
             Ok(Outcome::Installed | Outcome::AlreadyPresent) => true,
             Ok(Outcome::Retry) => false,
-            // The run covers several address ranges, and this kernel takes one at a time.
+            // A part of the run is not registered any more, or this kernel takes one address range at a time.
             Ok(Outcome::Gone) | Err(_) => {
                 run.iter().all(|page| match change.protect(&self.window, PageRange::one(page)) {
                     Ok(Outcome::Retry) => false,

@@ -80,10 +80,10 @@ pub(crate) struct Core {
     /// The number of the next message, and for each thread, by its id, of its last one: what was
     /// read before that is of a fault that it has left. Written by the reader alone.
     messages: AtomicU64,
+    latest: [AtomicU64; LATEST_SLOTS],
     /// Held while messages are read and numbered, and while a thread is sent a SIGBUS. A leaf, but that the
     /// latter waits for the thread to run, 10 ms at most. Never held by anybody who waits for the reader.
     numbering: Mutex<()>,
-    latest: [AtomicU64; LATEST_SLOTS],
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
     /// Set when every mapping has been condemned.
@@ -124,7 +124,8 @@ impl Core {
         }
     }
 
-    /// Reads what has arrived, and gives every message a number; that of the first. For the reader alone.
+    /// Reads what has arrived in place of what `messages` holds, and gives every message a number; that of the
+    /// first. For the reader alone.
     pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<u64, Errno> {
         let _numbering = self.numbering.lock();
         messages.clear();
@@ -143,6 +144,7 @@ impl Core {
         self.numbering.lock()
     }
 
+    /// What the messages read so far say of a fault.
     pub(crate) fn age(&self, handed: &Handed) -> Age {
         let tid = handed.fault.tid;
         let slot = self.latest[tid.0 as usize % LATEST_SLOTS].load(Ordering::Relaxed);

@@ -34,10 +34,9 @@ pub(super) fn reader(core: &Core) {
 
 /// Serves what has arrived. A pager that is ending serves on: the mappings are not condemned yet.
 fn serve(core: &Core, messages: &mut Vec<Message>) {
+    core.table.wait();
     // What a panic has left of the last read is not served again: its threads are woken when their
     // mappings are condemned.
-    messages.clear();
-    core.table.wait();
     let first = core.read(messages).unwrap_or_else(|errno| panic!("read from the userfaultfd failed: {errno}"));
     for (number, message) in (first..).zip(messages) {
         match *message {

@@ -60,9 +60,10 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let no_block = change.extents().state(page) == PageState::Hole || handed.shortages >= SHORTAGES_MAX;
     let past_end = page >= inode.page().ceil(change.size());
     let delivery = if no_block && !past_end && window.is_alive() { send(core, &handed) } else { Delivery::Awake };
-    // Before the thread is woken, which poisoning does.
-    let grace = Grace::new(&core.table, raw.tid, page);
+    let mut grace = None;
     if delivery == Delivery::Unreachable {
+        // Before the thread is woken, which poisoning does.
+        grace = Grace::new(&core.table, raw.tid, page);
         change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);
