@@ -48,7 +48,7 @@ fn each_store_gets_one_sigbus_and_loads_none() {
         .map(|thread| {
             let (map, stop) = (map.clone(), stop.clone());
             spawn(move || {
-                for store in 0..1_500 {
+                for store in 0..800 {
                     let stored = map.store(8 * thread, 1);
                     assert!(matches!(stored, Err(Error::Bus(_))), "store {store} on a full volume: {stored:?}");
                 }

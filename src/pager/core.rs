@@ -56,6 +56,24 @@ pub(crate) enum Age {
     Unknown,
 }
 
+/// A thread that has been sent a SIGBUS.
+pub(crate) struct Signalled {
+    tid: Tid,
+    /// How often it had run when the signal was on its way.
+    runs: u64,
+}
+
+/// The reader, kept from reading: what it has read is numbered.
+pub(crate) struct Reading<'a>(MutexGuard<'a, Vec<Signalled>>);
+
+impl Reading<'_> {
+    /// The thread has been sent a SIGBUS: until it has run, its messages are of a fault that it is about to leave.
+    pub(crate) fn signalled(&mut self, table: &dyn PageTable, tid: Tid) {
+        // Where the kernel does not tell, a second message for the same store may end in a second signal.
+        self.0.extend(table.runs(tid).map(|runs| Signalled { tid, runs }));
+    }
+}
+
 pub(crate) struct Core {
     pub(crate) table: Arc<dyn PageTable>,
     /// The map of the address space; the kernel's mmap_lock. Shared by the reader (which only tries)
@@ -81,9 +99,10 @@ pub(crate) struct Core {
     /// read before that is of a fault that it has left. Written by the reader alone.
     messages: AtomicU64,
     latest: [AtomicU64; LATEST_SLOTS],
-    /// Held while messages are read and numbered, and while a thread is sent a SIGBUS. A leaf, but that the
-    /// latter waits for the thread to run, 10 ms at most. Never held by anybody who waits for the reader.
-    numbering: Mutex<()>,
+    /// The threads that have been sent a SIGBUS and have not been seen to run since. Held while messages are
+    /// read and numbered, and while a thread is sent a SIGBUS, which may take 5 ms. A leaf; never held by
+    /// anybody who waits for the reader. Guarded by `tests/full_volume.rs`.
+    numbering: Mutex<Vec<Signalled>>,
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
     /// Set when every mapping has been condemned.
@@ -116,7 +135,7 @@ impl Core {
             address_ranges_max,
             gathers: false,
             messages: AtomicU64::new(0),
-            numbering: Mutex::new(()),
+            numbering: Mutex::new(Vec::new()),
             latest: std::array::from_fn(|_| AtomicU64::new(0)),
             stopping: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
@@ -126,10 +145,23 @@ impl Core {
 
     /// Reads what has arrived in place of what `messages` holds, and gives every message a number; that of the
     /// first. For the reader alone.
+    ///
+    /// A thread that has been sent its SIGBUS may have another message here, of the same store: it was woken
+    /// before, by zeros for somebody else's load, and had faulted again. The message is unread until the thread
+    /// runs and takes it back. So as long as it was not seen to have run before the read, it is only woken:
+    /// if it has run just now, and faults anew, it sends another message.
     pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<u64, Errno> {
-        let _numbering = self.numbering.lock();
+        let mut signalled = self.numbering.lock();
         messages.clear();
+        signalled.retain(|thread| self.table.runs(thread.tid) == Some(thread.runs));
         self.table.read(messages)?;
+        messages.retain(|message| match message {
+            Message::Fault(fault) if signalled.iter().any(|thread| thread.tid == fault.tid) => {
+                self.wake(fault);
+                false
+            }
+            Message::Fault(_) | Message::Moved { .. } => true,
+        });
         let first = self.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
         for (number, message) in (first..).zip(messages) {
             if let Message::Fault(fault) = message {
@@ -139,9 +171,8 @@ impl Core {
         Ok(first)
     }
 
-    /// Keeps the reader from reading: what it has read is numbered.
-    pub(crate) fn hold_reading(&self) -> MutexGuard<'_, ()> {
-        self.numbering.lock()
+    pub(crate) fn hold_reading(&self) -> Reading<'_> {
+        Reading(self.numbering.lock())
     }
 
     /// What the messages read so far say of a fault.
@@ -153,6 +184,13 @@ impl Core {
             false if slot >> NUMBER_BITS == u64::from(tid.0) => Age::Stale,
             false => Age::Unknown,
         }
+    }
+
+    /// Wakes the thread of a fault, and whoever else waits for the same base page.
+    pub(crate) fn wake(&self, fault: &RawFault) {
+        // A waiter's key is the address it faulted at, so its base page suffices.
+        let bytes = self.table.base_page();
+        self.table.wake(fault.addr.align_down(bytes), bytes);
     }
 
     /// Tells the pager's observer of a fault, with no lock held while it looks. The reader does not wait to

@@ -103,7 +103,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         if need.takes_a_block() && (core.age(&handed) == Age::Stale || !core.table.may_wait(raw.tid)) {
             // Of several threads that stored to this page, or of one that was woken and faulted again, the
             // first answer has woken all. The page may have been punched since: no block for nobody.
-            wake(core, &raw);
+            core.wake(&raw);
             return None;
         }
         match prepare(core, &need) {
@@ -160,7 +160,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attemp
     let size_seen = size_before_lock(inode, page);
     let Some(shared) = lock_space(inode, patience) else { return Attempt::Busy };
     if !window.is_alive() {
-        wake(core, raw);
+        core.wake(raw);
         return Attempt::Done;
     }
     let mut view = shared.view(page, region.layout.backing(page));
@@ -317,7 +317,7 @@ fn act(
         Decision::Unprotect => (shared.unprotect(window, page, mark), &stats.unprotects),
         Decision::Retry => {
             if !inode.broken(Rule::WakeOnRetry) {
-                wake(core, raw);
+                core.wake(raw);
             }
             (Ok(Outcome::Installed), &stats.retries)
         }
@@ -335,12 +335,12 @@ fn act(
             // asleep on an entry that is there: everything ends in a wake (rule 6).
             stats.add(&stats.retries);
             if !inode.broken(Rule::WakeAfterEexist) {
-                wake(core, raw);
+                core.wake(raw);
             }
             Attempt::Done
         }
         Ok(Outcome::Gone) => {
-            wake(core, raw);
+            core.wake(raw);
             Attempt::Done
         }
         Ok(Outcome::Retry) => Attempt::Again,
@@ -351,10 +351,4 @@ fn act(
         inode.store.probe(Point::Answered, page, None);
     }
     attempt
-}
-
-fn wake(core: &Core, raw: &RawFault) {
-    // A waiter's key is the address it faulted at, so its base page suffices.
-    let bytes = core.table.base_page();
-    core.table.wake(raw.addr.align_down(bytes), bytes);
 }

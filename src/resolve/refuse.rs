@@ -1,12 +1,12 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
-use super::{Attempt, SHORTAGES_MAX, wake};
+use super::{Attempt, SHORTAGES_MAX};
 use crate::pager::core::{Age, Core, Handed};
 use crate::policy::{PageState, View};
 use crate::space::{Shared, Window};
 use crate::sync;
 use crate::sys::{Delivery, Outcome, RawFault};
-use crate::units::{PageIndex, PageRange};
+use crate::units::PageRange;
 use crate::volume::grace::Grace;
 
 /// How long a page stays poisoned for a thread of another process.
@@ -18,7 +18,7 @@ pub(super) fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &Vie
     core.stats.add(&core.stats.lost_pages);
     match shared.poison(window, raw.addr, view.backing) {
         Ok(Outcome::Installed) => {}
-        Ok(Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => wake(core, raw),
+        Ok(Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => core.wake(raw),
         Ok(Outcome::Retry) => return Attempt::Again,
     }
     Attempt::Done
@@ -32,7 +32,7 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
         return Attempt::Done;
     }
     core.stats.add(&core.stats.strangers);
-    wake(core, raw);
+    core.wake(raw);
     Attempt::Done
 }
 
@@ -46,12 +46,13 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
 ///
 /// - with L2 held exclusively: nobody answers faults on the file meanwhile, and as long as the page is a
 ///   hole no store to it gets through;
-/// - with the reader kept from reading until the thread has run: a message that is unread then vanishes.
+/// - with the reader kept from reading: a message of the thread that is unread then is known as such until the
+///   thread has run, when it vanishes.
 pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let raw = &handed.fault;
     let regions = core.regions.read();
     let Some(region) = regions.find(raw.addr) else {
-        wake(core, raw);
+        core.wake(raw);
         return None;
     };
     let (inode, window) = (&region.inode, &region.window);
@@ -73,9 +74,9 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
         Delivery::Sent => {}
         // A block has come since, or the file has ended, or the thread has left the fault: the access, if
         // there is one, repeats, and finds out.
-        Delivery::Awake => wake(core, raw),
+        Delivery::Awake => core.wake(raw),
         Delivery::Unreachable => {
-            wake(core, raw);
+            core.wake(raw);
             match grace {
                 Some(grace) => grace.wait(),
                 // A thread of another process: it cannot be told when that has run.
@@ -92,22 +93,21 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     None
 }
 
-/// Sends the thread its SIGBUS if this is its last message, and waits until it has taken it.
+/// Sends the thread its SIGBUS if this is its last message.
 fn send(core: &Core, handed: &Handed) -> Delivery {
     let raw = &handed.fault;
-    let _reading = core.hold_reading();
+    let mut reading = core.hold_reading();
     match core.age(handed) {
         Age::Last => {}
         Age::Stale => return Delivery::Awake,
         Age::Unknown => return Delivery::Unreachable,
     }
-    let grace = Grace::new(&core.table, raw.tid, PageIndex(0));
     let delivery = core.table.raise_sigbus(raw.tid, raw.addr);
     if delivery != Delivery::Awake {
         core.stats.add(&core.stats.sigbus);
     }
     if delivery == Delivery::Sent {
-        grace.inspect(Grace::wait);
+        reading.signalled(&*core.table, raw.tid);
     }
     delivery
 }

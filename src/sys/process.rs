@@ -28,8 +28,10 @@ pub(crate) fn max_map_count() -> u64 {
 enum Sleep {
     /// In a page fault of its own instructions.
     UserFault,
-    /// In a system call, or in a page fault of one.
+    /// In a page fault of a system call, or in a system call where the kernel does not tell which.
     SystemCall,
+    /// In a system call, for something else than a fault.
+    Elsewhere,
     /// It runs, or is about to.
     Awake,
     /// The kernel does not tell, or it is no thread of this process.
@@ -41,9 +43,17 @@ fn sleep_of(tid: Tid) -> Sleep {
     match std::fs::read_to_string(format!("/proc/self/task/{}/syscall", tid.0)) {
         Ok(text) if text.starts_with("running") => Sleep::Awake,
         Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
+        Ok(_) if waits_for_something_else(tid) => Sleep::Elsewhere,
         Ok(_) => Sleep::SystemCall,
         Err(_) => Sleep::Unknown,
     }
+}
+
+/// Whether a thread in a system call certainly does not wait for a userfaultfd: its `wchan` names another function.
+/// A kernel that keeps them to itself writes 0, or nothing.
+fn waits_for_something_else(tid: Tid) -> bool {
+    let waits_in = std::fs::read_to_string(format!("/proc/self/task/{}/wchan", tid.0)).unwrap_or_default();
+    !matches!(waits_in.trim(), "" | "0") && !waits_in.contains("userfault")
 }
 
 /// Like [`sleep_of`], but a thread that has been woken and has not run since is given the time to fall
@@ -60,7 +70,7 @@ fn falls_asleep(tid: Tid) -> Sleep {
 
 /// Whether `tid` may be asleep in a fault.
 pub(super) fn may_wait(tid: Tid) -> bool {
-    sleep_of(tid) != Sleep::Awake
+    !matches!(sleep_of(tid), Sleep::Awake | Sleep::Elsewhere)
 }
 
 /// Whether a SIGBUS that is sent reaches `tid`: it is neither blocked nor ignored, from its `status` file. The
@@ -101,7 +111,7 @@ const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
 /// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
     match falls_asleep(tid) {
-        Sleep::Awake => return Delivery::Awake,
+        Sleep::Awake | Sleep::Elsewhere => return Delivery::Awake,
         Sleep::UserFault if takes_sigbus(tid) => {}
         Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown => return Delivery::Unreachable,
     }

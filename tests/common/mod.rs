@@ -13,7 +13,7 @@ use daxpager::{Device, Error, File, Mapping, Pager, Volume};
 pub const PAGE: u64 = 4096;
 
 /// What is waited for happens in microseconds; after this long it is a hang.
-pub const HANG: Duration = Duration::from_secs(10);
+pub const HANG: Duration = Duration::from_secs(30);
 /// How long something that must wait is watched while it waits. A correct pager passes
 /// however short this is; a broken one needs it to be caught.
 pub const WATCH: Duration = Duration::from_millis(300);
