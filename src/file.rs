@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::mapping::Mapping;
+use crate::space::extents::Extent;
 use crate::sync::Arc;
+use crate::sys::access;
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -43,6 +46,26 @@ pub struct ExtentInfo {
     pub len: u64,
     /// What it is made of.
     pub kind: ExtentKind,
+}
+
+/// A range of a file on a range of the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct PhysicalExtent {
+    /// Where in the file it begins, in bytes (`fe_logical`).
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Where on the device it begins, in bytes (`fe_physical`).
+    pub device_offset: u64,
+    /// [`ExtentKind::Written`] or [`ExtentKind::Unwritten`].
+    pub kind: ExtentKind,
+}
+
+impl From<&Extent> for ExtentKind {
+    fn from(extent: &Extent) -> Self {
+        if extent.written { ExtentKind::Written } else { ExtentKind::Unwritten }
+    }
 }
 
 impl File {
@@ -118,8 +141,23 @@ impl File {
         self.inode.write_at(from, offset)
     }
 
+    /// [`File::read_at`] with a buffer in a mapping, for callers without `unsafe`. The buffer must lie within its
+    /// file: a SIGBUS in it is not caught.
+    #[doc(hidden)]
+    pub fn read_at_mapped(&self, offset: u64, map: &Mapping, at: u64, len: u64) -> Result<usize> {
+        let at = map.checked(at, len)?;
+        access::with_bytes_mut(at, len as usize, |buffer| self.read_at(buffer, offset))
+    }
+
+    /// [`File::write_at`] likewise.
+    #[doc(hidden)]
+    pub fn write_at_mapped(&self, offset: u64, map: &Mapping, at: u64, len: u64) -> Result<usize> {
+        let at = map.checked(at, len)?;
+        access::with_bytes_mut(at, len as usize, |buffer| self.write_at(buffer, offset))
+    }
+
     /// What the file is made of, from its start to its end, and blocks allocated past that. As the
-    /// `FIEMAP` ioctl, holes included.
+    /// `FIEMAP` ioctl, holes included. Where on the device it lies: [`File::fiemap`].
     pub fn extents(&self) -> Vec<ExtentInfo> {
         let page = self.inode.page();
         let shared = self.inode.space.shared();
@@ -136,11 +174,36 @@ impl File {
         for extent in shared.extents().within(PageRange::from(PageIndex(0))) {
             let (start, end) = (page.offset_of(extent.page), page.offset_of(extent.range().end));
             push(at..start, ExtentKind::Hole);
-            push(start..end, if extent.written { ExtentKind::Written } else { ExtentKind::Unwritten });
+            push(start..end, ExtentKind::from(&extent));
             at = end;
         }
         push(at..shared.size().max(at), ExtentKind::Hole);
         infos
+    }
+
+    /// Where the file lies on its device, in the order of the file, blocks past its end included. As the
+    /// `FIEMAP` ioctl: neighbours in the file that are neighbours on the device too, and of one kind, are one extent; holes
+    /// are not listed.
+    ///
+    /// All of it is of one moment. The next change of the file may move or free any of these blocks, and a store through
+    /// a mapping may be such a change: `device_offset` says nothing any more then. To look at the device is
+    /// sensible only while nobody changes the file. Waits for a change that is being published.
+    pub fn fiemap(&self) -> Vec<PhysicalExtent> {
+        let page = self.inode.page();
+        let physical = |extent: Extent| PhysicalExtent {
+            offset: page.offset_of(extent.page),
+            len: page.bytes_of(extent.run.blocks),
+            device_offset: page.device_offset(extent.run.start),
+            kind: ExtentKind::from(&extent),
+        };
+        // The map joins neighbours itself.
+        self.inode.space.shared().extents().within(PageRange::from(PageIndex(0))).map(physical).collect()
+    }
+
+    /// The file's number (`st_ino`): from 1 up, of its volume's files its own, also when it has been removed. What
+    /// an observer is told as [`Event::file`](crate::probe::Event::file).
+    pub fn number(&self) -> u64 {
+        self.inode.number()
     }
 
     /// The blocks that the file owns.

@@ -47,7 +47,7 @@ mod volume;
 
 pub use device::Device;
 pub use error::{BusError, Error, Result};
-pub use file::{ExtentInfo, ExtentKind, File};
+pub use file::{ExtentInfo, ExtentKind, File, PhysicalExtent};
 pub use mapping::Mapping;
 pub use pager::stats::{Kind, LatencySummary, Stats};
 pub use pager::{Pager, PagerBuilder};
@@ -58,6 +58,9 @@ pub use sys::access::checked;
 #[cfg(feature = "fake")]
 #[doc(hidden)]
 pub use sys::fake;
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub use sys::inject::Injection;
 pub use units::{BlockIndex, PageIndex};
 pub use volume::{FileInfo, Volume};
 

@@ -45,6 +45,9 @@ pub enum Point {
 pub struct Event {
     /// Where the thread is.
     pub point: Point,
+    /// The file concerned, as [`File::number`](crate::File::number) gives it; `None` where the thread does not
+    /// wait to find out.
+    pub file: Option<u64>,
     /// The page concerned, counted in its file; the first one of a range.
     pub page: PageIndex,
     /// The block concerned, if there is one.

@@ -43,6 +43,35 @@ impl<T> Queue<T> {
     }
 }
 
+/// How a lock is held at one moment, which may be over by now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Held {
+    Free,
+    Shared,
+    Exclusively,
+}
+
+impl Held {
+    /// Asks, and never waits.
+    pub(crate) fn of<T>(lock: &RwLock<T>) -> Self {
+        match (lock.is_locked_exclusive(), lock.is_locked()) {
+            (true, _) => Held::Exclusively,
+            (false, true) => Held::Shared,
+            (false, false) => Held::Free,
+        }
+    }
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Held::Free => "free",
+            Held::Shared => "held shared",
+            Held::Exclusively => "held exclusively",
+        })
+    }
+}
+
 /// Gives other threads `time` to run. Only for back-off: nothing may depend on its length.
 pub(crate) fn back_off(time: Duration) {
     thread::sleep(time);

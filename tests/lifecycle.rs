@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -281,4 +282,45 @@ fn the_last_mapping_frees_the_blocks() {
     assert_eq!((map.load(0), world.volume.used_blocks()), (Ok(5), 4));
     spawn(move || drop(map)).join("the drop").unwrap();
     assert_eq!(world.volume.used_blocks(), 0);
+}
+
+/// Buffers of read(2) and write(2) that lie in the mapping, in pages that have not been touched: into holes, over the
+/// end of the file, and out again.
+#[test]
+fn system_calls_with_a_buffer_in_the_mapping() {
+    let world = World::with_reader(8, None, true);
+    assert!(world.pager().serves_kernel_faults(), "needs root, or vm.unprivileged_userfaultfd=1");
+    let a = world.volume.create("a").unwrap();
+    a.truncate(2 * PAGE).unwrap();
+    let map = world.map(&a, 4);
+    let (read, write) = nix::unistd::pipe().unwrap();
+    let bytes: Vec<u8> = (0..PAGE).map(|byte| byte as u8).collect();
+    let work = spawn(move || {
+        let put = || assert_eq!(nix::unistd::write(&write, &bytes), Ok(PAGE as usize));
+        let take = || {
+            let mut taken = vec![0; 2 * PAGE as usize];
+            let count = nix::unistd::read(&read, &mut taken).unwrap();
+            taken.truncate(count);
+            taken
+        };
+        put();
+        assert_eq!(map.read_from(read.as_fd(), 100, PAGE), Ok(PAGE as usize));
+        assert_eq!((a.blocks(), map.take_dirty().unwrap()), (2, vec![0..2 * PAGE]));
+        assert_eq!(map.write_to(write.as_fd(), 100, PAGE), Ok(PAGE as usize));
+        assert_eq!(take(), bytes);
+        // The end of it lies past the end of the file. A pipe takes a page at a time, or nothing of it.
+        assert_eq!(map.write_to(write.as_fd(), PAGE - 8, PAGE + 16), Ok(PAGE as usize));
+        assert_eq!(take().len(), PAGE as usize);
+        let fault = |call| Err(Error::System { call, errno: libc::EFAULT });
+        assert_eq!(map.write_to(write.as_fd(), 2 * PAGE, 16), fault("write"));
+        put();
+        assert_eq!(map.read_from(read.as_fd(), 2 * PAGE, PAGE), fault("read"));
+        assert_eq!(map.write_to(write.as_fd(), 0, 0), Ok(0));
+        let outside = Error::OutsideMapping { offset: 4 * PAGE - 8, len: 16, mapping_bytes: 4 * PAGE };
+        assert_eq!(map.write_to(write.as_fd(), 4 * PAGE - 8, 16), Err(outside));
+        assert!(matches!(map.read_from(read.as_fd(), u64::MAX, 16), Err(Error::OutsideMapping { .. })));
+        let wrong_end = Error::System { call: "write", errno: libc::EBADF };
+        assert_eq!(map.write_to(read.as_fd(), 0, 8), Err(wrong_end));
+    });
+    work.join("system calls with a buffer in the mapping").unwrap();
 }

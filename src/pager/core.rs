@@ -4,13 +4,14 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::pager::regions::{Region, Regions};
-use crate::pager::stats::{Counters, Latencies};
+use crate::pager::stats::{Counters, Kind, Latencies};
+use crate::policy::Fault;
 use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
 use crate::sabotage::{Rule, Switches};
 use crate::space::Window;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, RwLockWriteGuard};
-use crate::sys::{Message, Outcome, PageTable, RawFault, Tid};
+use crate::sys::{MESSAGES_PER_READ, Message, Outcome, PageTable, RawFault, Tid};
 use crate::units::{Addr, PageIndex};
 use crate::volume::inode::Inode;
 
@@ -93,6 +94,8 @@ pub(crate) struct Core {
     pub(crate) reader_answers: bool,
     /// Address ranges that the mappings may take together before some are given up.
     pub(crate) address_ranges_max: u64,
+    /// How many they took when somebody last looked.
+    address_ranges: AtomicU64,
     /// Whether blocks may be moved together then.
     pub(crate) gathers: bool,
     /// The number of the next message, and for each thread, by its id, of its last one: what was
@@ -102,13 +105,13 @@ pub(crate) struct Core {
     /// The threads that have been sent a SIGBUS and have not been seen to run since. Held while messages are
     /// read and numbered, and while a thread is sent a SIGBUS, which may take 5 ms. A leaf; never held by
     /// anybody who waits for the reader. Guarded by `tests/full_volume.rs`.
-    numbering: Mutex<Vec<Signalled>>,
+    pub(super) numbering: Mutex<Vec<Signalled>>,
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
     /// Set when every mapping has been condemned.
     condemned: AtomicBool,
     /// Why the pager ended before it was told to. A leaf.
-    failure: Mutex<Option<String>>,
+    pub(super) failure: Mutex<Option<String>>,
 }
 
 fn slot_of(tid: Tid, number: u64) -> u64 {
@@ -133,6 +136,7 @@ impl Core {
             probe,
             reader_answers: true,
             address_ranges_max,
+            address_ranges: AtomicU64::new(0),
             gathers: false,
             messages: AtomicU64::new(0),
             numbering: Mutex::new(Vec::new()),
@@ -151,7 +155,10 @@ impl Core {
     /// runs and takes it back. So as long as it was not seen to have run before the read, it is only woken:
     /// if it has run just now, and faults anew, it sends another message.
     pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<u64, Errno> {
-        let mut signalled = self.numbering.lock();
+        self.read_under(&mut self.numbering.lock(), messages)
+    }
+
+    fn read_under(&self, signalled: &mut Vec<Signalled>, messages: &mut Vec<Message>) -> Result<u64, Errno> {
         messages.clear();
         signalled.retain(|thread| self.table.runs(thread.tid) == Some(thread.runs));
         self.table.read(messages)?;
@@ -169,6 +176,34 @@ impl Core {
             }
         }
         Ok(first)
+    }
+
+    /// Reads in the reader's stead all that is unread, for the workers to serve: from then on the last message that is
+    /// known of a thread is of the fault that it sleeps in, if it has not run meanwhile.
+    pub(crate) fn read_everything(&self, reading: &mut Reading<'_>) {
+        let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
+        loop {
+            // An error is the reader's to find, too.
+            let Ok(first) = self.read_under(&mut reading.0, &mut messages) else { return };
+            for (number, message) in (first..).zip(&messages) {
+                self.hand_over(*message, number);
+            }
+            if messages.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn hand_over(&self, message: Message, number: u64) {
+        match message {
+            Message::Fault(fault) => {
+                self.stats.fault(Kind::of(Fault { access: fault.access, kind: fault.kind }));
+                self.stats.add(&self.stats.handed_over);
+                let read_at = self.latencies.is_some().then(std::time::Instant::now);
+                self.queue.push(Job::Fault(Handed { fault, message: number, losing: false, shortages: 0, read_at }));
+            }
+            Message::Moved { from, to, bytes } => self.queue.push(Job::Moved(from, to, bytes)),
+        }
     }
 
     pub(crate) fn hold_reading(&self) -> Reading<'_> {
@@ -194,12 +229,24 @@ impl Core {
     }
 
     /// Tells the pager's observer of a fault, with no lock held while it looks. The reader does not wait to
-    /// find out which page it is: if the region is busy, it is the largest there is.
+    /// find out which page of which file it is: if the region is busy, it is the largest there is, of none.
     pub(crate) fn tell(&self, point: Point, fault: &RawFault) {
         let Some(probe) = &self.probe else { return };
         let regions = if point == Point::FaultRead { self.regions.try_read() } else { Some(self.regions.read()) };
-        let page = regions.and_then(|regions| regions.find(fault.addr).map(|region| region.window.page_at(fault.addr)));
-        probe.at(Event { point, page: page.unwrap_or(PageIndex(u64::MAX)), block: None });
+        let found = regions.and_then(|regions| {
+            let region = regions.find(fault.addr)?;
+            Some((region.inode.number(), region.window.page_at(fault.addr)))
+        });
+        let page = found.map_or(PageIndex(u64::MAX), |(_, page)| page);
+        probe.at(Event { point, file: found.map(|(file, _)| file), page, block: None });
+    }
+
+    /// The address ranges that the mappings take: now, or when the map of regions was last free.
+    pub(crate) fn address_ranges(&self) -> u64 {
+        if let Some(regions) = self.regions.try_read() {
+            self.address_ranges.store(regions.pieces(), Ordering::Relaxed);
+        }
+        self.address_ranges.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -270,7 +317,7 @@ impl Core {
     ///   unlock                                            regions shared: nobody's address. Wake
     /// ```
     pub(crate) fn unmap(&self, window: &Arc<Window>, inode: &Arc<Inode>) {
-        let tell = |point| inode.store.probe(point, window.pages().start, None);
+        let tell = |point| inode.probe(point, window.pages().start, None);
         tell(Point::BeforeUnmap);
         if inode.broken(Rule::UnmapUnderLock) && !window.is_lost() {
             self.table.unmap(window.base(), window.bytes());

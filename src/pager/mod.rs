@@ -1,6 +1,7 @@
 //! Pagers: the left-hand door. Messages come in, and are answered or handed on. Knows no extents.
 
 pub(crate) mod core;
+mod describe;
 pub(crate) mod layout;
 pub(crate) mod regions;
 pub(crate) mod stats;
@@ -15,6 +16,8 @@ use crate::mapping::Mapping;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
+#[cfg(feature = "sabotage")]
+use crate::sys::inject::{Injecting, Injection};
 use crate::sys::userfault::Userfault;
 use crate::sys::{PageTable, process};
 use crate::units::PageRange;
@@ -29,6 +32,8 @@ pub struct Pager {
     core: Arc<Core>,
     reader: Mutex<Option<thread::JoinHandle<()>>>,
     workers: Mutex<Vec<thread::JoinHandle<()>>>,
+    #[cfg(feature = "sabotage")]
+    injecting: Option<Arc<Injecting>>,
 }
 
 /// How a pager is to be. Made by [`Pager::builder`].
@@ -42,6 +47,8 @@ pub struct PagerBuilder {
     gathers: bool,
     probe: Option<Arc<dyn Probe>>,
     reader_answers: bool,
+    #[cfg(feature = "sabotage")]
+    injection: Option<Injection>,
 }
 
 impl PagerBuilder {
@@ -104,6 +111,14 @@ impl PagerBuilder {
         self
     }
 
+    /// Puts faults into the page table. For tests.
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn inject(mut self, injection: Injection) -> Self {
+        self.injection = Some(injection);
+        self
+    }
+
     /// Opens a userfaultfd and starts the threads.
     ///
     /// # Errors
@@ -132,13 +147,23 @@ impl PagerBuilder {
     }
 
     fn start_on(self, table: Arc<dyn PageTable>) -> Result<Pager> {
+        #[cfg(feature = "sabotage")]
+        let injecting = self.injection.map(|injection| Arc::new(Injecting::new(table.clone(), injection)));
+        #[cfg(feature = "sabotage")]
+        let table = injecting.clone().map_or(table, |injecting| injecting as Arc<dyn PageTable>);
         let ranges = self.address_ranges_max.unwrap_or_else(|| process::max_map_count() / 4 * 3);
         let mut core = Core::new(table, ranges, self.latencies, self.probe);
         core.reader_answers = self.reader_answers;
         core.gathers = self.gathers;
         let core = Arc::new(core);
         // Threads that have been started end with the pager if a later one is not to be had.
-        let pager = Pager { core, reader: Mutex::new(None), workers: Mutex::new(Vec::new()) };
+        let pager = Pager {
+            core,
+            reader: Mutex::new(None),
+            workers: Mutex::new(Vec::new()),
+            #[cfg(feature = "sabotage")]
+            injecting,
+        };
         for worker in 0..self.workers {
             let thread = pager.spawn(format!("{}-worker-{worker}", self.thread_name), threads::worker)?;
             pager.workers.lock().push(thread);
@@ -162,6 +187,8 @@ impl Pager {
             gathers: false,
             probe: None,
             reader_answers: true,
+            #[cfg(feature = "sabotage")]
+            injection: None,
         }
     }
 
@@ -210,12 +237,12 @@ impl Pager {
         Ok(Mapping::new(self.core.clone(), inode, window))
     }
 
-    /// What the pager has done so far.
+    /// What the pager has done so far. Waits for nobody.
     pub fn stats(&self) -> Stats {
         Stats {
             calls: self.core.table.calls(),
             queued: self.core.queue.len() as u64,
-            address_ranges: self.core.regions.read().pieces(),
+            address_ranges: self.core.address_ranges(),
             ..self.core.stats.snapshot()
         }
     }
@@ -223,6 +250,22 @@ impl Pager {
     /// How long faults of a kind took, if [`PagerBuilder::measure_latencies`] asked for it.
     pub fn latency(&self, kind: Kind) -> Option<LatencySummary> {
         Some(self.core.latencies.as_ref()?.summary(kind))
+    }
+
+    /// How often faults of a kind took how long, if [`PagerBuilder::measure_latencies`] asked for it: for each bucket
+    /// with something in it, shortest first, the longest time that falls into it in nanoseconds, and how many did. A
+    /// bucket is at most an eighth wide of its time.
+    pub fn latency_histogram(&self, kind: Kind) -> Option<Vec<(u64, u64)>> {
+        Some(self.core.latencies.as_ref()?.histogram(kind))
+    }
+
+    /// The pager's state as lines of text, for a bug report: whether it lives, what it has done, how its locks are
+    /// held, and for up to 16 mappings how those of their files are. To be read, not to be parsed.
+    ///
+    /// Never blocks, so it can be called while threads hang: where a lock is taken it says so instead. Each line
+    /// is of a slightly different moment.
+    pub fn describe(&self) -> String {
+        describe::describe(&self.core)
     }
 
     /// Whether faults from inside system calls are served. See [`PagerBuilder::require_kernel_faults`].
@@ -235,6 +278,13 @@ impl Pager {
     #[doc(hidden)]
     pub fn sabotage(&self, rule: crate::sabotage::Rule, broken: bool) {
         self.core.switches.set(rule, broken);
+    }
+
+    /// How often each fault has been put in; empty without [`PagerBuilder::inject`].
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn injected(&self) -> Vec<(&'static str, u64)> {
+        self.injecting.as_ref().map_or_else(Vec::new, |injecting| injecting.counts())
     }
 
     /// How many mappings there are.

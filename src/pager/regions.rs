@@ -63,6 +63,11 @@ impl Regions {
         self.by_addr.remove(&window.base().0)
     }
 
+    /// All of them, by address.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.by_addr.values()
+    }
+
     pub(crate) fn first(&self) -> Option<&Region> {
         self.by_addr.values().next()
     }

@@ -74,6 +74,11 @@ macro_rules! counters {
         }
 
         impl Counters {
+            /// All but the faults, by name.
+            pub(crate) fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
+            }
+
             pub(crate) fn snapshot(&self) -> Stats {
                 Stats {
                     faults: std::array::from_fn(|kind| self.faults[kind].load(Ordering::Relaxed)),
@@ -174,8 +179,18 @@ impl Latencies {
         self.max_ns[kind as usize].fetch_max(ns, Ordering::Relaxed);
     }
 
+    fn counts(&self, kind: Kind) -> Vec<u64> {
+        self.counts[kind as usize].iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// The largest time of each bucket that is not empty, in nanoseconds, and how many faults are in it.
+    pub(crate) fn histogram(&self, kind: Kind) -> Vec<(u64, u64)> {
+        let counts = self.counts(kind).into_iter().enumerate();
+        counts.filter(|(_, count)| *count > 0).map(|(bucket, count)| (bucket_top(bucket), count)).collect()
+    }
+
     pub(crate) fn summary(&self, kind: Kind) -> LatencySummary {
-        let counts: Vec<u64> = self.counts[kind as usize].iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        let counts = self.counts(kind);
         let faults: u64 = counts.iter().sum();
         let max_ns = self.max_ns[kind as usize].load(Ordering::Relaxed);
         let quantile = |share: f64| {
@@ -233,5 +248,15 @@ mod tests {
         assert!((50_000..=56_250).contains(&summary.p50_ns), "{summary:?}");
         assert!((99_000..=100_000).contains(&summary.p99_ns), "{summary:?}");
         assert_eq!(latencies.summary(Kind::MissingLoad), LatencySummary::default());
+    }
+
+    #[test]
+    fn a_histogram_has_every_fault_under_its_border() {
+        let latencies = Latencies::new();
+        for ns in [3, 9, 9, 1_000, 1_001, 70_000] {
+            latencies.record(Kind::WriteProtect, Duration::from_nanos(ns));
+        }
+        assert_eq!(latencies.histogram(Kind::WriteProtect), [(8, 1), (9, 2), (1_023, 2), (73_727, 1)]);
+        assert_eq!(latencies.histogram(Kind::MinorLoad), []);
     }
 }

@@ -100,11 +100,20 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
             Attempt::Again | Attempt::Busy => break,
         };
-        if need.takes_a_block() && (core.age(&handed) == Age::Stale || !core.table.may_wait(raw.tid)) {
-            // Of several threads that stored to this page, or of one that was woken and faulted again, the
-            // first answer has woken all. The page may have been punched since: no block for nobody.
-            core.wake(&raw);
-            return None;
+        if need.takes_a_block() {
+            match core.age(&handed) {
+                // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
+                // woken for this one: each thread that waits for the page would send another, faster
+                // than one worker takes them up.
+                Age::Stale => return None,
+                // Of several threads that stored to this page the first answer has woken all, and the page may have been
+                // punched since: no block for nobody. Woken all the same, as it may be about to fall asleep.
+                Age::Last | Age::Unknown if !core.table.may_wait(raw.tid) => {
+                    core.wake(&raw);
+                    return None;
+                }
+                Age::Last | Age::Unknown => {}
+            }
         }
         match prepare(core, &need) {
             Prepared::Ready => {}
@@ -112,7 +121,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
             Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Prepared::NoMemory => return short_of_memory(handed),
         }
-        need.inode.store.probe(Point::Prepared, need.page, None);
+        need.inode.probe(Point::Prepared, need.page, None);
         if let Some(decision) = need.stale_decision(&raw) {
             return match act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
                 Attempt::Done => None,
@@ -191,7 +200,7 @@ fn tell_decided(inode: &Inode, view: &View) {
         PageState::Written(block) | PageState::Unwritten(block) => Some(block),
         PageState::Hole => None,
     };
-    inode.store.probe(Point::Decided, view.page, block);
+    inode.probe(Point::Decided, view.page, block);
 }
 
 fn lock_regions(core: &Core, patience: Patience) -> Option<RwLockReadGuard<'_, Regions>> {
@@ -219,7 +228,7 @@ fn size_before_lock(inode: &Inode, page: PageIndex) -> Option<u64> {
         return None;
     }
     let size = inode.space.shared().size();
-    inode.store.probe(Point::SizeSeen, page, None);
+    inode.probe(Point::SizeSeen, page, None);
     Some(size)
 }
 
@@ -348,7 +357,7 @@ fn act(
         Err(_) => lost_page(core, raw, window, view, shared),
     };
     if matches!(attempt, Attempt::Done) {
-        inode.store.probe(Point::Answered, page, None);
+        inode.probe(Point::Answered, page, None);
     }
     attempt
 }

@@ -73,7 +73,7 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
         evict(core, &mut regions);
     }
     let Some(region) = regions.of(&need.window) else { return Prepared::Ready };
-    need.inode.store.probe(Point::Repointing, range.start, None);
+    need.inode.probe(Point::Repointing, range.start, None);
     let held = need.inode.broken(Rule::NoWaitUnderLock).then(|| need.inode.space.change());
     let pointed = point(core, need, range, first);
     if let Some(change) = held {

@@ -46,10 +46,14 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
 ///
 /// - with L2 held exclusively: nobody answers faults on the file meanwhile, and as long as the page is a
 ///   hole no store to it gets through;
-/// - with the reader kept from reading: a message of the thread that is unread then is known as such until the
-///   thread has run, when it vanishes.
+/// - with everything read that was unread, and the reader kept from reading: what comes of the thread before it
+///   has run is of the same store, and only woken for.
 pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let raw = &handed.fault;
+    if core.age(&handed) == Age::Stale {
+        // As in `resolve`: the thread's next message is served in its turn.
+        return None;
+    }
     let regions = core.regions.read();
     let Some(region) = regions.find(raw.addr) else {
         core.wake(raw);
@@ -60,9 +64,9 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let change = inode.space.change();
     let no_block = change.extents().state(page) == PageState::Hole || handed.shortages >= SHORTAGES_MAX;
     let past_end = page >= inode.page().ceil(change.size());
-    let delivery = if no_block && !past_end && window.is_alive() { send(core, &handed) } else { Delivery::Awake };
+    let delivery = if no_block && !past_end && window.is_alive() { send(core, &handed) } else { Some(Delivery::Awake) };
     let mut grace = None;
-    if delivery == Delivery::Unreachable {
+    if delivery == Some(Delivery::Unreachable) {
         // Before the thread is woken, which poisoning does.
         grace = Grace::new(&core.table, raw.tid, page);
         change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
@@ -71,11 +75,11 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let (inode, window) = (inode.clone(), window.clone());
     drop(regions);
     match delivery {
-        Delivery::Sent => {}
+        None | Some(Delivery::Sent) => {}
         // A block has come since, or the file has ended, or the thread has left the fault: the access, if
         // there is one, repeats, and finds out.
-        Delivery::Awake => core.wake(raw),
-        Delivery::Unreachable => {
+        Some(Delivery::Awake) => core.wake(raw),
+        Some(Delivery::Unreachable) => {
             core.wake(raw);
             match grace {
                 Some(grace) => grace.wait(),
@@ -93,14 +97,33 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     None
 }
 
-/// Sends the thread its SIGBUS if this is its last message.
-fn send(core: &Core, handed: &Handed) -> Delivery {
+/// Sends the thread its SIGBUS if it sleeps in the very fault that this message is of. `None` if it has sent another
+/// message since, which is served in its turn.
+///
+/// ```text
+/// worker                                            thread
+///   has its message of a store to A                   sleeps in the store; is woken, and done with it
+///                                                     sleeps in a load of B: another message, unread
+///   A is a hole again, and there is no block
+///   sees it asleep, and how often it has run
+///   reads all that is unread: the load of B
+///   not its last message: no SIGBUS
+/// ```
+fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
     let raw = &handed.fault;
     let mut reading = core.hold_reading();
+    if !core.table.falls_asleep(raw.tid) {
+        return Some(Delivery::Awake);
+    }
+    let runs = core.table.runs(raw.tid);
+    core.read_everything(&mut reading);
     match core.age(handed) {
         Age::Last => {}
-        Age::Stale => return Delivery::Awake,
-        Age::Unknown => return Delivery::Unreachable,
+        Age::Stale => return None,
+        Age::Unknown => return Some(Delivery::Unreachable),
+    }
+    if core.table.runs(raw.tid) != runs {
+        return Some(Delivery::Awake);
     }
     let delivery = core.table.raise_sigbus(raw.tid, raw.addr);
     if delivery != Delivery::Awake {
@@ -109,5 +132,5 @@ fn send(core: &Core, handed: &Handed) -> Delivery {
     if delivery == Delivery::Sent {
         reading.signalled(&*core.table, raw.tid);
     }
-    delivery
+    Some(delivery)
 }

@@ -28,6 +28,8 @@ pub(super) struct Pending {
 /// order that is safe: publish, zap, forget, zero or copy; unlock; free.
 #[must_use = "a change that is not committed leaves entries that nothing stands behind"]
 pub(crate) struct Change<'a> {
+    /// The file's number, for observers.
+    pub(super) file: u64,
     pub(super) page: PageSize,
     pub(super) state: RwLockWriteGuard<'a, State>,
     pub(super) pending: Pending,
@@ -140,10 +142,10 @@ impl Change<'_> {
     /// Zapped first, a fault between zap and publish would install the old block again; freed first,
     /// another file would have the block while an entry still reaches it (rule 2).
     pub(crate) fn commit(self, store: &Store) {
-        let Change { state, mut pending, .. } = self;
+        let Change { file, state, mut pending, .. } = self;
         let first = pending.zap.iter().map(|range| range.start).min().unwrap_or(PageIndex(0));
         let block = pending.free.first().map(|run| run.start);
-        let tell = |point: Point| store.probe(point, first, block);
+        let tell = |point: Point| store.probe(point, file, first, block);
         tell(Point::Published);
         // Before the lock is dropped: from then on somebody may see that the blocks are gone from here.
         let transit = (!pending.free.is_empty()).then(|| store.transit());

@@ -25,7 +25,7 @@ mod window;
 use nix::errno::Errno;
 
 use crate::policy::{Backing, View};
-use crate::sync::{Arc, RwLock, RwLockReadGuard};
+use crate::sync::{Arc, Held, RwLock, RwLockReadGuard};
 use crate::sys::{Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) use change::Change;
@@ -41,6 +41,8 @@ struct State {
 
 /// Size, extents and mappings of one file, under L2.
 pub(crate) struct Space {
+    /// The file's number, for observers.
+    number: u64,
     page: PageSize,
     /// **L2.** Shared by the reader (which only tries) and the workers, over "decide and install";
     /// exclusive by control operations, by a fault that publishes a block, and by unmap, over "publish,
@@ -52,9 +54,18 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    pub(crate) fn new(page: PageSize) -> Self {
+    pub(crate) fn new(page: PageSize, number: u64) -> Self {
         let state = State { i_size: 0, extents: ExtentMap::default(), windows: Vec::new() };
-        Self { page, state: RwLock::new(state) }
+        Self { number, page, state: RwLock::new(state) }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// How L2 is held at this moment. Never waits.
+    pub(crate) fn held(&self) -> Held {
+        Held::of(&self.state)
     }
 
     pub(crate) fn shared(&self) -> Shared<'_> {
@@ -71,7 +82,7 @@ impl Space {
     }
 
     pub(crate) fn change(&self) -> Change<'_> {
-        Change { page: self.page, state: self.state.write(), pending: Pending::default() }
+        Change { file: self.number, page: self.page, state: self.state.write(), pending: Pending::default() }
     }
 
     /// A guard that guards nothing, for broken rules.

@@ -51,6 +51,9 @@ pub(super) struct WriteProtect {
 pub(super) const UFFD_API: u64 = 0xaa;
 pub(super) const USER_MODE_ONLY: i32 = 1;
 
+/// Of UFFDIO_COPY, CONTINUE and POISON alike.
+#[cfg(feature = "sabotage")]
+pub(super) const MODE_DONTWAKE: u64 = 1 << 0;
 pub(super) const COPY_MODE_WP: u64 = 1 << 1;
 pub(super) const CONTINUE_MODE_WP: u64 = 1 << 1;
 pub(super) const WRITEPROTECT_MODE_WP: u64 = 1 << 0;

@@ -9,6 +9,7 @@
 //! counts only if it meets the access it is meant for: an instruction that has not been executed yet, at
 //! the address in question. Otherwise it is dropped, and the access faults again if it must.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
@@ -284,6 +285,28 @@ pub(crate) fn copy_out(at: usize, into: &mut [u8]) -> Result<(), usize> {
 pub(crate) fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
     // SAFETY: the destination lies in a live mapping, the source is a borrowed slice.
     done(unsafe { daxpager_copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
+}
+
+/// read(2) into a mapping.
+pub(crate) fn read_into(fd: BorrowedFd<'_>, at: usize, bytes: usize) -> Result<usize, Errno> {
+    // SAFETY: the range lies in a live mapping whose bytes are the application's to change, and nothing in Rust borrows
+    // them; where they are not to be had the kernel says EFAULT.
+    Errno::result(unsafe { libc::read(fd.as_raw_fd(), at as *mut libc::c_void, bytes) }).map(|done| done as usize)
+}
+
+/// write(2) out of a mapping.
+pub(crate) fn write_from(fd: BorrowedFd<'_>, at: usize, bytes: usize) -> Result<usize, Errno> {
+    // SAFETY: the kernel only reads the range, which lies in a live mapping, and says EFAULT where it cannot.
+    Errno::result(unsafe { libc::write(fd.as_raw_fd(), at as *const libc::c_void, bytes) }).map(|done| done as usize)
+}
+
+/// Lends bytes of a live mapping as a buffer. A SIGBUS in it is not caught.
+pub(crate) fn with_bytes_mut<T>(at: usize, len: usize, lend: impl FnOnce(&mut [u8]) -> T) -> T {
+    let start = std::ptr::with_exposed_provenance_mut(at);
+    // SAFETY: callers pass a range of a mapping that they keep alive meanwhile. Its bytes are plain memory; other threads may
+    // change them, as they may those of any buffer that is mapped and given to a system call, and
+    // the copy that is made into or out of it assumes nothing of what it reads.
+    lend(unsafe { std::slice::from_raw_parts_mut(start, len) })
 }
 
 /// Checked accesses at any address, for tests that compare with the kernel's own mappings.

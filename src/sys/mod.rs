@@ -10,6 +10,8 @@ pub(crate) mod access;
 mod conformance;
 #[cfg(feature = "fake")]
 pub mod fake;
+#[cfg(feature = "sabotage")]
+pub(crate) mod inject;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod userfault;
@@ -151,6 +153,10 @@ pub(crate) trait PageTable: Send + Sync {
     /// Makes the next accesses to the range end in SIGBUS, until it is zapped.
     fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
 
+    /// Puts an entry there as [`PageTable::install`] and its siblings do, and wakes nobody: for [`inject`].
+    #[cfg(feature = "sabotage")]
+    fn put_quietly(&self, at: Addr, entry: inject::Entry) -> Result<Outcome, Errno>;
+
     /// Poisons a range on which nothing is mapped but perhaps a write-protect marker, which makes
     /// [`PageTable::poison`] answer [`Outcome::AlreadyPresent`].
     fn poison_over_marker(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
@@ -181,6 +187,10 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
+
+    /// Whether a thread sleeps in a fault; one that has been woken and has not run since is given some milliseconds to
+    /// fall asleep again.
+    fn falls_asleep(&self, tid: Tid) -> bool;
 
     /// Whether a thread may still be asleep in a fault; `false` only if it is certainly awake.
     fn may_wait(&self, tid: Tid) -> bool;

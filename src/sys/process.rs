@@ -58,7 +58,7 @@ fn waits_for_something_else(tid: Tid) -> bool {
 
 /// Like [`sleep_of`], but a thread that has been woken and has not run since is given the time to fall
 /// asleep again: nobody answers its fault meanwhile.
-fn falls_asleep(tid: Tid) -> Sleep {
+fn sleep_soon(tid: Tid) -> Sleep {
     let until = Instant::now() + Duration::from_millis(5);
     loop {
         match sleep_of(tid) {
@@ -66,6 +66,11 @@ fn falls_asleep(tid: Tid) -> Sleep {
             sleep => return sleep,
         }
     }
+}
+
+/// Whether `tid` is asleep in a fault, or soon is; also where the kernel does not tell.
+pub(super) fn falls_asleep(tid: Tid) -> bool {
+    !matches!(sleep_soon(tid), Sleep::Awake | Sleep::Elsewhere)
 }
 
 /// Whether `tid` may be asleep in a fault.
@@ -110,7 +115,7 @@ const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
 /// Only to a thread that sleeps in a fault of its own instructions: in the fault of a system call a
 /// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
-    match falls_asleep(tid) {
+    match sleep_of(tid) {
         Sleep::Awake | Sleep::Elsewhere => return Delivery::Awake,
         Sleep::UserFault if takes_sigbus(tid) => {}
         Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown => return Delivery::Unreachable,

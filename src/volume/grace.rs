@@ -32,6 +32,11 @@ impl Grace {
         range.contains(self.page)
     }
 
+    pub(crate) fn describe(&self) -> String {
+        let over = if Instant::now() < self.until { "" } else { ", over" };
+        format!("for thread {} on page {}{over}", self.tid.0, self.page.0)
+    }
+
     /// Waits until the thread has run, is gone, or time is up.
     pub(crate) fn wait(&self) {
         while let Some(table) = self.table.upgrade()

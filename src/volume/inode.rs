@@ -7,7 +7,7 @@ use crate::sabotage::Rule;
 use crate::space::extents::{Extent, Run};
 use crate::space::{Change, Space};
 use crate::sync::{Arc, Mutex, RwLock};
-use crate::units::{PageIndex, PageRange, PageSize};
+use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 use crate::volume::grace::Grace;
 use crate::volume::store::Store;
 
@@ -29,12 +29,23 @@ pub(crate) struct Inode {
 
 impl Inode {
     pub(crate) fn new(store: Arc<Store>) -> Self {
-        let space = Space::new(store.page);
+        let space = Space::new(store.page, store.next_number());
         Self { store, change: RwLock::new(()), space, grace: Mutex::new(None) }
     }
 
     pub(crate) fn page(&self) -> PageSize {
         self.store.page
+    }
+
+    /// See [`File::number`](crate::File::number).
+    pub(crate) fn number(&self) -> u64 {
+        self.space.number()
+    }
+
+    /// Tells the volume's observer.
+    #[inline]
+    pub(crate) fn probe(&self, point: Point, page: PageIndex, block: Option<BlockIndex>) {
+        self.store.probe(point, self.number(), page, block);
     }
 
     #[inline]
@@ -49,7 +60,7 @@ impl Inode {
         if self.broken(Rule::PublishBeforeZap) {
             self.space.zap_too_early(range);
         }
-        self.store.probe(Point::BeforeInvalidate, range.start, None);
+        self.probe(Point::BeforeInvalidate, range.start, None);
         self.space.change()
     }
 
@@ -58,6 +69,14 @@ impl Inode {
     pub(crate) fn grant(&self, grace: Grace) {
         if let Some(mut slot) = self.grace.try_lock() {
             *slot = Some(grace);
+        }
+    }
+
+    /// The grace that the next invalidation may wait for, as text. Never waits.
+    pub(crate) fn describe_grace(&self) -> String {
+        match self.grace.try_lock() {
+            Some(slot) => slot.as_ref().map_or_else(|| "none".to_owned(), Grace::describe),
+            None => "being granted or honoured".to_owned(),
         }
     }
 
@@ -84,7 +103,7 @@ impl Inode {
         if !self.broken(Rule::ZeroNewBlock) {
             self.store.zero_block(run.start);
         }
-        self.store.probe(Point::Allocated, page, Some(run.start));
+        self.probe(Point::Allocated, page, Some(run.start));
         let mut change = self.space.change();
         let past_end = page >= self.page().ceil(change.size());
         match change.extents().state(page) {

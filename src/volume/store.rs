@@ -32,6 +32,7 @@ pub(crate) struct Store {
     frees: AtomicU64,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
+    files_made: AtomicU64,
     probe: Option<Arc<dyn Probe>>,
 }
 
@@ -48,6 +49,7 @@ impl Store {
             in_transit: AtomicU64::new(0),
             frees: AtomicU64::new(0),
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            files_made: AtomicU64::new(0),
             probe,
         }
     }
@@ -58,10 +60,15 @@ impl Store {
     }
 
     #[inline]
-    pub(crate) fn probe(&self, point: Point, page: PageIndex, block: Option<BlockIndex>) {
+    pub(crate) fn probe(&self, point: Point, file: u64, page: PageIndex, block: Option<BlockIndex>) {
         if let Some(probe) = &self.probe {
-            probe.at(Event { point, page, block });
+            probe.at(Event { point, file: Some(file), page, block });
         }
+    }
+
+    /// A number that no file of the volume has had: from 1 up.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.files_made.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Free blocks, and all blocks.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
-use daxpager::{Device, Error, File, Mapping, Pager, Volume};
+use daxpager::{Device, Error, File, Injection, Mapping, Pager, Volume};
 
 pub const PAGE: u64 = 4096;
 
@@ -96,7 +96,8 @@ impl Trap {
     pub fn release(&self) {
         let mut state = self.state.lock().unwrap();
         state.released = true;
-        state.caught.get_or_insert(Event { point: self.point, page: daxpager::PageIndex(u64::MAX), block: None });
+        let nobody = Event { point: self.point, file: None, page: daxpager::PageIndex(u64::MAX), block: None };
+        state.caught.get_or_insert(nobody);
         self.changed.notify_all();
     }
 }
@@ -149,10 +150,16 @@ impl World {
     }
 
     pub fn with_reader(blocks: u64, rule: Option<Rule>, reader_answers: bool) -> Self {
+        Self::injected(blocks, rule, reader_answers, Injection::default())
+    }
+
+    /// The same on a page table with faults put in.
+    pub fn injected(blocks: u64, rule: Option<Rule>, reader_answers: bool, injection: Injection) -> Self {
         let park = Arc::new(Park::default());
         let device = Device::memfd("test", blocks * PAGE).unwrap();
         let volume = Volume::format_with_probe(device, park.clone());
         let builder = Pager::builder().workers(3).probe(park.clone()).reader_answers(reader_answers);
+        let builder = if injection == Injection::default() { builder } else { builder.inject(injection) };
         let pager = builder.start().unwrap();
         if let Some(rule) = rule {
             volume.sabotage(rule, true);

@@ -340,6 +340,17 @@ impl PageTable for Shared {
         self.ioctl(at, |space| space.poison(at, bytes))
     }
 
+    #[cfg(feature = "sabotage")]
+    fn put_quietly(&self, at: Addr, entry: super::inject::Entry) -> Result<Outcome, Errno> {
+        use super::inject::Entry;
+        // Only what is reported as done is woken.
+        self.ioctl(at, |space| match entry {
+            Entry::Page(bytes, protection) => (space.install(at, bytes, protection == Protection::ReadOnly).0, 0),
+            Entry::Zeros => (space.install_zeros(at).0, 0),
+            Entry::Poison(bytes) => (space.poison(at, bytes).0, 0),
+        })
+    }
+
     fn refuse_own(&self, _: Addr) -> bool {
         false
     }
@@ -383,6 +394,10 @@ impl PageTable for Shared {
         thread.signal.get_or_insert(at.0);
         self.woken.notify_all();
         Delivery::Sent
+    }
+
+    fn falls_asleep(&self, tid: Tid) -> bool {
+        self.may_wait(tid)
     }
 
     fn may_wait(&self, tid: Tid) -> bool {

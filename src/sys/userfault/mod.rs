@@ -1,7 +1,8 @@
 //! The kernel's page table, through one userfaultfd.
 //!
-//! One function per ioctl, each turning the kernel's answer into an [`Outcome`] in one place.
+//! One function per ioctl ([`ioctls`]), each turning the kernel's answer into an [`Outcome`] in one place.
 
+mod ioctls;
 mod open;
 mod ranges;
 
@@ -26,13 +27,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
+use ioctls::continue_mode;
 use open::{check_features, supported_features};
 use ranges::{Template, length, madvise, munlock};
-
-/// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
-#[repr(align(65536))]
-struct ZeroPage([u8; 65536]);
-static ZEROS: ZeroPage = ZeroPage([0; 65536]);
 
 /// One userfaultfd.
 pub(crate) struct Userfault {
@@ -94,27 +91,6 @@ impl Userfault {
     fn fd(&self) -> i32 {
         self.uffd.as_raw_fd()
     }
-
-    /// The outcome of an ioctl that leaves in `done` the bytes it did, or a negative errno.
-    fn outcome(answer: nix::Result<i32>, done: i64) -> Result<Outcome, Errno> {
-        match answer {
-            Ok(_) => Ok(Outcome::Installed),
-            Err(Errno::EEXIST) => Ok(Outcome::AlreadyPresent),
-            // Some pages were done before one that had an entry: the caller sees all of them as present.
-            Err(Errno::EAGAIN) if done > 0 => Ok(Outcome::AlreadyPresent),
-            Err(Errno::EAGAIN) => Ok(Outcome::Retry),
-            Err(Errno::ENOENT | Errno::ESRCH) => Ok(Outcome::Gone),
-            Err(errno) => Err(errno),
-        }
-    }
-
-    fn write_protect(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
-        count(&self.calls.installs);
-        let mut argument = abi::WriteProtect { range: range(at, bytes), mode };
-        // SAFETY: `argument` is a valid uffdio_writeprotect and outlives the call.
-        let answer = unsafe { abi::uffdio_writeprotect(self.fd(), &mut argument) };
-        Self::outcome(answer, 0)
-    }
 }
 
 impl Drop for Userfault {
@@ -124,10 +100,6 @@ impl Drop for Userfault {
             self.give_back(template.at, template.bytes);
         }
     }
-}
-
-fn range(at: Addr, bytes: u64) -> abi::Range {
-    abi::Range { start: at.0 as u64, len: bytes }
 }
 
 /// Parses one `struct uffd_msg`. `None` for an event that was never asked for.
@@ -197,7 +169,7 @@ impl PageTable for Userfault {
         match self.map_zeros(bytes, self.base_page(), Some(at)) {
             Ok(_) => Ok(true),
             // Still ours, unless somebody has mapped something there in between: then it is not registered.
-            Err(Errno::EEXIST) if self.protect(at, bytes)? == Outcome::Installed => Ok(false),
+            Err(Errno::EEXIST) if self.is_registered(at, bytes)? => Ok(false),
             Err(errno) => Err(errno),
         }
     }
@@ -223,38 +195,26 @@ impl PageTable for Userfault {
     }
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        count(&self.calls.installs);
-        let mode = match protection {
-            Protection::ReadOnly => abi::CONTINUE_MODE_WP,
-            Protection::Writable => 0,
-        };
-        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
-        // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
-        let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
-        Self::outcome(answer, argument.done)
+        self.continue_(at, bytes, continue_mode(protection))
     }
 
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
-        count(&self.calls.installs);
-        let mut argument = abi::Copy {
-            dst: at.0 as u64,
-            src: ZEROS.0.as_ptr() as u64,
-            len: self.base_page(),
-            mode: abi::COPY_MODE_WP,
-            copied: 0,
-        };
-        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at
-        // least `len` bytes, its destination a range that only machine accesses look at.
-        let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
-        Self::outcome(answer, argument.copied)
+        self.copy_zeros(at, abi::COPY_MODE_WP)
     }
 
     fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        count(&self.calls.installs);
-        let mut argument = abi::Continue { range: range(at, bytes), mode: 0, done: 0 };
-        // SAFETY: `argument` has the layout of uffdio_poison (asserted in `abi`) and outlives the call.
-        let answer = unsafe { abi::uffdio_poison(self.fd(), &mut argument) };
-        Self::outcome(answer, argument.done)
+        self.poison_with(at, bytes, 0)
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn put_quietly(&self, at: Addr, entry: super::inject::Entry) -> Result<Outcome, Errno> {
+        use super::inject::Entry;
+        let quietly = abi::MODE_DONTWAKE;
+        match entry {
+            Entry::Page(bytes, protection) => self.continue_(at, bytes, continue_mode(protection) | quietly),
+            Entry::Zeros => self.copy_zeros(at, abi::COPY_MODE_WP | quietly),
+            Entry::Poison(bytes) => self.poison_with(at, bytes, quietly),
+        }
     }
 
     fn refuse_own(&self, at: Addr) -> bool {
@@ -299,6 +259,10 @@ impl PageTable for Userfault {
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
         process::raise_sigbus(tid, at)
+    }
+
+    fn falls_asleep(&self, tid: Tid) -> bool {
+        process::falls_asleep(tid)
     }
 
     fn may_wait(&self, tid: Tid) -> bool {

@@ -8,9 +8,14 @@ use userfaultfd::RegisterMode;
 
 use super::Userfault;
 use super::open::errno_of;
-use crate::sys::PageTable;
+use crate::sync::back_off;
 use crate::sys::memory::DeviceMemory;
+use crate::sys::{Outcome, PageTable};
 use crate::units::Addr;
+
+/// How often, and how long apart, it is asked whether a range is registered: about a second.
+const ASK_TRIES: u32 = 10_000;
+const ASK_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 
 /// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
 /// `mremap` with an old size of zero copies a shared mapping together with its registration.
@@ -29,6 +34,19 @@ impl Userfault {
         }
         // All modes at once: registering again with fewer would drop the others.
         self.uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
+    }
+
+    /// Whether the whole range is registered with us. Waits where the kernel refuses to say: the event of somebody's
+    /// mremap is unread, or its thread has not run again.
+    pub(super) fn is_registered(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        for _ in 0..ASK_TRIES {
+            match self.protect(at, bytes)? {
+                Outcome::Installed | Outcome::AlreadyPresent => return Ok(true),
+                Outcome::Gone => return Ok(false),
+                Outcome::Retry => back_off(ASK_BACK_OFF),
+            }
+        }
+        Err(Errno::EAGAIN)
     }
 
     /// A mapping of the device, registered and kept out of children, wherever there is room.

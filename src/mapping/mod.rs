@@ -1,5 +1,7 @@
 //! Mappings as the embedder sees them.
 
+mod accesses;
+
 use std::ops::Range;
 
 use crate::control::COPY_BYTES;
@@ -10,7 +12,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
-use crate::sys::{Outcome, access};
+use crate::sys::Outcome;
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -244,7 +246,7 @@ impl Mapping {
                 let _ = runs.iter().try_for_each(|run| change.protect(&self.window, *run).map(drop));
                 change.commit(&self.inode.store);
                 drop(regions);
-                self.inode.store.probe(Point::Collecting, range.start, None);
+                self.inode.probe(Point::Collecting, range.start, None);
                 self.inode.space.change().forget_in(&self.window, range);
                 return Ok(runs);
             }
@@ -285,75 +287,6 @@ impl Mapping {
         let at = self.window.base().plus(offset);
         let region = regions.find(at).filter(|region| Arc::ptr_eq(&region.window, &self.window))?;
         Some(region.layout.backing(self.window.page_at(at)))
-    }
-}
-
-/// Single accesses by the CPU through the mapping, which fault as any others do; a SIGBUS is caught and
-/// returned. The first one installs a SIGBUS handler for the process, which passes on everything else
-/// to the handler that was there before.
-impl Mapping {
-    fn checked(&self, offset: u64, len: u64) -> Result<usize> {
-        if self.window.is_lost() {
-            return Err(Error::MappingLost { addr: self.window.base().0 });
-        }
-        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            return Err(Error::OutsideMapping { offset, len, mapping_bytes: self.len() });
-        }
-        access::enable().map_err(|errno| Error::system("sigaction", errno))?;
-        Ok(self.window.base().0 + offset as usize)
-    }
-
-    fn word(&self, offset: u64) -> Result<usize> {
-        if !offset.is_multiple_of(8) {
-            return Err(Error::Misaligned { offset, len: 8, page_bytes: 8 });
-        }
-        self.checked(offset, 8)
-    }
-
-    fn bus_error(&self, addr: usize) -> Error {
-        Error::Bus(BusError { addr, offset: addr.wrapping_sub(self.window.base().0) as u64 })
-    }
-
-    /// Loads the aligned word at `offset`.
-    ///
-    /// # Errors
-    /// [`Error::Bus`], [`Error::OutsideMapping`], [`Error::Misaligned`] unless `offset` is a multiple of 8.
-    pub fn load(&self, offset: u64) -> Result<u64> {
-        access::load(self.word(offset)?).map_err(|addr| self.bus_error(addr))
-    }
-
-    /// Stores the aligned word at `offset`.
-    ///
-    /// # Errors
-    /// As [`Mapping::load`].
-    pub fn store(&self, offset: u64, value: u64) -> Result<()> {
-        access::store(self.word(offset)?, value).map_err(|addr| self.bus_error(addr))
-    }
-
-    /// Stores `new` at the aligned `offset` if `expected` is there, atomically. What was there before.
-    ///
-    /// # Errors
-    /// As [`Mapping::load`].
-    pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
-        access::exchange(self.word(offset)?, expected, new).map_err(|addr| self.bus_error(addr))
-    }
-
-    /// Copies out of the mapping, byte by byte as the CPU likes.
-    ///
-    /// # Errors
-    /// [`Error::Bus`], after the bytes before it have been copied; [`Error::OutsideMapping`].
-    pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let at = self.checked(offset, into.len() as u64)?;
-        access::copy_out(at, into).map_err(|addr| self.bus_error(addr))
-    }
-
-    /// Copies into the mapping.
-    ///
-    /// # Errors
-    /// As [`Mapping::copy_out`].
-    pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
-        let at = self.checked(offset, from.len() as u64)?;
-        access::copy_in(at, from).map_err(|addr| self.bus_error(addr))
     }
 }
 

@@ -1,0 +1,111 @@
+//! What threads do with mapped memory through the library: single accesses, and system calls whose buffer lies there.
+
+use std::os::fd::BorrowedFd;
+
+use super::{BusError, Mapping};
+use crate::error::{Error, Result};
+use crate::sys::access;
+
+/// Single accesses by the CPU through the mapping, which fault as any others do; a SIGBUS is caught and
+/// returned. The first one installs a SIGBUS handler for the process, which passes on everything else
+/// to the handler that was there before.
+impl Mapping {
+    /// The address of `len` bytes from `offset` on.
+    fn inside(&self, offset: u64, len: u64) -> Result<usize> {
+        if self.window.is_lost() {
+            return Err(Error::MappingLost { addr: self.window.base().0 });
+        }
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(Error::OutsideMapping { offset, len, mapping_bytes: self.len() });
+        }
+        Ok(self.window.base().0 + offset as usize)
+    }
+
+    pub(crate) fn checked(&self, offset: u64, len: u64) -> Result<usize> {
+        let at = self.inside(offset, len)?;
+        access::enable().map_err(|errno| Error::system("sigaction", errno))?;
+        Ok(at)
+    }
+
+    fn word(&self, offset: u64) -> Result<usize> {
+        if !offset.is_multiple_of(8) {
+            return Err(Error::Misaligned { offset, len: 8, page_bytes: 8 });
+        }
+        self.checked(offset, 8)
+    }
+
+    fn bus_error(&self, addr: usize) -> Error {
+        Error::Bus(BusError { addr, offset: addr.wrapping_sub(self.window.base().0) as u64 })
+    }
+
+    /// Loads the aligned word at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Bus`], [`Error::OutsideMapping`], [`Error::Misaligned`] unless `offset` is a multiple of 8.
+    pub fn load(&self, offset: u64) -> Result<u64> {
+        access::load(self.word(offset)?).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Stores the aligned word at `offset`.
+    ///
+    /// # Errors
+    /// As [`Mapping::load`].
+    pub fn store(&self, offset: u64, value: u64) -> Result<()> {
+        access::store(self.word(offset)?, value).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Stores `new` at the aligned `offset` if `expected` is there, atomically. What was there before.
+    ///
+    /// # Errors
+    /// As [`Mapping::load`].
+    pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
+        access::exchange(self.word(offset)?, expected, new).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Copies out of the mapping, byte by byte as the CPU likes.
+    ///
+    /// # Errors
+    /// [`Error::Bus`], after the bytes before it have been copied; [`Error::OutsideMapping`].
+    pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let at = self.checked(offset, into.len() as u64)?;
+        access::copy_out(at, into).map_err(|addr| self.bus_error(addr))
+    }
+
+    /// Copies into the mapping.
+    ///
+    /// # Errors
+    /// As [`Mapping::copy_out`].
+    pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
+        let at = self.checked(offset, from.len() as u64)?;
+        access::copy_in(at, from).map_err(|addr| self.bus_error(addr))
+    }
+}
+
+/// System calls whose buffer lies in the mapping: the faults come from inside the kernel. Where the pager does not
+/// serve those ([`Pager::serves_kernel_faults`](crate::Pager::serves_kernel_faults)), a page that has not been touched yet
+/// ends the call as the end of the file does. No SIGBUS comes of them, and no handler is installed.
+impl Mapping {
+    /// read(2), once: up to `len` bytes from the descriptor straight into the mapping from `offset` on. How many were
+    /// read: 0 at the end of what is read, and fewer than `len` also where the mapping met the end of its file. Blocks as
+    /// long as the descriptor does, and for faults.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMapping`], [`Error::MappingLost`]; [`Error::System`] when the call fails: with `EFAULT` at a page past
+    /// the end of the file, at a hole for which there is no block, and after the end of the pager. What lies before
+    /// it may have been transferred even so: that is up to the kind of descriptor.
+    pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
+        let at = self.inside(offset, len)?;
+        access::read_into(fd, at, len as usize).map_err(|errno| Error::system("read", errno))
+    }
+
+    /// write(2), once: up to `len` bytes of the mapping from `offset` on straight to the descriptor. How many were
+    /// written; fewer than `len` also where the mapping met the end of its file. Blocks as long as the descriptor does,
+    /// and for faults.
+    ///
+    /// # Errors
+    /// As [`Mapping::read_from`].
+    pub fn write_to(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
+        let at = self.inside(offset, len)?;
+        access::write_from(fd, at, len as usize).map_err(|errno| Error::system("write", errno))
+    }
+}

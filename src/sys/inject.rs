@@ -1,0 +1,356 @@
+//! Faults put in on purpose: a page table in front of another that refuses, is beaten to it, runs out of memory, and
+//! delivers messages late or twice, as the kernel may. The library is correct all the same.
+//!
+//! What is not put in, because nothing survives it by design: a zap that fails (an entry that stays would show a freed
+//! block), a condemnation that fails (the range would be somebody else's), a wake that wakes nobody, a message
+//! lost for good, and an event held back (the caller of mremap sleeps until it is read).
+
+use nix::errno::Errno;
+
+use super::memory::DeviceMemory;
+use super::{Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Tid};
+use crate::error::Result;
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::units::Addr;
+
+/// How often each fault is put in, in parts per million of the calls that it can befall.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Injection {
+    /// Where the numbers come from. Which thread meets which of them is left to the scheduler.
+    pub seed: u64,
+    /// EAGAIN, and nothing done, to any change of an entry. A call that protects many ranges in one go, such as
+    /// [`Mapping::take_dirty`](crate::Mapping::take_dirty), needs all of them to succeed at once.
+    pub again_ppm: u32,
+    /// An entry is put there and nobody woken, and the answer is EEXIST: another thread was first.
+    pub exist_ppm: u32,
+    /// ENOMEM, and nothing done, to an install, a poisoning, or a re-point.
+    pub nomem_ppm: u32,
+    /// The first half of a range of several pages is protected, then EAGAIN.
+    pub partial_ppm: u32,
+    /// A fault's message is delivered by one of the next reads. One that was late may find its page punched meanwhile, and
+    /// put a block under it for nobody, as one that a worker is slow to serve.
+    pub delay_ppm: u32,
+    /// A fault's message is delivered twice, half of the time by a later read.
+    pub duplicate_ppm: u32,
+}
+
+/// An entry that another thread's fault might have put there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Entry {
+    /// The device page that the range points at.
+    Page(u64, Protection),
+    Zeros,
+    Poison(u64),
+}
+
+/// Messages held back at most.
+const HELD_MAX: usize = 64;
+/// Reads that a message is held back for at most.
+const READS_MAX: u64 = 8;
+/// The smallest huge page: ranges made of these may have to be cut between them.
+const HUGE_BYTES: u64 = 2 << 20;
+
+#[derive(Clone, Copy)]
+enum What {
+    Again,
+    Exist,
+    Nomem,
+    Partial,
+    Delay,
+    Duplicate,
+}
+
+const NAMES: [&str; 6] = ["again", "exist", "nomem", "partial", "delay", "duplicate"];
+
+/// A message that has been read and not been delivered.
+struct Late {
+    fault: RawFault,
+    /// How often its thread had run.
+    runs: u64,
+    /// Reads to go.
+    reads: u64,
+}
+
+/// A page table with faults put in.
+pub(crate) struct Injecting {
+    table: Arc<dyn PageTable>,
+    injection: Injection,
+    drawn: AtomicU64,
+    counts: [AtomicU64; NAMES.len()],
+    /// Messages held back, oldest first, one or two a thread. Taken by the reader alone, which reads under it: a leaf.
+    late: Mutex<Vec<Late>>,
+}
+
+impl Injecting {
+    pub(crate) fn new(table: Arc<dyn PageTable>, injection: Injection) -> Self {
+        Self { table, injection, drawn: AtomicU64::new(0), counts: Default::default(), late: Mutex::default() }
+    }
+
+    /// What has been put in so far, by name.
+    pub(crate) fn counts(&self) -> Vec<(&'static str, u64)> {
+        NAMES.into_iter().zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed))).collect()
+    }
+
+    /// The next number: splitmix64.
+    fn draw(&self) -> u64 {
+        let step = self.drawn.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let mut bits = self.injection.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ bits >> 31
+    }
+
+    /// Whether to put a fault in here. Counted by [`Injecting::count`] once it is.
+    fn strikes(&self, what: What) -> bool {
+        let Injection { again_ppm, exist_ppm, nomem_ppm, partial_ppm, delay_ppm, duplicate_ppm, .. } = self.injection;
+        let ppm = [again_ppm, exist_ppm, nomem_ppm, partial_ppm, delay_ppm, duplicate_ppm][what as usize];
+        ppm > 0 && self.draw() % 1_000_000 < u64::from(ppm)
+    }
+
+    fn count(&self, what: What) {
+        self.counts[what as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn refuse(&self) -> Option<Outcome> {
+        self.strikes(What::Again).then(|| {
+            self.count(What::Again);
+            Outcome::Retry
+        })
+    }
+
+    fn short_of_memory(&self) -> Result<(), Errno> {
+        if !self.strikes(What::Nomem) {
+            return Ok(());
+        }
+        self.count(What::Nomem);
+        Err(Errno::ENOMEM)
+    }
+
+    /// Puts an entry there, or has something come in between.
+    fn put(&self, at: Addr, entry: Entry) -> Result<Outcome, Errno> {
+        if let Some(refused) = self.refuse() {
+            return Ok(refused);
+        }
+        self.short_of_memory()?;
+        if !self.strikes(What::Exist) {
+            return match entry {
+                Entry::Page(bytes, protection) => self.table.install(at, bytes, protection),
+                Entry::Zeros => self.table.install_zeros(at),
+                Entry::Poison(bytes) => self.table.poison(at, bytes),
+            };
+        }
+        match self.table.put_quietly(at, entry)? {
+            Outcome::Installed => {
+                self.count(What::Exist);
+                Ok(Outcome::AlreadyPresent)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Where to cut a range in two, if it is of several pages. What may be huge pages is taken for them.
+    fn half(&self, at: Addr, bytes: u64) -> Option<u64> {
+        let unit = 1 << (at.0 as u64 | bytes).trailing_zeros();
+        let unit = if unit < HUGE_BYTES { self.base_page() } else { unit };
+        Some(bytes / unit / 2 * unit).filter(|half| *half > 0)
+    }
+}
+
+/// Messages.
+impl Injecting {
+    /// Holds a message back, if its thread can be watched: once that has run it may have left the fault, and
+    /// the kernel takes back a message that is unread then.
+    fn hold(&self, late: &mut Vec<Late>, fault: RawFault, what: What) -> bool {
+        let runs = if late.len() < HELD_MAX { self.table.runs(fault.tid) } else { None };
+        let Some(runs) = runs else { return false };
+        late.push(Late { fault, runs, reads: 1 + self.draw() % READS_MAX });
+        self.count(what);
+        true
+    }
+
+    /// Delivers a message that has just been read, or holds it back, or both.
+    fn take_in(&self, late: &mut Vec<Late>, into: &mut Vec<Message>, fault: RawFault) {
+        // The thread has left the fault that it has sent an earlier message of.
+        self.take_back(late, |earlier| earlier.fault.tid == fault.tid);
+        if self.strikes(What::Delay) && self.hold(late, fault, What::Delay) {
+            return;
+        }
+        into.push(Message::Fault(fault));
+        if !self.strikes(What::Duplicate) {
+            return;
+        }
+        if self.draw().is_multiple_of(2) {
+            self.hold(late, fault, What::Duplicate);
+        } else {
+            into.push(Message::Fault(fault));
+            self.count(What::Duplicate);
+        }
+    }
+
+    /// Delivers what has been held back for long enough, as far as there is room.
+    fn deliver(&self, late: &mut Vec<Late>, into: &mut Vec<Message>) {
+        late.iter_mut().for_each(|message| message.reads = message.reads.saturating_sub(1));
+        self.take_back(late, |message| self.table.runs(message.fault.tid) != Some(message.runs));
+        late.retain(|message| {
+            let due = message.reads == 0 && into.len() < MESSAGES_PER_READ;
+            if due {
+                into.push(Message::Fault(message.fault));
+            }
+            !due
+        });
+    }
+
+    /// Drops messages, as the kernel does when a thread leaves its fault. A thread may have run without leaving it, on its way
+    /// to sleep: so it is woken, and sends another message if it must.
+    fn take_back(&self, late: &mut Vec<Late>, over: impl Fn(&Late) -> bool) {
+        let bytes = self.base_page();
+        late.retain(|message| {
+            let over = over(message);
+            if over {
+                self.table.wake(message.fault.addr.align_down(bytes), bytes);
+            }
+            !over
+        });
+    }
+}
+
+impl PageTable for Injecting {
+    fn base_page(&self) -> u64 {
+        self.table.base_page()
+    }
+
+    fn serves_kernel_faults(&self) -> bool {
+        self.table.serves_kernel_faults()
+    }
+
+    fn check_huge(&self) -> Result<()> {
+        self.table.check_huge()
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
+        self.table.reserve(bytes, align)
+    }
+
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
+        self.short_of_memory()?;
+        self.table.point_at_device(at, bytes, device, offset)
+    }
+
+    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.short_of_memory()?;
+        self.table.point_at_zeros(at, bytes)
+    }
+
+    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        self.table.mend(at, bytes)
+    }
+
+    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+        self.table.condemn(at, bytes)
+    }
+
+    fn unmap(&self, at: Addr, bytes: u64) {
+        self.table.unmap(at, bytes);
+    }
+
+    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
+        self.put(at, Entry::Page(bytes, protection))
+    }
+
+    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
+        self.put(at, Entry::Zeros)
+    }
+
+    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.put(at, Entry::Poison(bytes))
+    }
+
+    fn put_quietly(&self, at: Addr, entry: Entry) -> Result<Outcome, Errno> {
+        self.table.put_quietly(at, entry)
+    }
+
+    fn refuse_own(&self, at: Addr) -> bool {
+        self.table.refuse_own(at)
+    }
+
+    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.refuse().map_or_else(|| self.table.unprotect(at, bytes), Ok)
+    }
+
+    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.refuse().map_or_else(|| self.table.clear_markers(at, bytes), Ok)
+    }
+
+    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        if let Some(refused) = self.refuse() {
+            return Ok(refused);
+        }
+        match self.half(at, bytes) {
+            Some(half) if self.strikes(What::Partial) => {
+                let outcome = self.table.protect(at, half)?;
+                if outcome != Outcome::Installed {
+                    return Ok(outcome);
+                }
+                self.count(What::Partial);
+                Ok(Outcome::Retry)
+            }
+            _ => self.table.protect(at, bytes),
+        }
+    }
+
+    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.table.zap(at, bytes)
+    }
+
+    fn wake(&self, at: Addr, bytes: u64) {
+        self.table.wake(at, bytes);
+    }
+
+    fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
+        self.table.raise_sigbus(tid, at)
+    }
+
+    fn falls_asleep(&self, tid: Tid) -> bool {
+        // Who asks reads on until there is nothing more: nothing is held back from that.
+        self.late.lock().iter_mut().for_each(|message| message.reads = 0);
+        self.table.falls_asleep(tid)
+    }
+
+    fn may_wait(&self, tid: Tid) -> bool {
+        self.table.may_wait(tid)
+    }
+
+    fn runs(&self, tid: Tid) -> Option<u64> {
+        self.table.runs(tid)
+    }
+
+    fn wait(&self) {
+        self.table.wait();
+    }
+
+    fn read(&self, into: &mut Vec<Message>) -> Result<(), Errno> {
+        let mut late = self.late.lock();
+        let mut fresh = Vec::with_capacity(MESSAGES_PER_READ);
+        self.table.read(&mut fresh)?;
+        for message in fresh {
+            match message {
+                Message::Fault(fault) => self.take_in(&mut late, into, fault),
+                Message::Moved { .. } => into.push(message),
+            }
+        }
+        self.deliver(&mut late, into);
+        if !late.is_empty() {
+            // Nothing else may ever wake the reader.
+            self.table.kick();
+        }
+        Ok(())
+    }
+
+    fn kick(&self) {
+        self.table.kick();
+    }
+
+    fn calls(&self) -> Calls {
+        self.table.calls()
+    }
+}

@@ -1,0 +1,76 @@
+//! The ioctls that change entries, one function each.
+
+use nix::errno::Errno;
+
+use super::{Userfault, count};
+use crate::sys::{Outcome, PageTable, Protection, abi};
+use crate::units::Addr;
+
+/// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
+#[repr(align(65536))]
+struct ZeroPage([u8; 65536]);
+static ZEROS: ZeroPage = ZeroPage([0; 65536]);
+
+fn range(at: Addr, bytes: u64) -> abi::Range {
+    abi::Range { start: at.0 as u64, len: bytes }
+}
+
+/// The outcome of an ioctl that leaves in `done` the bytes it did, or a negative errno.
+fn outcome(answer: nix::Result<i32>, done: i64) -> Result<Outcome, Errno> {
+    match answer {
+        Ok(_) => Ok(Outcome::Installed),
+        Err(Errno::EEXIST) => Ok(Outcome::AlreadyPresent),
+        // Some pages were done before one that had an entry: the caller sees all of them as present.
+        Err(Errno::EAGAIN) if done > 0 => Ok(Outcome::AlreadyPresent),
+        Err(Errno::EAGAIN) => Ok(Outcome::Retry),
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(Outcome::Gone),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub(super) fn continue_mode(protection: Protection) -> u64 {
+    match protection {
+        Protection::ReadOnly => abi::CONTINUE_MODE_WP,
+        Protection::Writable => 0,
+    }
+}
+
+impl Userfault {
+    /// UFFDIO_CONTINUE: installs what is in the page cache.
+    pub(super) fn continue_(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
+        // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
+        let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
+        outcome(answer, argument.done)
+    }
+
+    /// UFFDIO_COPY of a page of zeros.
+    pub(super) fn copy_zeros(&self, at: Addr, mode: u64) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let (dst, src) = (at.0 as u64, ZEROS.0.as_ptr() as u64);
+        let mut argument = abi::Copy { dst, src, len: self.base_page(), mode, copied: 0 };
+        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at
+        // least `len` bytes, its destination a range that only machine accesses look at.
+        let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
+        outcome(answer, argument.copied)
+    }
+
+    /// UFFDIO_POISON.
+    pub(super) fn poison_with(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
+        // SAFETY: `argument` has the layout of uffdio_poison (asserted in `abi`) and outlives the call.
+        let answer = unsafe { abi::uffdio_poison(self.fd(), &mut argument) };
+        outcome(answer, argument.done)
+    }
+
+    /// UFFDIO_WRITEPROTECT.
+    pub(super) fn write_protect(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::WriteProtect { range: range(at, bytes), mode };
+        // SAFETY: `argument` is a valid uffdio_writeprotect and outlives the call.
+        let answer = unsafe { abi::uffdio_writeprotect(self.fd(), &mut argument) };
+        outcome(answer, 0)
+    }
+}
