@@ -28,7 +28,8 @@ pub(crate) fn max_map_count() -> u64 {
 enum Sleep {
     /// In a page fault of its own instructions.
     UserFault,
-    /// In a page fault of a system call, or in a system call where the kernel does not tell which.
+    /// In a page fault of a system call, or in a system call where the kernel does not tell which. With a signal pending
+    /// such a fault does not sleep, and is not ended either: the thread tries again and again until it is answered.
     SystemCall,
     /// In a system call, for something else than a fault.
     Elsewhere,
@@ -41,6 +42,7 @@ enum Sleep {
 /// Where `tid` sleeps, from its `syscall` file: asleep and in no system call is asleep in a fault.
 fn sleep_of(tid: Tid) -> Sleep {
     match std::fs::read_to_string(format!("/proc/self/task/{}/syscall", tid.0)) {
+        Ok(text) if text.starts_with("running") && is_interrupted(tid) => Sleep::SystemCall,
         Ok(text) if text.starts_with("running") => Sleep::Awake,
         Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
         Ok(_) if waits_for_something_else(tid) => Sleep::Elsewhere,
@@ -78,15 +80,31 @@ pub(super) fn may_wait(tid: Tid) -> bool {
     !matches!(sleep_of(tid), Sleep::Awake | Sleep::Elsewhere)
 }
 
+/// One mask of signals of a thread, from its `status` file.
+fn signals(status: &str, name: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix(name))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
+fn status_of(tid: Tid) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/self/task/{}/status", tid.0)).ok()
+}
+
+const SIGBUS: u64 = 1 << (libc::SIGBUS - 1);
+
+/// Whether a signal is pending for `tid` that it does not block. Ours for a full volume does not count: it goes only to
+/// threads that it takes out of their fault.
+fn is_interrupted(tid: Tid) -> bool {
+    let Some(status) = status_of(tid) else { return false };
+    let mask = |name: &str| signals(&status, name).unwrap_or(0);
+    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") & !SIGBUS != 0
+}
+
 /// Whether a SIGBUS that is sent reaches `tid`: it is neither blocked nor ignored, from its `status` file. The
 /// thread sleeps in a fault, so it cannot change the one; the other is the application's.
 fn takes_sigbus(tid: Tid) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/self/task/{}/status", tid.0)) else { return false };
-    let has = |name: &str| {
-        let mask = status.lines().find_map(|line| line.strip_prefix(name));
-        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        mask.is_none_or(|mask| mask & 1 << (libc::SIGBUS - 1) != 0)
-    };
+    let Some(status) = status_of(tid) else { return false };
+    let has = |name: &str| signals(&status, name).is_none_or(|mask| mask & SIGBUS != 0);
     !has("SigBlk:") && !has("SigIgn:")
 }
 

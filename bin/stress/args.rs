@@ -1,0 +1,286 @@
+//! The command line. Everything that can be wrong with it is found before anything starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use clap::Parser;
+use daxpager::sabotage::Rule;
+
+use crate::inject::{Inject, Put};
+use crate::mix::{Mix, Scenario, THREADS_MIN};
+use crate::oracle::history::{EVENTS_MAX, Event};
+use crate::oracle::trace::{EVENTS, Entry};
+use crate::report;
+use crate::run::{Config, page_bytes};
+use crate::sabotage::{Recipe, Selection};
+use crate::word::{SLOTS, THREADS_MAX};
+
+/// Threads that a person may ask for; one more compares everything at rest.
+const THREADS_MOST: usize = THREADS_MAX - 2;
+/// Seeds that are drawn stay below this, so that they are short to type.
+const SEEDS_DRAWN: u64 = 1_000_000_000;
+
+/// Says whether the pager keeps truncate, hole punch, fault and munmap apart.
+///
+/// Threads load, store, compare-and-swap and copy through mappings, by instruction and by
+/// system call; others truncate, punch, zero, allocate, read, write, map and unmap meanwhile.
+/// Each stored word says where it belongs and when it was stored, and an oracle knows which
+/// values a load may give. What must not be is reported with the page's last 64 events, and
+/// ends the run. Every 1.5 s everything is brought to rest and compared with the device itself.
+///
+/// What exactly the threads do is drawn from a seed: another one every ten seconds.
+#[derive(Parser, Debug)]
+#[command(
+    name = "daxpager-stress",
+    version,
+    verbatim_doc_comment,
+    after_help = "Exit status:\n   0  nothing is wrong; with --sabotage all or quick: each broken rule was caught\n   \
+                  1  a violation was found\n   2  bad arguments\n  77  no userfaultfd, or not all of it that is needed\n\n\
+                  Examples:\n  daxpager-stress --seconds 600\n  daxpager-stress --scenario reuse --seed 7 --report reuse.html\n  \
+                  daxpager-stress --inject all --seconds 60\n  daxpager-stress --sabotage revalidate --seconds 30\n  \
+                  daxpager-stress --sabotage all --times 10"
+)]
+pub(crate) struct Args {
+    /// How long it runs, 1 to 604800; of --sabotage all, how long each rule has to be caught [default: 60, or 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    seconds: Option<u64>,
+    /// Ends the run after this many operations of all threads together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    ops: Option<u64>,
+    /// Threads that make operations, 2 to 62 [default: as the seed draws]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Where to begin; the second mix has the next seed, and so on [default: another each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// What the threads do
+    #[arg(long, value_enum, value_name = "NAME")]
+    scenario: Option<Scenario>,
+    /// Faults to put in, with commas between them
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    inject: Vec<Inject>,
+    /// Breaks a safety rule (see --list-rules), in the scenario that shows it best; or each in its turn: "all", or "quick" for
+    /// those that show within a second or two. Needs the feature "sabotage"
+    #[arg(long, value_name = "RULE")]
+    sabotage: Option<String>,
+    /// With --sabotage RULE: everything but the breaking
+    #[arg(long, requires = "sabotage")]
+    intact: bool,
+    /// With --sabotage all or quick: how often each rule is broken, each time with another seed
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000), requires = "sabotage")]
+    times: u64,
+    /// Lists the rules that can be broken, and where each one shows
+    #[arg(long)]
+    list_rules: bool,
+    /// Writes everything about the run to FILE
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes a page to look at to FILE: latencies, rates, pages over time
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// The size of the device [default: what the files of the seed may want, or less]
+    #[arg(long, value_name = "BYTES")]
+    device_bytes: Option<u64>,
+    /// An operation that takes longer hangs
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    hang_seconds: u64,
+    /// How long each seed runs
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    mix_seconds: u64,
+    /// Shows nothing before the end
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// What is to be done.
+pub(crate) enum Task {
+    Run { config: Config, json: Option<PathBuf>, report: Option<PathBuf> },
+    Table(Selection),
+    ListRules,
+}
+
+impl Args {
+    /// What is asked for. The error is a sentence for the person who asked.
+    pub(crate) fn task(self) -> anyhow::Result<Task> {
+        if self.list_rules {
+            return Ok(Task::ListRules);
+        }
+        if let Some(threads) = self.threads
+            && !(THREADS_MIN..=THREADS_MOST).contains(&threads)
+        {
+            bail!("--threads {threads}: there must be {THREADS_MIN} to {THREADS_MOST}");
+        }
+        for path in self.json.iter().chain(&self.report) {
+            report::check_writable(path)?;
+        }
+        if self.json.is_some() && self.json == self.report {
+            bail!("--json and --report name the same file");
+        }
+        let seed = self.seed.unwrap_or_else(|| fastrand::u64(..SEEDS_DRAWN));
+        if let Some(which @ ("all" | "quick")) = self.sabotage.as_deref() {
+            return self.table(which == "quick", seed);
+        }
+        let config = self.config(seed)?;
+        check_memory(&config)?;
+        Ok(Task::Run { config, json: self.json, report: self.report })
+    }
+
+    fn table(&self, quick: bool, seed: u64) -> anyhow::Result<Task> {
+        check_feature("--sabotage")?;
+        let given = [
+            ("--scenario", self.scenario.is_some()),
+            ("--inject", !self.inject.is_empty()),
+            ("--intact", self.intact),
+            ("--report", self.report.is_some()),
+            ("--ops", self.ops.is_some()),
+            ("--threads", self.threads.is_some()),
+            ("--device-bytes", self.device_bytes.is_some()),
+        ];
+        if let Some((name, _)) = given.iter().find(|(_, given)| *given) {
+            bail!("{name} does not go with a table of all rules: each has a scenario of its own");
+        }
+        let seconds = self.seconds.unwrap_or(30);
+        Ok(Task::Table(Selection { quick, seed, seconds, times: self.times, json: self.json.clone() }))
+    }
+
+    fn config(&self, seed: u64) -> anyhow::Result<Config> {
+        let recipe = self.sabotage.as_deref().map(recipe_of).transpose()?;
+        let mut kinds = self.inject.clone();
+        let mut gates = Vec::new();
+        if let Some(recipe) = &recipe {
+            kinds.extend(recipe.inject.iter().filter(|kind| !self.inject.contains(kind)));
+            gates.extend(recipe.gates);
+        }
+        let put = Put::new(&kinds, &gates);
+        if put.needs_feature() {
+            check_feature("--inject")?;
+        }
+        let fixed = recipe.as_ref().map(|recipe| recipe.scenario);
+        let rules = recipe.iter().filter(|_| !self.intact).map(|recipe| recipe.rule).collect();
+        Ok(Config {
+            scenario: self.scenario.or(fixed).unwrap_or(Scenario::Random),
+            seed,
+            length: Duration::from_secs(self.seconds.unwrap_or(60)),
+            operations_max: self.ops,
+            threads: self.threads,
+            device_bytes: self.device_bytes,
+            put,
+            rules,
+            hang_after: Duration::from_secs(self.hang_seconds),
+            change_limit: recipe.as_ref().and_then(|recipe| recipe.change_limit),
+            mix_length: Duration::from_secs(self.mix_seconds),
+            again: self.again(),
+            quiet: self.quiet,
+        })
+    }
+
+    /// The command that runs this again, without the seed.
+    fn again(&self) -> String {
+        let mut words = vec!["daxpager-stress".to_owned()];
+        let mut add = |name: &str, value: Option<String>| {
+            words.extend(value.map(|value| format!("--{name} {value}")));
+        };
+        add("sabotage", self.sabotage.clone());
+        add("scenario", self.scenario.map(Scenario::name));
+        let kinds = Put::new(&self.inject, &[]).names();
+        add("inject", (!kinds.is_empty()).then(|| kinds.join(",")));
+        add("threads", self.threads.map(|threads| threads.to_string()));
+        add("device-bytes", self.device_bytes.map(|bytes| bytes.to_string()));
+        add("hang-seconds", (self.hang_seconds != 20).then(|| self.hang_seconds.to_string()));
+        add("seconds", Some(self.seconds.unwrap_or(60).max(30).to_string()));
+        if self.intact {
+            words.push("--intact".to_owned());
+        }
+        words.join(" ")
+    }
+}
+
+fn recipe_of(name: &str) -> anyhow::Result<Recipe> {
+    let rule = Rule::ALL.iter().find(|rule| rule.name() == name);
+    let Some(rule) = rule else {
+        let names: Vec<&str> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+        bail!("--sabotage {name}: there is no such rule. There are: all, quick, {}", names.join(", "));
+    };
+    check_feature("--sabotage")?;
+    Ok(Recipe::of(*rule))
+}
+
+fn check_feature(option: &str) -> anyhow::Result<()> {
+    if cfg!(feature = "sabotage") {
+        return Ok(());
+    }
+    bail!("{option} needs a library that can be broken: build with --features sabotage")
+}
+
+/// Memory that a mix takes at most: its device, and what the oracle keeps of each page.
+pub(crate) fn memory_bytes(mix: &Mix, page_bytes: u64) -> u64 {
+    let page = SLOTS * EVENTS_MAX * size_of::<Event>() + EVENTS * size_of::<Entry>();
+    mix.device_blocks() * page_bytes + mix.files as u64 * mix.pages * page as u64
+}
+
+/// Memory that is to be had now, as the kernel reckons; `None` if it does not say.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn check_memory(config: &Config) -> anyhow::Result<()> {
+    let size = page_bytes();
+    if let Some(bytes) = config.device_bytes
+        && (bytes % size != 0 || bytes < 2 * size)
+    {
+        bail!("--device-bytes {bytes}: a device has at least two blocks of {size} bytes, and no part of one");
+    }
+    let mix = config.mix(config.seed, size);
+    let needed = memory_bytes(&mix, size);
+    let available =
+        memory_available().ok_or_else(|| anyhow!("there is no /proc/meminfo to tell how much memory there is"))?;
+    if needed > available / 10 * 9 {
+        bail!("the device and what the oracle knows take up to {needed} bytes, and {available} are to be had");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(words: &[&str]) -> Result<Task, String> {
+        let args = Args::try_parse_from([&["daxpager-stress"], words].concat()).map_err(|error| error.to_string())?;
+        args.task().map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_and_named() {
+        for (words, named) in [
+            (vec!["--threads", "0"], "--threads 0"),
+            (vec!["--threads", "63"], "2 to 62"),
+            (vec!["--seconds", "0"], "0 is not in"),
+            (vec!["--ops", "0"], "0 is not in"),
+            (vec!["--scenario", "calm"], "calm"),
+            (vec!["--inject", "again,gremlins"], "gremlins"),
+            (vec!["--sabotage", "everything"], "there is no such rule"),
+            (vec!["--sabotage", "all", "--ops", "5"], "--ops does not go with"),
+            (vec!["--device-bytes", "4097"], "no part of one"),
+            (vec!["--device-bytes", "1152921504606846976"], "are to be had"),
+            (vec!["--json", "/no/such/folder/x.json"], "/no/such/folder"),
+            (vec!["--report", "/proc/version"], "/proc/version"),
+            (vec!["--intact"], "--sabotage"),
+        ] {
+            let error = task(&words).err().unwrap_or_else(|| panic!("{words:?} was taken"));
+            assert!(error.contains(named), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_that_runs_it_again_is_taken() {
+        let words = ["--scenario", "reuse", "--inject", "delays,signals", "--threads", "5", "--seconds", "40"];
+        let Ok(Task::Run { config, .. }) = task(&words) else { panic!("it was refused") };
+        let again: Vec<String> = config.again.split(' ').skip(1).map(str::to_owned).collect();
+        let again: Vec<&str> = again.iter().map(String::as_str).collect();
+        let Ok(Task::Run { config: second, .. }) = task(&again) else { panic!("{} was refused", config.again) };
+        assert_eq!((second.scenario, second.threads, second.again), (config.scenario, Some(5), config.again));
+    }
+}

@@ -1,0 +1,100 @@
+//! Faults put in: what the kernel may answer any day, and what a busy machine does to timing.
+
+use clap::ValueEnum;
+use daxpager::PagerBuilder;
+use daxpager::probe::Point;
+
+/// A fault that can be put in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Inject {
+    /// The kernel answers EAGAIN
+    Again,
+    /// The kernel answers EEXIST: the entry is there, and nobody has been woken
+    Exist,
+    /// The kernel answers ENOMEM
+    Nomem,
+    /// The kernel does half of a range
+    Partial,
+    /// Messages arrive late
+    Late,
+    /// Messages arrive twice
+    Twice,
+    /// Threads are held at every named point, now and then
+    Delays,
+    /// Signals go to the threads that fault
+    Signals,
+    /// All of these
+    All,
+}
+
+/// How often a thread is held at a point, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delay {
+    pub(crate) ppm: u32,
+    pub(crate) us_max: u32,
+}
+
+/// What is put in.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Put {
+    kinds: Vec<Inject>,
+    /// Points with a delay of their own: gates that widen one window.
+    gates: Vec<(Point, Delay)>,
+}
+
+/// Rare enough that most operations meet none, often enough that each is met many times in a second.
+const OFTEN_PPM: u32 = 30_000;
+const SELDOM_PPM: u32 = 3_000;
+const DELAY: Delay = Delay { ppm: 5_000, us_max: 500 };
+
+impl Put {
+    pub(crate) fn new(kinds: &[Inject], gates: &[(Point, Delay)]) -> Self {
+        Self { kinds: kinds.to_vec(), gates: gates.to_vec() }
+    }
+
+    pub(crate) fn has(&self, kind: Inject) -> bool {
+        self.kinds.contains(&kind) || self.kinds.contains(&Inject::All)
+    }
+
+    /// Whether anything is asked for that only a library with the feature `sabotage` does.
+    pub(crate) fn needs_feature(&self) -> bool {
+        let kernel = [Inject::Again, Inject::Exist, Inject::Nomem, Inject::Partial, Inject::Late, Inject::Twice];
+        kernel.into_iter().any(|kind| self.has(kind))
+    }
+
+    pub(crate) fn delay_at(&self, point: Point) -> Option<Delay> {
+        let gate = self.gates.iter().find(|(gate, _)| *gate == point).map(|(_, delay)| *delay);
+        gate.or_else(|| self.has(Inject::Delays).then_some(DELAY))
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        let name = |kind: &Inject| kind.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+        let gate = |(point, delay): &(Point, Delay)| {
+            format!("gate at {point:?}, {} %, up to {} us", f64::from(delay.ppm) / 10_000.0, delay.us_max)
+        };
+        self.kinds.iter().map(name).chain(self.gates.iter().map(gate)).collect()
+    }
+
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn configure(&self, builder: PagerBuilder, seed: u64) -> PagerBuilder {
+        if !self.needs_feature() {
+            return builder;
+        }
+        let often = |kind| if self.has(kind) { OFTEN_PPM } else { 0 };
+        builder.inject(daxpager::Injection {
+            seed,
+            again_ppm: often(Inject::Again),
+            exist_ppm: often(Inject::Exist),
+            nomem_ppm: if self.has(Inject::Nomem) { SELDOM_PPM } else { 0 },
+            partial_ppm: often(Inject::Partial),
+            delay_ppm: often(Inject::Late),
+            duplicate_ppm: often(Inject::Twice),
+        })
+    }
+
+    #[cfg(not(feature = "sabotage"))]
+    pub(crate) fn configure(&self, builder: PagerBuilder, _seed: u64) -> PagerBuilder {
+        let _ = (OFTEN_PPM, SELDOM_PPM);
+        builder
+    }
+}

@@ -1,0 +1,90 @@
+//! The stress harness: see `--help`, and `docs/stress.md` for how it judges and what it has found.
+//!
+//! Exits with 0 if nothing is wrong, 1 if something is, 2 on misuse, and 77 where userfaultfd is not to be had.
+
+mod args;
+mod inject;
+mod mix;
+mod op;
+mod oracle;
+mod outcome;
+mod report;
+mod run;
+mod sabotage;
+mod watch;
+mod word;
+mod work;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use args::{Args, Task};
+use clap::Parser;
+use daxpager::Error;
+use run::Config;
+
+const VIOLATION: u8 = 1;
+const MISUSE: u8 = 2;
+/// As automake and many others say "skipped".
+const NO_USERFAULTFD: u8 = 77;
+
+fn main() -> ExitCode {
+    let task = match Args::parse().task() {
+        Ok(task) => task,
+        Err(error) => {
+            eprintln!("daxpager-stress: {error:#}");
+            return MISUSE.into();
+        }
+    };
+    let clean = match task {
+        Task::ListRules => {
+            sabotage::list();
+            Ok(true)
+        }
+        Task::Table(selection) => sabotage::table(&selection),
+        Task::Run { config, json, report } => stress(&config, json, report),
+    };
+    match clean {
+        // Threads may hang in what was broken on purpose: the process ends without them.
+        Ok(true) => std::process::exit(0),
+        Ok(false) => std::process::exit(VIOLATION.into()),
+        Err(error) => {
+            eprintln!("daxpager-stress: {error:#}");
+            match error.downcast_ref() {
+                Some(Error::MissingFeature { .. } | Error::NoUserfaultfd { .. } | Error::NoKernelFaults { .. }) => {
+                    NO_USERFAULTFD.into()
+                }
+                _ => VIOLATION.into(),
+            }
+        }
+    }
+}
+
+/// One run; whether it found nothing.
+fn stress(config: &Config, json: Option<PathBuf>, page: Option<PathBuf>) -> anyhow::Result<bool> {
+    watch::take_signals()?;
+    if !config.quiet {
+        let mix = config.mix(config.seed, run::page_bytes());
+        println!(
+            "daxpager-stress, scenario {}, {} s from seed {}; at most {} MiB for the device and the oracle",
+            config.scenario.name(),
+            config.length.as_secs(),
+            config.seed,
+            args::memory_bytes(&mix, run::page_bytes()).div_ceil(1 << 20)
+        );
+        if !config.rules.is_empty() || !config.put.names().is_empty() {
+            let rules: Vec<&str> = config.rules.iter().map(|rule| rule.name()).collect();
+            println!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
+        }
+    }
+    let outcome = run::run(config)?;
+    if let Some(path) = json {
+        report::write_json(&outcome, &path)?;
+    }
+    if let Some(path) = page {
+        report::write_html(&outcome, &path)?;
+    }
+    report::print(&outcome);
+    Ok(outcome.violation_count == 0)
+}

@@ -1,0 +1,403 @@
+//! A run: mixes one after the other, each of a seed of its own, each in rounds that end at rest.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use daxpager::sabotage::Rule;
+use daxpager::{Kind as FaultKindOf, Stats};
+
+use crate::inject::{Inject, Put};
+use crate::mix::{Mix, Scenario};
+use crate::op::Op;
+use crate::oracle::{Access, Evidence, Kind, Oracle};
+use crate::outcome::{FaultKind, LongestWait, Outcome};
+use crate::watch::{Came, Watch, add};
+use crate::word::describe;
+use crate::work::{self, REST, Worker};
+use crate::world::World;
+
+/// How a run is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) scenario: Scenario,
+    pub(crate) seed: u64,
+    pub(crate) length: Duration,
+    pub(crate) operations_max: Option<u64>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) device_bytes: Option<u64>,
+    pub(crate) put: Put,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) hang_after: Duration,
+    /// The same for changes of files, if it is another.
+    pub(crate) change_limit: Option<Duration>,
+    pub(crate) mix_length: Duration,
+    /// The command that runs it again, but for the seed.
+    pub(crate) again: String,
+    /// Neither a bar nor lines while it runs.
+    pub(crate) quiet: bool,
+}
+
+/// Threads run so long before everything is compared at rest.
+const ROUND: Duration = Duration::from_millis(1500);
+
+/// A run under way.
+struct Run<'a> {
+    config: &'a Config,
+    watch: Watch,
+    outcome: Outcome,
+    start: Instant,
+    latencies: Vec<FaultKind>,
+}
+
+impl Config {
+    pub(crate) fn mix(&self, seed: u64, page_bytes: u64) -> Mix {
+        let mut mix = Mix::draw(self.scenario, seed, self.threads);
+        if let Some(bytes) = self.device_bytes {
+            mix.set_device(bytes / page_bytes);
+        }
+        mix
+    }
+}
+
+pub(crate) fn page_bytes() -> u64 {
+    match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
+        Ok(Some(bytes)) => bytes as u64,
+        _ => 4096,
+    }
+}
+
+/// Runs it all.
+pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
+    let start = Instant::now();
+    let signals = config.put.has(Inject::Signals);
+    let mut run = Run {
+        config,
+        watch: Watch::new(config, start, signals),
+        outcome: Outcome { verdict: "ok".to_owned(), ..Outcome::default() },
+        start,
+        latencies: Vec::new(),
+    };
+    let mut seed = config.seed;
+    while run.goes_on() {
+        run.mix(seed)?;
+        seed += 1;
+    }
+    run.watch.finish();
+    Ok(run.finish())
+}
+
+impl Run<'_> {
+    fn goes_on(&self) -> bool {
+        let done: u64 = self.outcome.operations.iter().map(|count| count.done).sum();
+        self.outcome.violation_count == 0
+            && self.start.elapsed() < self.config.length
+            && self.config.operations_max.is_none_or(|most| done < most)
+    }
+
+    /// One mix: a world of its own, from its making to its end.
+    fn mix(&mut self, seed: u64) -> anyhow::Result<()> {
+        let mix = self.config.mix(seed, page_bytes());
+        self.announce(&mix);
+        let mut oracle = Oracle::new(mix.files, mix.pages, page_bytes());
+        oracle.start = self.start;
+        oracle.overcommitted = mix.is_overcommitted();
+        oracle.buffer_pages = mix.uses_mapped_buffers();
+        let oracle = Arc::new(oracle);
+        let world = Arc::new(World::build(mix, oracle.clone(), &self.config.put).context("the run could not start")?);
+        self.break_rules(&world);
+        let ends = Instant::now() + self.config.mix_length.min(self.config.length.saturating_sub(self.start.elapsed()));
+        let came = self.rounds(&world, ends)?;
+        self.collect(&world);
+        self.watch.next_world(&world);
+        if came == Came::ToNothing || self.end(world) == Came::ToNothing {
+            // A thread hangs in it: nothing of it can be dropped.
+            self.outcome.violation_count = self.outcome.violation_count.max(1);
+        }
+        self.outcome.seed = seed;
+        self.take_violations(&oracle, seed);
+        Ok(())
+    }
+
+    fn announce(&mut self, mix: &Mix) {
+        let options = mix.options();
+        if self.outcome.options.is_empty() {
+            self.outcome.options.clone_from(&options);
+        }
+        if self.config.quiet {
+            return;
+        }
+        let options: Vec<String> = options.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        self.watch.line(&format!("seed {}: {}", mix.seed, options.join("; ")));
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn break_rules(&self, world: &World) {
+        for rule in &self.config.rules {
+            world.volume.sabotage(*rule, true);
+            world.pager.sabotage(*rule, true);
+        }
+    }
+
+    #[cfg(not(feature = "sabotage"))]
+    fn break_rules(&self, _world: &World) {}
+
+    fn rounds(&mut self, world: &Arc<World>, ends: Instant) -> anyhow::Result<Came> {
+        let prepare = work::spawn(world, REST, "rest", 0, |hand| hand.prepare())?;
+        if self.watch.until_ended(world, &[prepare], || {}) == Came::ToNothing {
+            return Ok(Came::ToNothing);
+        }
+        let most = self
+            .config
+            .operations_max
+            .map(|most| most.saturating_sub(self.outcome.operations.iter().map(|count| count.done).sum()));
+        let enough = || most.is_some_and(|most| world.oracle.tallies.sum(|_| true) >= most);
+        let mut round = 0;
+        while Instant::now() < ends && !world.oracle.stop.load(Ordering::SeqCst) && !enough() {
+            round += 1;
+            if self.round(world, round, ends.min(Instant::now() + ROUND), &enough)? == Came::ToNothing {
+                return Ok(Came::ToNothing);
+            }
+        }
+        Ok(Came::ToTheirEnd)
+    }
+
+    /// Threads at work, then everything compared.
+    fn round(
+        &mut self,
+        world: &Arc<World>,
+        round: u64,
+        ends: Instant,
+        enough: &dyn Fn() -> bool,
+    ) -> anyhow::Result<Came> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let workers = work::start(world, round, &stop)?;
+        let came = self.watch.until_ended(world, &workers, || {
+            if Instant::now() >= ends || enough() {
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+        if came == Came::ToNothing || !self.join(world, workers) {
+            return Ok(came);
+        }
+        let compared = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let sum = compared.clone();
+        let rest = work::spawn(world, REST, "rest", round, move |hand| {
+            sum.store(hand.compare_at_rest(), Ordering::SeqCst);
+        })?;
+        let came = self.watch.until_ended(world, std::slice::from_ref(&rest), || {});
+        if came == Came::ToTheirEnd {
+            self.join(world, vec![rest]);
+        }
+        self.outcome.rounds += 1;
+        self.outcome.compared_at_rest += compared.load(Ordering::SeqCst);
+        Ok(came)
+    }
+
+    /// Joins threads that have ended; `false` if there is no use in comparing anything now.
+    fn join(&self, world: &World, workers: Vec<Worker>) -> bool {
+        for worker in workers {
+            let id = worker.beat.id;
+            if worker.thread.join().is_err() {
+                let found = "a panic, which is printed above".to_owned();
+                world.oracle.report_text(Kind::Error, Op::Inspect, id, "no panic", found);
+            }
+        }
+        !world.oracle.stop.load(Ordering::SeqCst)
+    }
+
+    /// Adds what a world has counted to what others have.
+    fn collect(&mut self, world: &World) {
+        let oracle = &world.oracle;
+        add(&mut self.outcome.operations, &oracle.tallies);
+        self.outcome.judged += oracle.judged.load(Ordering::Relaxed);
+        self.outcome.unjudged += oracle.unjudged.load(Ordering::Relaxed);
+        let stats = world.pager.stats();
+        if stats.lost_pages > 0 {
+            let found = format!("{} faults found none", stats.lost_pages);
+            oracle.report_text(
+                Kind::Error,
+                Op::Inspect,
+                REST,
+                "a page of the device wherever a file has a block",
+                found,
+            );
+        }
+        for (name, value) in counters(&stats).into_iter().chain(injected(world)) {
+            sum(&mut self.outcome.counters, name, value);
+        }
+        let calls = stats.calls;
+        let calls = [
+            ("poll", calls.polls),
+            ("read", calls.reads),
+            ("install", calls.installs),
+            ("wake", calls.wakes),
+            ("zap", calls.zaps),
+            ("re-point", calls.repoints),
+        ];
+        for (name, value) in calls {
+            sum(&mut self.outcome.calls, name, value);
+        }
+        self.add_latencies(world);
+    }
+
+    fn add_latencies(&mut self, world: &World) {
+        for kind in FaultKindOf::ALL {
+            let histogram = world.pager.latency_histogram(kind).unwrap_or_default();
+            let max_ns = world.pager.latency(kind).map_or(0, |summary| summary.max_ns);
+            let name = kind.name();
+            let at = self.latencies.iter().position(|have| have.name == name).unwrap_or_else(|| {
+                self.latencies.push(FaultKind { name: name.to_owned(), ..FaultKind::default() });
+                self.latencies.len() - 1
+            });
+            let have = &mut self.latencies[at];
+            have.max_ns = have.max_ns.max(max_ns);
+            for (top, count) in histogram {
+                have.faults += count;
+                match have.histogram.binary_search_by_key(&top, |bucket| bucket.0) {
+                    Ok(at) => have.histogram[at].1 += count,
+                    Err(at) => have.histogram.insert(at, (top, count)),
+                }
+            }
+        }
+    }
+
+    /// The end of a world, in a thread of its own: it may hang, too.
+    fn end(&self, world: Arc<World>) -> Came {
+        let oracle = world.oracle.clone();
+        let (tx, ended) = std::sync::mpsc::channel();
+        let ending = std::thread::Builder::new().name("end".to_owned()).spawn(move || {
+            if let Some(world) = Arc::into_inner(world) {
+                end_of(world);
+            }
+            let _ = tx.send(());
+        });
+        if ending.is_ok() && ended.recv_timeout(self.config.hang_after) != Err(RecvTimeoutError::Timeout) {
+            return Came::ToTheirEnd;
+        }
+        let expected = "the pager's end, and SIGBUS from all mappings after it";
+        oracle.report_text(Kind::Hang, Op::Unmap, REST, expected, "it waits on".to_owned());
+        Came::ToNothing
+    }
+
+    fn take_violations(&mut self, oracle: &Oracle, seed: u64) {
+        self.outcome.violation_count = oracle.violation_count.load(Ordering::SeqCst);
+        self.outcome.violations = oracle.violations();
+        if self.outcome.violation_count > 0 {
+            self.outcome.verdict = "violation".to_owned();
+            self.outcome.map = self.watch.map(oracle);
+            self.outcome.options = self.config.mix(seed, page_bytes()).options();
+            self.outcome.again = format!("{} --seed {seed}", self.config.again);
+        } else {
+            self.outcome.map = self.watch.map(oracle);
+            self.outcome.again = format!("{} --seed {}", self.config.again, self.config.seed);
+        }
+    }
+
+    fn finish(self) -> Outcome {
+        let config = self.config;
+        let uname = nix::sys::utsname::uname();
+        let kernel = uname.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+        let mut faults = self.latencies;
+        faults.iter_mut().for_each(quantiles);
+        let longest = self.outcome.operations.iter().max_by_key(|count| count.longest_ns);
+        let longest_wait = longest.map(|count| LongestWait {
+            ns: count.longest_ns,
+            operation: count.name.clone(),
+            thread: count.longest_thread.clone(),
+        });
+        let seed = if self.outcome.violation_count > 0 { self.outcome.seed } else { config.seed };
+        Outcome {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            scenario: config.scenario.name(),
+            sabotage: config.rules.iter().map(|rule| rule.name().to_owned()).collect(),
+            inject: config.put.names(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            faults,
+            longest_wait,
+            samples: self.watch.samples,
+            seed,
+            ..self.outcome
+        }
+    }
+}
+
+/// The pager is shut down, and its mappings end in SIGBUS; files are removed, and every block is free again.
+fn end_of(world: World) {
+    let World { mappings, files, volume, pager, oracle, mix, .. } = world;
+    if let Err(error) = pager.shutdown() {
+        oracle.report_text(Kind::Error, Op::Unmap, REST, "a pager that ends in order", error.to_string());
+    }
+    let mappings = mappings.into_iter().filter_map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner));
+    for mapped in mappings {
+        let loaded = (0..mapped.pages).find_map(|page| {
+            let value = mapped.mapping.load(page * oracle.page_bytes).ok()?;
+            Some((mapped.first_page + page, value))
+        });
+        if let Some((page, value)) = loaded {
+            let access = Access { op: Op::Load, thread: REST, file: mapped.file, page, address: None };
+            let expected = "SIGBUS: the pager has been shut down".to_owned();
+            oracle.report(&access, Kind::NoSigbus, Evidence::Text { expected, found: describe(value) });
+        }
+    }
+    drop(files);
+    (0..mix.files).for_each(|file| drop(volume.remove(&format!("file-{file}"))));
+    if volume.used_blocks() != 0 {
+        let found = format!("{} blocks", volume.used_blocks());
+        oracle.report_text(Kind::Blocks, Op::Inspect, REST, "no block used once all files are gone", found);
+    }
+}
+
+fn sum(list: &mut Vec<(String, u64)>, name: &str, value: u64) {
+    match list.iter_mut().find(|(have, _)| have == name) {
+        Some((_, have)) => *have += value,
+        None => list.push((name.to_owned(), value)),
+    }
+}
+
+fn counters(stats: &Stats) -> Vec<(&'static str, u64)> {
+    vec![
+        ("installs", stats.installs),
+        ("zeros", stats.zeros),
+        ("unprotects", stats.unprotects),
+        ("allocations", stats.allocations),
+        ("conversions", stats.conversions),
+        ("retries", stats.retries),
+        ("sigbus", stats.sigbus),
+        ("re-points", stats.repoints),
+        ("handed over", stats.handed_over),
+        ("rounds", stats.rounds),
+        ("graces", stats.graces),
+        ("strangers", stats.strangers),
+        ("evictions", stats.evictions),
+    ]
+}
+
+#[cfg(feature = "sabotage")]
+fn injected(world: &World) -> Vec<(&'static str, u64)> {
+    world.pager.injected()
+}
+
+#[cfg(not(feature = "sabotage"))]
+fn injected(_world: &World) -> Vec<(&'static str, u64)> {
+    Vec::new()
+}
+
+/// Quantiles of a histogram, to the width of its buckets.
+fn quantiles(fault: &mut FaultKind) {
+    let at = |share: f64| {
+        let rank = (fault.faults as f64 * share).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        let bucket = fault.histogram.iter().find(|(_, count)| {
+            seen += count;
+            seen >= rank
+        });
+        bucket.map_or(0, |(top, _)| (*top).min(fault.max_ns))
+    };
+    (fault.p50_ns, fault.p99_ns, fault.p999_ns) = (at(0.5), at(0.99), at(0.999));
+}

@@ -1,0 +1,246 @@
+//! The oracle proves itself: each safety rule is broken in its turn, and must be caught.
+//!
+//! Every rule has a recipe: the scenario in which it shows, and what widens the window if it is a narrow one. Each
+//! run is a process of its own: a broken pager need not be able to end.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use daxpager::probe::Point;
+use daxpager::sabotage::Rule;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::inject::{Delay, Inject, Put};
+use crate::mix::Scenario;
+
+/// Which rules are broken, how often, and for how long at most.
+pub(crate) struct Selection {
+    pub(crate) quick: bool,
+    pub(crate) seed: u64,
+    pub(crate) seconds: u64,
+    pub(crate) times: u64,
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Where a broken rule shows.
+pub(crate) struct Recipe {
+    pub(crate) rule: Rule,
+    pub(crate) scenario: Scenario,
+    pub(crate) inject: &'static [Inject],
+    pub(crate) gates: &'static [(Point, Delay)],
+    /// It shows within a second or two.
+    pub(crate) quick: bool,
+    /// A change hangs when it takes longer than this, and anything else as usual.
+    pub(crate) change_limit: Option<Duration>,
+}
+
+/// A gate that many threads meet, and that is wide against what races through it.
+const GATE: Delay = Delay { ppm: 200_000, us_max: 1500 };
+
+impl Recipe {
+    pub(crate) fn of(rule: Rule) -> Self {
+        let with = |scenario, inject, gates| Self { rule, scenario, inject, gates, quick: true, change_limit: None };
+        let slow = |recipe: Self| Self { quick: false, ..recipe };
+        match rule {
+            Rule::GuardThroughInstall => with(Scenario::Reuse, &[], &[(Point::Decided, GATE)]),
+            Rule::InvalidateUnderLock => with(Scenario::Reuse, &[], &[(Point::Published, GATE)]),
+            Rule::ZapBeforeFree => with(Scenario::Reuse, &[], &[(Point::Freed, GATE)]),
+            Rule::SizeUnderLock => with(Scenario::TruncateStorm, &[], &[(Point::SizeSeen, GATE)]),
+            Rule::SizeOnMkwrite => with(Scenario::TruncateStorm, &[], &[(Point::FaultRead, GATE)]),
+            Rule::LoserLeavesBlock => with(Scenario::Reuse, &[], &[(Point::Allocated, GATE)]),
+            Rule::ForgetBeforeProtect => with(Scenario::Reuse, &[], &[(Point::Collecting, GATE)]),
+            Rule::ZeroTailOnTruncate | Rule::ZeroTailOnGrowth | Rule::ZeroOnlyTheTail => {
+                with(Scenario::EofEdge, &[], &[])
+            }
+            // The rest end in hangs: each takes as long as it takes to call one a hang.
+            Rule::WakeAfterEexist => slow(with(Scenario::Reuse, &[Inject::Exist], &[])),
+            Rule::WakeOnRetry => slow(with(Scenario::Reuse, &[], &[])),
+            Rule::NoCopyUnderLock => slow(with(Scenario::EofEdge, &[], &[])),
+            Rule::ReaderNeverBlocks => slow(with(Scenario::UnmapStorm, &[], &[])),
+            Rule::CondemnBeforeClose => slow(with(Scenario::Reuse, &[], &[])),
+            Rule::UnmapUnderLock => slow(with(Scenario::UnmapStorm, &[], &[(Point::Decided, GATE)])),
+            // Harmless as long as the reader reads. So it is held for long, and then no change may wait for it.
+            Rule::NoWaitUnderLock => {
+                let held = &[(Point::FaultRead, Delay { ppm: 2000, us_max: 3_000_000 })];
+                Self { change_limit: Some(Duration::from_secs(1)), ..slow(with(Scenario::Reuse, &[], held)) }
+            }
+            _ => with(Scenario::Reuse, &[], &[]),
+        }
+    }
+
+    fn widened(&self) -> String {
+        let mut names = Put::new(self.inject, self.gates).names();
+        names.extend(self.change_limit.map(|limit| format!("no change may take {} s", limit.as_secs())));
+        if names.is_empty() { "-".to_owned() } else { names.join(", ") }
+    }
+}
+
+/// What came of breaking one rule, some times.
+#[derive(Serialize, Default)]
+struct Row {
+    rule: &'static str,
+    scenario: String,
+    times: u64,
+    caught: u64,
+    /// What was reported, and how often.
+    reported: Vec<(String, u64)>,
+    /// Of each time that it was caught, in order.
+    seconds: Vec<f64>,
+    operations: Vec<u64>,
+    seeds: Vec<u64>,
+    /// Seconds that the unbroken pager ran in the same way, and what was reported of it.
+    intact_seconds: f64,
+    intact_reported: Vec<String>,
+    widened: String,
+}
+
+/// The rules, and where each one shows.
+pub(crate) fn list() {
+    println!("{:<26}{:<16}widened by", "rule", "scenario");
+    for rule in Rule::ALL {
+        let recipe = Recipe::of(*rule);
+        println!("{:<26}{:<16}{}", rule.name(), recipe.scenario.name(), recipe.widened());
+    }
+}
+
+/// Breaks each rule in its turn; whether each was caught, and nothing was reported of the unbroken pager.
+pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
+    let rules: Vec<Recipe> = Rule::ALL.iter().map(|rule| Recipe::of(*rule)).collect();
+    let rules: Vec<Recipe> = rules.into_iter().filter(|recipe| recipe.quick || !selection.quick).collect();
+    println!(
+        "each rule broken {} times from seed {}, for {} s at most",
+        selection.times, selection.seed, selection.seconds
+    );
+    println!(
+        "{:<25} {:<9} {:<22} {:>8} {:>12} {:>11}  {:<13} widened by",
+        "rule", "caught", "reported", "seconds", "operations", "seed", "unbroken"
+    );
+    let mut rows = Vec::new();
+    for recipe in &rules {
+        let row = try_rule(recipe, selection)?;
+        print(&row);
+        rows.push(row);
+    }
+    if let Some(path) = &selection.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("{}", path.display()))?;
+    }
+    let missed: Vec<&str> = rows.iter().filter(|row| row.caught * 10 < row.times * 9).map(|row| row.rule).collect();
+    let noisy: Vec<&str> = rows.iter().filter(|row| !row.intact_reported.is_empty()).map(|row| row.rule).collect();
+    println!();
+    match (missed.is_empty(), noisy.is_empty()) {
+        (true, true) => println!("each broken rule was caught, and nothing was reported of the unbroken pager"),
+        (false, _) => println!("MISSED in more than one of ten: {}", missed.join(", ")),
+        (true, false) => println!("REPORTED OF THE UNBROKEN PAGER, as run for: {}", noisy.join(", ")),
+    }
+    Ok(missed.is_empty() && noisy.is_empty())
+}
+
+fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
+    let mut row =
+        Row { rule: recipe.rule.name(), scenario: recipe.scenario.name(), widened: recipe.widened(), ..Row::default() };
+    for time in 0..selection.times {
+        let seed = selection.seed + 1000 * time;
+        eprint_progress(&format!("{} {} of {}", row.rule, time + 1, selection.times));
+        let found = run_child(recipe, seed, selection.seconds, false)?;
+        row.times += 1;
+        let Some(kind) = found.kind else { continue };
+        row.caught += 1;
+        match row.reported.iter_mut().find(|(have, _)| *have == kind) {
+            Some((_, count)) => *count += 1,
+            None => row.reported.push((kind, 1)),
+        }
+        row.seconds.push(found.seconds);
+        row.operations.push(found.operations);
+        row.seeds.push(found.seed);
+        // The unbroken pager on the same seed: as long as the broken one was, and two seconds at least.
+        let intact = run_child(recipe, found.seed, found.seconds.ceil().max(2.0) as u64, true)?;
+        row.intact_seconds += intact.seconds;
+        row.intact_reported.extend(intact.kind);
+    }
+    eprint_progress("");
+    Ok(row)
+}
+
+fn eprint_progress(text: &str) {
+    use std::io::IsTerminal;
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+        let _ = std::io::stderr().flush();
+    }
+}
+
+fn print(row: &Row) {
+    let reported: Vec<String> = row.reported.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    let median = |list: &[f64]| {
+        let mut sorted = list.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    };
+    let seconds = median(&row.seconds).map_or("-".to_owned(), |seconds| format!("{seconds:.2}"));
+    let operations: Vec<f64> = row.operations.iter().map(|count| *count as f64).collect();
+    let operations = median(&operations).map_or("-".to_owned(), |count| format!("{count:.0}"));
+    let seed = row.seeds.first().map_or("-".to_owned(), u64::to_string);
+    let unbroken = match row.intact_reported.first() {
+        None => format!("quiet, {:.0} s", row.intact_seconds),
+        Some(kind) => format!("{} {kind}!", row.intact_reported.len()),
+    };
+    println!(
+        "{:<25} {:<9} {:<22} {seconds:>8} {operations:>12} {seed:>11}  {unbroken:<13} {}",
+        row.rule,
+        format!("{}/{}", row.caught, row.times),
+        if reported.is_empty() { "NOTHING".to_owned() } else { reported.join(", ") },
+        row.widened
+    );
+}
+
+/// What one run reported.
+struct Found {
+    kind: Option<String>,
+    seconds: f64,
+    operations: u64,
+    seed: u64,
+}
+
+/// Runs this program once more, with one rule broken, or with nothing but that.
+fn run_child(recipe: &Recipe, seed: u64, seconds: u64, intact: bool) -> anyhow::Result<Found> {
+    let json = std::env::temp_dir().join(format!("daxpager-stress-{}.json", std::process::id()));
+    let mut command = Command::new(std::env::current_exe()?);
+    let hang_seconds = if recipe.change_limit.is_some() { "20" } else { "5" };
+    command.args(["--sabotage", recipe.rule.name(), "--quiet", "--hang-seconds", hang_seconds]);
+    command.args(["--seed", &seed.to_string(), "--seconds", &seconds.to_string()]).arg("--json").arg(&json);
+    if intact {
+        command.arg("--intact");
+    }
+    let start = Instant::now();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    // A pager broken badly enough does not even let the harness end.
+    let limit = Duration::from_secs(seconds + 60);
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if start.elapsed() > limit => {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let text = std::fs::read(&json).unwrap_or_default();
+    let _ = std::fs::remove_file(&json);
+    let parsed: Option<Value> = serde_json::from_slice(&text).ok();
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    let Some(outcome) = parsed else {
+        let kind = status.map_or("stuck".to_owned(), |status| format!("died: {status}"));
+        return Ok(Found { kind: Some(kind), seconds: start.elapsed().as_secs_f64(), operations: 0, seed });
+    };
+    let violation = &outcome["violations"][0];
+    let kind = violation["kind"].as_str().map(str::to_owned);
+    let seconds = if kind.is_some() { number(&violation["seconds"]) } else { number(&outcome["seconds"]) };
+    let operations = number(&violation["operations"]) as u64;
+    Ok(Found { kind, seconds, operations, seed: outcome["seed"].as_u64().unwrap_or(seed) })
+}
