@@ -1,11 +1,14 @@
 # make demo    build and run the demo
 # make test    build and run every test
+# make stress  the stress harness, a minute of every scenario; more with ARGS, as in ARGS="--help"
 # make check   formatting, lints, documentation, then the tests: what CI runs
 # Each installs what is missing first, and says what.
 
 CARGO ?= cargo
 
-.PHONY: demo test check setup fmt lint doc clean
+STRESS = --scenario all --seconds 60 --mix-seconds 4 --report target/stress.html
+
+.PHONY: demo test stress check setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --bin daxpager-demo
@@ -14,6 +17,9 @@ test: setup
 	tools/with-hugepages $(CARGO) test --all-targets
 	$(CARGO) test --doc
 	$(CARGO) build --examples --no-default-features
+
+stress: setup
+	$(CARGO) run --release --features sabotage --bin daxpager-stress -- $(if $(ARGS),$(ARGS),$(STRESS))
 
 check: setup fmt lint doc test
 

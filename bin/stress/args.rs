@@ -95,7 +95,7 @@ pub(crate) struct Args {
 
 /// What is to be done.
 pub(crate) enum Task {
-    Run { config: Config, json: Option<PathBuf>, report: Option<PathBuf> },
+    Run { config: Box<Config>, json: Option<PathBuf>, report: Option<PathBuf> },
     Table(Selection),
     ListRules,
 }
@@ -123,7 +123,7 @@ impl Args {
         }
         let config = self.config(seed)?;
         check_memory(&config)?;
-        Ok(Task::Run { config, json: self.json, report: self.report })
+        Ok(Task::Run { config: Box::new(config), json: self.json, report: self.report })
     }
 
     fn table(&self, quick: bool, seed: u64) -> anyhow::Result<Task> {
@@ -182,7 +182,8 @@ impl Args {
             words.extend(value.map(|value| format!("--{name} {value}")));
         };
         add("sabotage", self.sabotage.clone());
-        add("scenario", self.scenario.map(Scenario::name));
+        // Of all scenarios the one that ran is added when it is known.
+        add("scenario", self.scenario.filter(|scenario| *scenario != Scenario::All).map(Scenario::name));
         let kinds = Put::new(&self.inject, &[]).names();
         add("inject", (!kinds.is_empty()).then(|| kinds.join(",")));
         add("threads", self.threads.map(|threads| threads.to_string()));
@@ -266,7 +267,7 @@ mod tests {
             (vec!["--device-bytes", "4097"], "no part of one"),
             (vec!["--device-bytes", "1152921504606846976"], "are to be had"),
             (vec!["--json", "/no/such/folder/x.json"], "/no/such/folder"),
-            (vec!["--report", "/proc/version"], "/proc/version"),
+            (vec!["--report", "/proc"], "/proc"),
             (vec!["--intact"], "--sabotage"),
         ] {
             let error = task(&words).err().unwrap_or_else(|| panic!("{words:?} was taken"));

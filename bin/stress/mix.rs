@@ -24,13 +24,31 @@ pub(crate) enum Scenario {
     EofEdge,
     /// Files in many pieces, on few address ranges
     Fragmented,
+    /// Each of these in its turn, from seed to seed
+    All,
 }
 
 impl Scenario {
+    /// Whose turn it is in the `mixes`th mix of a run.
+    pub(crate) fn of_mix(self, mixes: u64) -> Self {
+        if self == Scenario::All { EACH[mixes as usize % EACH.len()] } else { self }
+    }
+
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
     }
 }
+
+/// The scenarios that [`Scenario::All`] goes through.
+const EACH: [Scenario; 7] = [
+    Scenario::Random,
+    Scenario::ThreeParty,
+    Scenario::TruncateStorm,
+    Scenario::Reuse,
+    Scenario::UnmapStorm,
+    Scenario::EofEdge,
+    Scenario::Fragmented,
+];
 
 /// Where sizes and offsets are drawn from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,7 +187,7 @@ impl Mix {
     /// What the scenario says instead.
     fn fix(&mut self, rng: &mut Rng) {
         match self.scenario {
-            Scenario::Random => {}
+            Scenario::Random | Scenario::All => {}
             Scenario::ThreeParty => {
                 (self.files, self.pages, self.hot_pages, self.mappings_per_file) = (1, 1, 1, 2);
                 (self.accessors, self.changers, self.remappers, self.collectors) = (2, 1, 0, 0);

@@ -54,7 +54,8 @@ struct Run<'a> {
 
 impl Config {
     pub(crate) fn mix(&self, seed: u64, page_bytes: u64) -> Mix {
-        let mut mix = Mix::draw(self.scenario, seed, self.threads);
+        let scenario = self.scenario.of_mix(seed.wrapping_sub(self.seed));
+        let mut mix = Mix::draw(scenario, seed, self.threads);
         if let Some(bytes) = self.device_bytes {
             mix.set_device(bytes / page_bytes);
         }
@@ -83,7 +84,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
     let mut seed = config.seed;
     while run.goes_on() {
         run.mix(seed)?;
-        seed += 1;
+        seed = seed.wrapping_add(1);
     }
     run.watch.finish();
     Ok(run.finish())
@@ -130,7 +131,8 @@ impl Run<'_> {
             return;
         }
         let options: Vec<String> = options.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-        self.watch.line(&format!("seed {}: {}", mix.seed, options.join("; ")));
+        let (seed, scenario) = (mix.seed, mix.scenario.name());
+        self.watch.line(&format!("seed {seed}: scenario: {scenario}; {}", options.join("; ")));
     }
 
     #[cfg(feature = "sabotage")]
@@ -289,8 +291,13 @@ impl Run<'_> {
         if self.outcome.violation_count > 0 {
             self.outcome.verdict = "violation".to_owned();
             self.outcome.map = self.watch.map(oracle);
-            self.outcome.options = self.config.mix(seed, page_bytes()).options();
-            self.outcome.again = format!("{} --seed {seed}", self.config.again);
+            let mix = self.config.mix(seed, page_bytes());
+            self.outcome.options = mix.options();
+            let scenario = match self.config.scenario {
+                Scenario::All => format!(" --scenario {}", mix.scenario.name()),
+                _ => String::new(),
+            };
+            self.outcome.again = format!("{}{scenario} --seed {seed}", self.config.again);
         } else {
             self.outcome.map = self.watch.map(oracle);
             self.outcome.again = format!("{} --seed {}", self.config.again, self.config.seed);

@@ -74,7 +74,7 @@ mod tests {
     fn what_no_access_can_see_is_forgotten() {
         let mut sizes = Sizes::new();
         for at in 1..1000u64 {
-            sizes.begin(at, 10 * at, 10 * at - 15);
+            sizes.begin(at, 10 * at, (10 * at).saturating_sub(15));
             sizes.end(10 * at + 5, true);
         }
         assert!(sizes.changes.len() < 6);

@@ -61,7 +61,13 @@ pub(crate) fn degenerate() -> Vec<Outcome> {
         verdict: "ok".to_owned(),
         samples: vec![sample(0.0)],
         faults: vec![FaultKind { name: "minor, load".to_owned(), ..FaultKind::default() }],
-        operations: vec![OperationCount { name: "load".to_owned(), done: 3, refused: 0, longest_ns: 0 }],
+        operations: vec![OperationCount {
+            name: "load".to_owned(),
+            done: 3,
+            refused: 0,
+            longest_ns: 0,
+            longest_thread: String::new(),
+        }],
         map: Some(PageMap::default()),
         ..Outcome::default()
     };
@@ -80,8 +86,13 @@ pub(crate) fn degenerate() -> Vec<Outcome> {
 }
 
 fn operations() -> Vec<OperationCount> {
-    let operation =
-        |name: &str, done, refused, longest_ns| OperationCount { name: name.into(), done, refused, longest_ns };
+    let operation = |name: &str, done, refused, longest_ns| OperationCount {
+        name: name.into(),
+        done,
+        refused,
+        longest_ns,
+        longest_thread: "3".into(),
+    };
     vec![
         operation("load", 1_204_332_101, 20_331, 12_300_000),
         operation("store", 688_891_019, 10_221, 18_123_456),

@@ -1,0 +1,116 @@
+//! The stress harness as a program: what it finds, what it refuses, and what it says. With it, what CI runs of it: a
+//! short mix of everything, and the rules that show soon, each broken once.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn stress(args: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_daxpager-stress")).args(args.split_whitespace()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A file of this test's own, gone at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("daxpager-test-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn every_scenario_runs_quietly_for_a_moment() {
+    let page = Scratch::new("page.html");
+    let output = stress(&format!("--scenario all --seconds 14 --mix-seconds 2 --seed 1 --report {}", page.0.display()));
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    let (text, html) = (stdout(&output), std::fs::read_to_string(&page.0).unwrap());
+    // the seeds and what they drew come first
+    assert!(text.contains("seed 1: scenario: random; files: ") && text.contains("scenario: three-party"), "{text}");
+    for part in ["Operations", "Faults", "words judged", "longest wait", "verdict"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(html.contains("<svg") && !html.contains("http://") && !html.contains("<script src"), "{}", html.len());
+}
+
+#[test]
+fn faults_put_in_change_nothing() {
+    let output = stress("--inject all --seconds 8 --mix-seconds 2 --seed 11 --quiet");
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+}
+
+/// What a person gets who runs into a violation: what it is, where, and how to see it again.
+#[test]
+fn a_violation_is_told_in_full() {
+    let (json, page) = (Scratch::new("violation.json"), Scratch::new("violation.html"));
+    let files = format!("--json {} --report {}", json.0.display(), page.0.display());
+    let output = stress(&format!("--sabotage zero-new-block --seed 5 --seconds 30 {files}"));
+    assert_eq!(output.status.code(), Some(1), "{}{}", stdout(&output), stderr(&output));
+    let text = stdout(&output);
+    for part in ["seed", "expected", "found", "last events", "To run it again", "--sabotage zero-new-block"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let outcome = std::fs::read_to_string(&json.0).unwrap();
+    for part in ["\"verdict\": \"violation\"", "\"violations\"", "\"events\"", "\"found_bytes\"", "\"address\""] {
+        assert!(outcome.contains(part), "{part}: {outcome}");
+    }
+    assert!(std::fs::read_to_string(&page.0).unwrap().contains("<svg"));
+    // the same with the rule intact
+    let output = stress("--sabotage zero-new-block --intact --seed 5 --seconds 2 --quiet");
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+}
+
+/// The rules that show soon, each broken once, and the unbroken pager run in the same way.
+#[test]
+fn broken_rules_are_caught() {
+    let output = stress("--sabotage quick --seed 3");
+    println!("{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+}
+
+#[test]
+fn what_is_wrong_is_refused_before_anything_starts() {
+    for (args, named) in [
+        ("--threads 0", "--threads 0"),
+        ("--sabotage entropy", "there is no such rule"),
+        ("--scenario calm", "calm"),
+        ("--inject gremlins", "gremlins"),
+        ("--seconds 0", "--seconds"),
+        ("--ops 0", "--ops"),
+        ("--seed x", "--seed"),
+        ("--device-bytes 1152921504606846976", "are to be had"),
+        ("--device-bytes 1000", "--device-bytes 1000"),
+        ("--report /no/such/folder/page.html", "/no/such/folder"),
+        ("--json /proc", "/proc"),
+        ("--intact", "--sabotage"),
+        ("--no-such-option", "--no-such-option"),
+        ("again", "again"),
+    ] {
+        let output = stress(args);
+        assert_eq!(output.status.code(), Some(2), "{args}: {}", stdout(&output));
+        assert!(stderr(&output).contains(named), "{args}: {}", stderr(&output));
+        assert!(stdout(&output).is_empty(), "{args}: {}", stdout(&output));
+    }
+}
+
+#[test]
+fn a_run_ends_after_as_many_operations_as_were_asked_for() {
+    let json = Scratch::new("ops.json");
+    let output = stress(&format!("--ops 3000 --seconds 60 --seed 7 --quiet --json {}", json.0.display()));
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    let outcome: String = std::fs::read_to_string(&json.0).unwrap();
+    let seconds = outcome.split("\"seconds\": ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    assert!(seconds.parse::<f64>().unwrap() < 50.0, "{seconds} s");
+}
