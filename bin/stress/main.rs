@@ -11,6 +11,7 @@ mod outcome;
 mod report;
 mod run;
 mod sabotage;
+mod totals;
 mod watch;
 mod word;
 mod work;

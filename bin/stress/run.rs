@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use daxpager::sabotage::Rule;
-use daxpager::{Kind as FaultKindOf, Stats};
 
 use crate::inject::{Inject, Put};
 use crate::mix::{Mix, Scenario};
 use crate::op::Op;
 use crate::oracle::{Access, Evidence, Kind, Oracle};
-use crate::outcome::{FaultKind, LongestWait, Outcome};
-use crate::watch::{Came, Watch, add};
+use crate::outcome::{LongestWait, Outcome};
+use crate::totals;
+use crate::watch::{Came, Watch};
 use crate::word::describe;
 use crate::work::{self, REST, Worker};
 use crate::world::World;
@@ -49,7 +49,6 @@ struct Run<'a> {
     watch: Watch,
     outcome: Outcome,
     start: Instant,
-    latencies: Vec<FaultKind>,
 }
 
 impl Config {
@@ -79,7 +78,6 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Outcome> {
         watch: Watch::new(config, start, signals),
         outcome: Outcome { verdict: "ok".to_owned(), ..Outcome::default() },
         start,
-        latencies: Vec::new(),
     };
     let mut seed = config.seed;
     while run.goes_on() {
@@ -214,57 +212,16 @@ impl Run<'_> {
     /// Adds what a world has counted to what others have.
     fn collect(&mut self, world: &World) {
         let oracle = &world.oracle;
-        add(&mut self.outcome.operations, &oracle.tallies);
+        totals::add_operations(&mut self.outcome.operations, &oracle.tallies);
         self.outcome.judged += oracle.judged.load(Ordering::Relaxed);
         self.outcome.unjudged += oracle.unjudged.load(Ordering::Relaxed);
-        let stats = world.pager.stats();
-        if stats.lost_pages > 0 {
-            let found = format!("{} faults found none", stats.lost_pages);
-            oracle.report_text(
-                Kind::Error,
-                Op::Inspect,
-                REST,
-                "a page of the device wherever a file has a block",
-                found,
-            );
+        let lost = world.pager.stats().lost_pages;
+        if lost > 0 {
+            let expected = "a page of the device wherever a file has a block";
+            oracle.report_text(Kind::Error, Op::Inspect, REST, expected, format!("{lost} faults found none"));
         }
-        for (name, value) in counters(&stats).into_iter().chain(injected(world)) {
-            sum(&mut self.outcome.counters, name, value);
-        }
-        let calls = stats.calls;
-        let calls = [
-            ("poll", calls.polls),
-            ("read", calls.reads),
-            ("install", calls.installs),
-            ("wake", calls.wakes),
-            ("zap", calls.zaps),
-            ("re-point", calls.repoints),
-        ];
-        for (name, value) in calls {
-            sum(&mut self.outcome.calls, name, value);
-        }
-        self.add_latencies(world);
-    }
-
-    fn add_latencies(&mut self, world: &World) {
-        for kind in FaultKindOf::ALL {
-            let histogram = world.pager.latency_histogram(kind).unwrap_or_default();
-            let max_ns = world.pager.latency(kind).map_or(0, |summary| summary.max_ns);
-            let name = kind.name();
-            let at = self.latencies.iter().position(|have| have.name == name).unwrap_or_else(|| {
-                self.latencies.push(FaultKind { name: name.to_owned(), ..FaultKind::default() });
-                self.latencies.len() - 1
-            });
-            let have = &mut self.latencies[at];
-            have.max_ns = have.max_ns.max(max_ns);
-            for (top, count) in histogram {
-                have.faults += count;
-                match have.histogram.binary_search_by_key(&top, |bucket| bucket.0) {
-                    Ok(at) => have.histogram[at].1 += count,
-                    Err(at) => have.histogram.insert(at, (top, count)),
-                }
-            }
-        }
+        totals::add_counters(&mut self.outcome, world);
+        totals::add_latencies(&mut self.outcome.faults, world);
     }
 
     /// The end of a world, in a thread of its own: it may hang, too.
@@ -304,12 +261,12 @@ impl Run<'_> {
         }
     }
 
-    fn finish(self) -> Outcome {
+    fn finish(mut self) -> Outcome {
         let config = self.config;
         let uname = nix::sys::utsname::uname();
         let kernel = uname.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
-        let mut faults = self.latencies;
-        faults.iter_mut().for_each(quantiles);
+        let mut faults = std::mem::take(&mut self.outcome.faults);
+        faults.iter_mut().for_each(totals::quantiles);
         let longest = self.outcome.operations.iter().max_by_key(|count| count.longest_ns);
         let longest_wait = longest.map(|count| LongestWait {
             ns: count.longest_ns,
@@ -358,53 +315,4 @@ fn end_of(world: World) {
         let found = format!("{} blocks", volume.used_blocks());
         oracle.report_text(Kind::Blocks, Op::Inspect, REST, "no block used once all files are gone", found);
     }
-}
-
-fn sum(list: &mut Vec<(String, u64)>, name: &str, value: u64) {
-    match list.iter_mut().find(|(have, _)| have == name) {
-        Some((_, have)) => *have += value,
-        None => list.push((name.to_owned(), value)),
-    }
-}
-
-fn counters(stats: &Stats) -> Vec<(&'static str, u64)> {
-    vec![
-        ("installs", stats.installs),
-        ("zeros", stats.zeros),
-        ("unprotects", stats.unprotects),
-        ("allocations", stats.allocations),
-        ("conversions", stats.conversions),
-        ("retries", stats.retries),
-        ("sigbus", stats.sigbus),
-        ("re-points", stats.repoints),
-        ("handed over", stats.handed_over),
-        ("rounds", stats.rounds),
-        ("graces", stats.graces),
-        ("strangers", stats.strangers),
-        ("evictions", stats.evictions),
-    ]
-}
-
-#[cfg(feature = "sabotage")]
-fn injected(world: &World) -> Vec<(&'static str, u64)> {
-    world.pager.injected()
-}
-
-#[cfg(not(feature = "sabotage"))]
-fn injected(_world: &World) -> Vec<(&'static str, u64)> {
-    Vec::new()
-}
-
-/// Quantiles of a histogram, to the width of its buckets.
-fn quantiles(fault: &mut FaultKind) {
-    let at = |share: f64| {
-        let rank = (fault.faults as f64 * share).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        let bucket = fault.histogram.iter().find(|(_, count)| {
-            seen += count;
-            seen >= rank
-        });
-        bucket.map_or(0, |(top, _)| (*top).min(fault.max_ns))
-    };
-    (fault.p50_ns, fault.p99_ns, fault.p999_ns) = (at(0.5), at(0.99), at(0.999));
 }

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::Signal;
 
-use crate::op::{Op, Tallies};
+use crate::op::Op;
 use crate::oracle::trace::EVENTS;
 use crate::oracle::{Evidence, Kind, Oracle};
 use crate::outcome::{PageLook, PageMap, PageRow, Sample};
@@ -297,22 +297,6 @@ fn map_around(oracle: &Oracle, file: u8, page: u64) -> Option<PageMap> {
         rows,
         mark: Some((page, mark)),
     })
-}
-
-/// Counts of all worlds together.
-pub(crate) fn add(sum: &mut Vec<crate::outcome::OperationCount>, tallies: &Tallies) {
-    for count in tallies.counts() {
-        match sum.iter_mut().find(|have| have.name == count.name) {
-            Some(have) => {
-                have.done += count.done;
-                have.refused += count.refused;
-                if count.longest_ns > have.longest_ns {
-                    (have.longest_ns, have.longest_thread) = (count.longest_ns, count.longest_thread);
-                }
-            }
-            None => sum.push(count),
-        }
-    }
 }
 
 /// Has SIGUSR1 interrupt a thread, and do nothing else.
