@@ -8,7 +8,7 @@ use clap::Parser;
 use daxpager::sabotage::Rule;
 
 use crate::inject::{Inject, Put};
-use crate::mix::{Mix, Scenario, THREADS_MIN};
+use crate::mix::{DEVICE_BLOCKS_MAX, FILE_PAGES_MAX, Scenario, THREADS_MIN};
 use crate::oracle::history::{EVENTS_MAX, Event};
 use crate::oracle::trace::{EVENTS, Entry};
 use crate::report;
@@ -36,7 +36,8 @@ const SEEDS_DRAWN: u64 = 1_000_000_000;
     version,
     verbatim_doc_comment,
     after_help = "Exit status:\n   0  nothing is wrong; with --sabotage all or quick: each broken rule was caught\n   \
-                  1  a violation was found\n   2  bad arguments\n  77  no userfaultfd, or not all of it that is needed\n\n\
+                  1  a violation was found; with --sabotage all or quick: a rule was missed,\n      or something reported of the unbroken pager\n   \
+                  2  bad arguments, or it could not run\n  77  no userfaultfd, or not all of it that is needed\n\n\
                   Examples:\n  daxpager-stress --seconds 600\n  daxpager-stress --scenario reuse --seed 7 --report reuse.html\n  \
                   daxpager-stress --inject all --seconds 60\n  daxpager-stress --sabotage revalidate --seconds 30\n  \
                   daxpager-stress --sabotage all --times 10"
@@ -82,8 +83,8 @@ pub(crate) struct Args {
     /// The size of the device [default: what the files of the seed may want, or less]
     #[arg(long, value_name = "BYTES")]
     device_bytes: Option<u64>,
-    /// An operation that takes longer hangs
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// An operation that takes longer hangs: 5 to 3600
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(5..=3600))]
     hang_seconds: u64,
     /// How long each seed runs
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=604_800))]
@@ -111,19 +112,24 @@ impl Args {
         {
             bail!("--threads {threads}: there must be {THREADS_MIN} to {THREADS_MOST}");
         }
-        for path in self.json.iter().chain(&self.report) {
-            report::check_writable(path)?;
-        }
         if self.json.is_some() && self.json == self.report {
             bail!("--json and --report name the same file");
         }
         let seed = self.seed.unwrap_or_else(|| fastrand::u64(..SEEDS_DRAWN));
-        if let Some(which @ ("all" | "quick")) = self.sabotage.as_deref() {
-            return self.table(which == "quick", seed);
+        let task = match self.sabotage.as_deref() {
+            Some(which @ ("all" | "quick")) => self.table(which == "quick", seed)?,
+            _ => {
+                let config = self.config(seed)?;
+                check_memory(&config)?;
+                let (json, report) = (self.json.clone(), self.report.clone());
+                Task::Run { config: Box::new(config), json, report }
+            }
+        };
+        // Last: it makes a file that is not there.
+        for path in self.json.iter().chain(&self.report) {
+            report::check_writable(path)?;
         }
-        let config = self.config(seed)?;
-        check_memory(&config)?;
-        Ok(Task::Run { config: Box::new(config), json: self.json, report: self.report })
+        Ok(task)
     }
 
     fn table(&self, quick: bool, seed: u64) -> anyhow::Result<Task> {
@@ -214,10 +220,11 @@ fn check_feature(option: &str) -> anyhow::Result<()> {
     bail!("{option} needs a library that can be broken: build with --features sabotage")
 }
 
-/// Memory that a mix takes at most: its device, and what the oracle keeps of each page.
-pub(crate) fn memory_bytes(mix: &Mix, page_bytes: u64) -> u64 {
+/// Memory that a run takes at most, whatever its seeds draw: the largest device, and what the oracle keeps of each page.
+pub(crate) fn memory_bytes_max(config: &Config) -> u64 {
     let page = SLOTS * EVENTS_MAX * size_of::<Event>() + EVENTS * size_of::<Entry>();
-    mix.device_blocks() * page_bytes + mix.files as u64 * mix.pages * page as u64
+    let device = config.device_bytes.unwrap_or(DEVICE_BLOCKS_MAX * page_bytes());
+    device.saturating_add(FILE_PAGES_MAX * page as u64)
 }
 
 /// Memory that is to be had now, as the kernel reckons; `None` if it does not say.
@@ -234,8 +241,7 @@ fn check_memory(config: &Config) -> anyhow::Result<()> {
     {
         bail!("--device-bytes {bytes}: a device has at least two blocks of {size} bytes, and no part of one");
     }
-    let mix = config.mix(config.seed, size);
-    let needed = memory_bytes(&mix, size);
+    let needed = memory_bytes_max(config);
     let available =
         memory_available().ok_or_else(|| anyhow!("there is no /proc/meminfo to tell how much memory there is"))?;
     if needed > available / 10 * 9 {

@@ -1,6 +1,7 @@
 //! The stress harness: see `--help`, and `docs/stress.md` for how it judges and what it has found.
 //!
-//! Exits with 0 if nothing is wrong, 1 if something is, 2 on misuse, and 77 where userfaultfd is not to be had.
+//! Exits with 0 if nothing is wrong, 1 if something is, 2 on misuse or if it could not run, and 77 where userfaultfd is not
+//! to be had.
 
 mod args;
 mod inject;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 use args::{Args, Task};
 use clap::Parser;
 use daxpager::Error;
+use report::say;
 use run::Config;
 
 const VIOLATION: u8 = 1;
@@ -52,13 +54,21 @@ fn main() -> ExitCode {
         Ok(false) => std::process::exit(VIOLATION.into()),
         Err(error) => {
             eprintln!("daxpager-stress: {error:#}");
-            match error.downcast_ref() {
-                Some(Error::MissingFeature { .. } | Error::NoUserfaultfd { .. } | Error::NoKernelFaults { .. }) => {
-                    NO_USERFAULTFD.into()
-                }
-                _ => VIOLATION.into(),
-            }
+            no_result(&error).into()
         }
+    }
+}
+
+/// The exit code of a run that came to no result: nothing was found, and nothing was shown either.
+fn no_result(error: &anyhow::Error) -> u8 {
+    if let Some(sabotage::NotRun(code)) = error.downcast_ref() {
+        return if *code == i32::from(NO_USERFAULTFD) { NO_USERFAULTFD } else { MISUSE };
+    }
+    match error.downcast_ref() {
+        Some(Error::MissingFeature { .. } | Error::NoUserfaultfd { .. } | Error::NoKernelFaults { .. }) => {
+            NO_USERFAULTFD
+        }
+        _ => MISUSE,
     }
 }
 
@@ -66,26 +76,26 @@ fn main() -> ExitCode {
 fn stress(config: &Config, json: Option<PathBuf>, page: Option<PathBuf>) -> anyhow::Result<bool> {
     watch::take_signals()?;
     if !config.quiet {
-        let mix = config.mix(config.seed, run::page_bytes());
-        println!(
+        say!(
             "daxpager-stress, scenario {}, {} s from seed {}; at most {} MiB for the device and the oracle",
             config.scenario.name(),
             config.length.as_secs(),
             config.seed,
-            args::memory_bytes(&mix, run::page_bytes()).div_ceil(1 << 20)
+            args::memory_bytes_max(config).div_ceil(1 << 20)
         );
         if !config.rules.is_empty() || !config.put.names().is_empty() {
             let rules: Vec<&str> = config.rules.iter().map(|rule| rule.name()).collect();
-            println!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
+            say!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
         }
     }
     let outcome = run::run(config)?;
-    if let Some(path) = json {
-        report::write_json(&outcome, &path)?;
-    }
-    if let Some(path) = page {
-        report::write_html(&outcome, &path)?;
-    }
+    // What was found is told, wherever else it was to be written.
     report::print(&outcome);
+    let json = json.map_or(Ok(()), |path| report::write_json(&outcome, &path));
+    let page = page.map_or(Ok(()), |path| report::write_html(&outcome, &path));
+    match json.and(page) {
+        Err(error) if outcome.violation_count > 0 => eprintln!("daxpager-stress: {error:#}"),
+        written => written?,
+    }
     Ok(outcome.violation_count == 0)
 }

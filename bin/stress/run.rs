@@ -111,9 +111,10 @@ impl Run<'_> {
         let came = self.rounds(&world, ends)?;
         self.collect(&world);
         self.watch.next_world(&world);
-        if came == Came::ToNothing || self.end(world) == Came::ToNothing {
+        match came {
             // A thread hangs in it: nothing of it can be dropped.
-            self.outcome.violation_count = self.outcome.violation_count.max(1);
+            Came::ToNothing => std::mem::forget(world),
+            Came::ToTheirEnd => self.end(world),
         }
         self.outcome.seed = seed;
         self.take_violations(&oracle, seed);
@@ -146,9 +147,10 @@ impl Run<'_> {
 
     fn rounds(&mut self, world: &Arc<World>, ends: Instant) -> anyhow::Result<Came> {
         let prepare = work::spawn(world, REST, "rest", 0, |hand| hand.prepare())?;
-        if self.watch.until_ended(world, &[prepare], || {}) == Came::ToNothing {
+        if self.watch.until_ended(world, std::slice::from_ref(&prepare), || true) == Came::ToNothing {
             return Ok(Came::ToNothing);
         }
+        self.join(world, vec![prepare]);
         let most = self
             .config
             .operations_max
@@ -178,6 +180,7 @@ impl Run<'_> {
             if Instant::now() >= ends || enough() {
                 stop.store(true, Ordering::Relaxed);
             }
+            stop.load(Ordering::Relaxed) || world.oracle.stop.load(Ordering::Relaxed)
         });
         stop.store(true, Ordering::Relaxed);
         if came == Came::ToNothing || !self.join(world, workers) {
@@ -188,7 +191,7 @@ impl Run<'_> {
         let rest = work::spawn(world, REST, "rest", round, move |hand| {
             sum.store(hand.compare_at_rest(), Ordering::SeqCst);
         })?;
-        let came = self.watch.until_ended(world, std::slice::from_ref(&rest), || {});
+        let came = self.watch.until_ended(world, std::slice::from_ref(&rest), || true);
         if came == Came::ToTheirEnd {
             self.join(world, vec![rest]);
         }
@@ -225,21 +228,22 @@ impl Run<'_> {
     }
 
     /// The end of a world, in a thread of its own: it may hang, too.
-    fn end(&self, world: Arc<World>) -> Came {
+    fn end(&self, world: Arc<World>) {
         let oracle = world.oracle.clone();
         let (tx, ended) = std::sync::mpsc::channel();
         let ending = std::thread::Builder::new().name("end".to_owned()).spawn(move || {
-            if let Some(world) = Arc::into_inner(world) {
-                end_of(world);
-            }
+            let world = Arc::into_inner(world).expect("every thread of the world has been joined");
+            end_of(world);
             let _ = tx.send(());
         });
-        if ending.is_ok() && ended.recv_timeout(self.config.hang_after) != Err(RecvTimeoutError::Timeout) {
-            return Came::ToTheirEnd;
-        }
         let expected = "the pager's end, and SIGBUS from all mappings after it";
-        oracle.report_text(Kind::Hang, Op::Unmap, REST, expected, "it waits on".to_owned());
-        Came::ToNothing
+        let (kind, found) = match (ending, ended.recv_timeout(self.config.hang_after)) {
+            (Ok(_), Ok(())) => return,
+            (Ok(_), Err(RecvTimeoutError::Timeout)) => (Kind::Hang, "it waits on".to_owned()),
+            (Ok(_), Err(RecvTimeoutError::Disconnected)) => (Kind::Error, "a panic, which is printed above".to_owned()),
+            (Err(error), _) => (Kind::Error, format!("no thread for it: {error}")),
+        };
+        oracle.report_text(kind, Op::Unmap, REST, expected, found);
     }
 
     fn take_violations(&mut self, oracle: &Oracle, seed: u64) {

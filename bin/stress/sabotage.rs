@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::inject::{Delay, Inject, Put};
 use crate::mix::Scenario;
+use crate::report::say;
 
 /// Which rules are broken, how often, and for how long at most.
 pub(crate) struct Selection {
@@ -100,10 +101,10 @@ struct Row {
 
 /// The rules, and where each one shows.
 pub(crate) fn list() {
-    println!("{:<26}{:<16}widened by", "rule", "scenario");
+    say!("{:<26}{:<16}widened by", "rule", "scenario");
     for rule in Rule::ALL {
         let recipe = Recipe::of(*rule);
-        println!("{:<26}{:<16}{}", rule.name(), recipe.scenario.name(), recipe.widened());
+        say!("{:<26}{:<16}{}", rule.name(), recipe.scenario.name(), recipe.widened());
     }
 }
 
@@ -111,13 +112,21 @@ pub(crate) fn list() {
 pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     let rules: Vec<Recipe> = Rule::ALL.iter().map(|rule| Recipe::of(*rule)).collect();
     let rules: Vec<Recipe> = rules.into_iter().filter(|recipe| recipe.quick || !selection.quick).collect();
-    println!(
+    say!(
         "each rule broken {} times from seed {}, for {} s at most",
-        selection.times, selection.seed, selection.seconds
+        selection.times,
+        selection.seed,
+        selection.seconds
     );
-    println!(
+    say!(
         "{:<25} {:<9} {:<22} {:>8} {:>12} {:>11}  {:<13} widened by",
-        "rule", "caught", "reported", "seconds", "operations", "seed", "unbroken"
+        "rule",
+        "caught",
+        "reported",
+        "seconds",
+        "operations",
+        "seed",
+        "unbroken"
     );
     let mut rows = Vec::new();
     for recipe in &rules {
@@ -130,11 +139,11 @@ pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     }
     let missed: Vec<&str> = rows.iter().filter(|row| row.caught * 10 < row.times * 9).map(|row| row.rule).collect();
     let noisy: Vec<&str> = rows.iter().filter(|row| !row.intact_reported.is_empty()).map(|row| row.rule).collect();
-    println!();
+    say!("");
     match (missed.is_empty(), noisy.is_empty()) {
-        (true, true) => println!("each broken rule was caught, and nothing was reported of the unbroken pager"),
-        (false, _) => println!("MISSED in more than one of ten: {}", missed.join(", ")),
-        (true, false) => println!("REPORTED OF THE UNBROKEN PAGER, as run for: {}", noisy.join(", ")),
+        (true, true) => say!("each broken rule was caught, and nothing was reported of the unbroken pager"),
+        (false, _) => say!("MISSED in more than one of ten: {}", missed.join(", ")),
+        (true, false) => say!("REPORTED OF THE UNBROKEN PAGER, as run for: {}", noisy.join(", ")),
     }
     Ok(missed.is_empty() && noisy.is_empty())
 }
@@ -143,12 +152,12 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
     let mut row =
         Row { rule: recipe.rule.name(), scenario: recipe.scenario.name(), widened: recipe.widened(), ..Row::default() };
     for time in 0..selection.times {
-        let seed = selection.seed + 1000 * time;
+        let seed = selection.seed.wrapping_add(1000 * time);
         eprint_progress(&format!("{} {} of {}", row.rule, time + 1, selection.times));
         let found = run_child(recipe, seed, selection.seconds, false)?;
         row.times += 1;
         let Some(kind) = found.kind else { continue };
-        row.caught += 1;
+        row.caught += u64::from(found.seconds <= selection.seconds as f64);
         match row.reported.iter_mut().find(|(have, _)| *have == kind) {
             Some((_, count)) => *count += 1,
             None => row.reported.push((kind, 1)),
@@ -188,7 +197,7 @@ fn print(row: &Row) {
         None => format!("quiet, {:.0} s", row.intact_seconds),
         Some(kind) => format!("{} {kind}!", row.intact_reported.len()),
     };
-    println!(
+    say!(
         "{:<25} {:<9} {:<22} {seconds:>8} {operations:>12} {seed:>11}  {unbroken:<13} {}",
         row.rule,
         format!("{}/{}", row.caught, row.times),
@@ -196,6 +205,11 @@ fn print(row: &Row) {
         row.widened
     );
 }
+
+/// A run of this program that ended with an exit code and without a result.
+#[derive(Debug, thiserror::Error)]
+#[error("a run of this program ended with exit code {0} before it had begun")]
+pub(crate) struct NotRun(pub(crate) i32);
 
 /// What one run reported.
 struct Found {
@@ -236,7 +250,12 @@ fn run_child(recipe: &Recipe, seed: u64, seconds: u64, intact: bool) -> anyhow::
     let parsed: Option<Value> = serde_json::from_slice(&text).ok();
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
     let Some(outcome) = parsed else {
-        let kind = status.map_or("stuck".to_owned(), |status| format!("died: {status}"));
+        let kind = match status {
+            None => "stuck".to_owned(),
+            // Misuse, or no userfaultfd: nothing has been tried at all.
+            Some(status) if status.code().is_some() => return Err(NotRun(status.code().unwrap_or(2)).into()),
+            Some(status) => format!("died: {status}"),
+        };
         return Ok(Found { kind: Some(kind), seconds: start.elapsed().as_secs_f64(), operations: 0, seed });
     };
     let violation = &outcome["violations"][0];

@@ -13,6 +13,7 @@ use crate::op::Op;
 use crate::oracle::trace::EVENTS;
 use crate::oracle::{Evidence, Kind, Oracle};
 use crate::outcome::{PageLook, PageMap, PageRow, Sample};
+use crate::report::say_line;
 use crate::run::Config;
 use crate::work::{Worker, pthread_of};
 use crate::world::World;
@@ -76,11 +77,24 @@ impl Watch {
         }
     }
 
-    /// Looks after threads until all have ended.
-    pub(crate) fn until_ended(&mut self, world: &World, workers: &[Worker], mut each: impl FnMut()) -> Came {
-        while workers.iter().any(|worker| !worker.thread.is_finished()) {
+    /// Looks after threads until all have ended. `stopping` is asked again and again whether they are to end by now: from then
+    /// on they may take as long as two operations.
+    pub(crate) fn until_ended(
+        &mut self,
+        world: &World,
+        workers: &[Worker],
+        mut stopping: impl FnMut() -> bool,
+    ) -> Came {
+        let mut stopping_since = None;
+        while let Some(late) = workers.iter().find(|worker| !worker.thread.is_finished()) {
             std::thread::sleep(EVERY);
-            each();
+            if stopping() {
+                let since = *stopping_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > 2 * self.hang_after {
+                    self.report_hang(world, workers, late, since.elapsed());
+                    return Came::ToNothing;
+                }
+            }
             self.sample(world);
             if self.signals {
                 self.send_signals(workers);
@@ -156,8 +170,8 @@ impl Watch {
     /// Prints a line without breaking the bar.
     pub(crate) fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{text}")),
-            None => println!("{text}"),
+            Some(bar) => bar.suspend(|| say_line(text)),
+            None => say_line(text),
         }
     }
 
@@ -182,23 +196,28 @@ impl Watch {
             0 => None,
             since => Some(Duration::from_nanos(now.saturating_sub(since))).filter(|time| *time > self.limit(worker)),
         };
-        let Some(worker) = workers.iter().find(|worker| waits(worker).is_some()) else { return false };
-        let time = waits(&worker).unwrap_or_default();
+        let hangs = workers.iter().find_map(|worker| Some((worker, waits(&worker)?)));
+        if let Some((worker, time)) = hangs {
+            self.report_hang(world, workers, worker, time);
+        }
+        hangs.is_some()
+    }
+
+    fn report_hang(&self, world: &World, workers: &[Worker], worker: &Worker, time: Duration) {
         let access = worker.beat.access();
         let evidence = Evidence::Text {
             expected: format!("an end within {} s", self.limit(worker).as_secs()),
             found: format!("{} of a thread ({}) for {:.1} s", access.op.name(), worker.beat.role, time.as_secs_f64()),
         };
         let mut violation = world.oracle.violation(&access, Kind::Hang, evidence);
-        violation.pager = Some(format!("{}\n{}", world.pager.describe(), threads(workers, now)));
+        violation.pager = Some(format!("{}\n{}", world.pager.describe(), threads(workers, world.oracle.ns())));
         world.oracle.keep(violation);
-        true
     }
 
     /// Pages over time: around the first violation, or of the first file.
     pub(crate) fn map(&self, oracle: &Oracle) -> Option<PageMap> {
         let violations = oracle.violations();
-        let around = violations.first().filter(|violation| violation.file != "file-255");
+        let around = violations.first().filter(|violation| violation.file.starts_with("file-"));
         match around {
             Some(violation) => {
                 let file = violation.file.strip_prefix("file-").and_then(|number| number.parse().ok())?;

@@ -93,6 +93,7 @@ impl World {
             .workers(mix.workers)
             .thread_name("stress")
             .measure_latencies()
+            .require_kernel_faults()
             .reader_answers(mix.reader_answers)
             .probe(observer);
         if let Some(ranges) = mix.address_ranges_max {

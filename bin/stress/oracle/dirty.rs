@@ -28,9 +28,13 @@ impl DirtyRecord {
     }
 
     /// A store to a page of the mapping has ended.
-    pub(crate) fn stored(&self, page_in_mapping: u64, begin: u64, end: u64) {
-        let mut store = lock(&self.stores[page_in_mapping as usize]);
-        if store.is_none_or(|(earlier, _)| earlier <= self.collected.load(Ordering::SeqCst)) {
+    pub(crate) fn stored(&self, oracle: &Oracle, access: &Access, first_page: u64, span: (u64, u64)) {
+        let (begin, end) = span;
+        let mut store = lock(&self.stores[(access.page - first_page) as usize]);
+        let collected = self.collected.load(Ordering::SeqCst);
+        let page = |ticket| oracle.files[access.file as usize].page(access.page).invalidated_since(ticket);
+        // One that says nothing any more makes room.
+        if store.is_none_or(|(earlier, _)| earlier <= collected || page(earlier)) {
             *store = Some((begin, end));
         }
     }

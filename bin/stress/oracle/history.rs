@@ -135,11 +135,16 @@ impl History {
     ///
     /// A copy is repeated where it was interrupted, which may be in the middle of a word: its first bytes are taken
     /// away by a truncate, say, and the others follow.
-    pub(crate) fn may_be_torn(&self, value: u64, begin: u64, end: u64) -> bool {
+    /// A load that is not of one word either, `in_pieces`, may see parts of stores that were.
+    pub(crate) fn may_be_torn(&self, value: u64, begin: u64, end: u64, in_pieces: bool) -> bool {
         let candidates: Vec<&Event> =
             self.events.iter().filter(|event| event.begin < end && self.overwritten(event, begin).is_none()).collect();
         let byte_of = |value: u64, at: u32| value >> (8 * at) & 0xff;
-        candidates.iter().any(|event| event.copied && (event.mixed || event.end > begin))
+        let torn = |event: &&Event| match event.end > begin {
+            true => event.copied || in_pieces,
+            false => event.copied && event.mixed,
+        };
+        candidates.iter().any(|event| torn(event))
             && (0..8).all(|at| candidates.iter().any(|event| byte_of(event.value, at) == byte_of(value, at)))
     }
 }
@@ -215,14 +220,14 @@ mod tests {
         // The copy begins, the punch comes and goes, the copy goes on.
         let mut history = after(&[(copy(word, 10), UNDER_WAY), (punch(12), 14)]);
         history.end(10, 16, false);
-        assert!(history.may_be_torn(half, 20, 21) && !history.may_be_torn(half ^ 1 << 60, 20, 21));
+        assert!(history.may_be_torn(half, 20, 21, false) && !history.may_be_torn(half ^ 1 << 60, 20, 21, false));
         // The next store ends that.
         history.begin(store(9, 30), 0);
         history.end(30, 32, true);
-        assert!(!history.may_be_torn(half, 40, 41));
+        assert!(!history.may_be_torn(half, 40, 41, false));
         // A copy that nothing came between is whole when it has ended, and not before.
         let history = after(&[(copy(word, 10), 14)]);
-        assert!(history.may_be_torn(half, 12, 13) && !history.may_be_torn(half, 15, 16));
+        assert!(history.may_be_torn(half, 12, 13, false) && !history.may_be_torn(half, 15, 16, false));
     }
 
     #[test]

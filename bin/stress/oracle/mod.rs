@@ -40,6 +40,8 @@ pub(crate) struct Page {
 pub(crate) struct FileRecord {
     /// Held by whoever changes the size: one at a time, so that sizes are known exactly.
     pub(crate) turn: Mutex<()>,
+    /// Held by whoever uses page 0 as a buffer; before `turn`.
+    pub(crate) buffer: Mutex<()>,
     sizes: Mutex<Sizes>,
     pages: Vec<Mutex<Page>>,
 }
@@ -99,6 +101,7 @@ impl FileRecord {
     fn new(pages: u64) -> Self {
         Self {
             turn: Mutex::new(()),
+            buffer: Mutex::new(()),
             sizes: Mutex::new(Sizes::new()),
             pages: (0..pages).map(|_| Mutex::new(Page::new())).collect(),
         }
@@ -220,8 +223,7 @@ impl Oracle {
                     Effect::Zero => (0, true),
                     Effect::Store(value) => (value, false),
                 };
-                let event =
-                    Event { value, begin, end: UNDER_WAY, certain: false, copied: !zeroes, mixed: false, zeroes };
+                let event = Event { value, begin, end: UNDER_WAY, certain: false, copied: false, mixed: false, zeroes };
                 page.slots[slot].begin(event, horizon);
             }
         }
@@ -284,7 +286,8 @@ impl Oracle {
             }
             Judgement::Wrong(wrong, allowed) => (wrong, allowed),
         };
-        if kind != Wrong::Stale && value != 0 && page.slots[slot].may_be_torn(value, span.0, span.1) {
+        let in_pieces = matches!(access.op, Op::CopyOut | Op::SysOut | Op::Raw);
+        if kind != Wrong::Stale && value != 0 && page.slots[slot].may_be_torn(value, span.0, span.1, in_pieces) {
             self.torn_beside_copies.fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{Access, Oracle, lock};
 use crate::op::Op;
 use crate::outcome::{PageEvent, Violation};
-use crate::word::{Origin, SLOT_OFFSETS, describe};
+use crate::word::{CHURN, Origin, SLOT_OFFSETS, describe};
 
 /// Violations that are kept in full.
 const KEPT: usize = 16;
@@ -88,7 +88,8 @@ impl Oracle {
     pub(crate) fn violation(&self, access: &Access, kind: Kind, evidence: Evidence) -> Violation {
         let (what, expected, found, bytes) = match evidence {
             Evidence::Word { slot, value, allowed, span } => {
-                let expected: Vec<String> = allowed.iter().map(|value| describe(*value)).collect();
+                let told = |value: &u64| format!("{} ({})", describe(*value), bytes_of(*value));
+                let expected: Vec<String> = allowed.iter().map(told).collect();
                 let what = format!(
                     "{}: byte {} of the page, between tickets {} and {}",
                     kind.sentence(),
@@ -124,7 +125,7 @@ impl Oracle {
             operations: self.tallies.sum(|_| true),
             operation: access.op.name().to_owned(),
             thread: thread_name(access.thread),
-            file: format!("file-{}", access.file),
+            file: self.file_name(access.file),
             page: access.page,
             address: access.address,
             expected,
@@ -132,6 +133,14 @@ impl Oracle {
             found_bytes: bytes,
             events: self.events(access.file, access.page),
             pager: None,
+        }
+    }
+
+    fn file_name(&self, file: u8) -> String {
+        match file {
+            CHURN => "a file that comes and goes".to_owned(),
+            file if usize::from(file) < self.files.len() => format!("file-{file}"),
+            _ => "the volume".to_owned(),
         }
     }
 

@@ -22,13 +22,21 @@ use crate::outcome::Outcome;
 /// Prints the tables, the verdict, and what has been found. A program whose output nobody can read has shown
 /// nothing, so it ends there, as failed: files are to be written before.
 pub(crate) fn print(outcome: &Outcome) {
-    let mut out = std::io::stdout();
+    let out = std::io::stdout();
     // As no-color.org has it: an empty variable is as good as none.
     let colours = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let text = text::render(outcome, colours);
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(1);
-    }
+    say_line(text::render(outcome, colours).trim_end());
+}
+
+/// Prints a line. Whoever has closed stdout does not want it, and gets the exit code all the same.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::report::say_line(&format!($($text)*)) };
+}
+pub(crate) use say;
+
+pub(crate) fn say_line(line: &str) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// Writes the outcome as it is: the field names are those of [`Outcome`].

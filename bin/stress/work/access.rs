@@ -72,22 +72,30 @@ impl Hand {
         Access { op, thread: self.id, file: mapped.file, page, address }
     }
 
+    /// The same access, at another word.
+    fn moved(&self, access: &Access, mapped: &Mapped, page: u64, slot: usize) -> Access {
+        self.access_to(access.op, mapped, page, slot)
+    }
+
     fn offset(&self, mapped: &Mapped, page: u64) -> u64 {
         (page - mapped.first_page) * self.page_bytes()
     }
 
     /// An access ended in an error, which may be right.
     fn refused(&self, access: &Access, error: &Error, mapped: &Mapped, span: (u64, u64), stores: bool) {
-        let page = match error {
-            Error::Bus(bus) => mapped.first_page + bus.offset / self.page_bytes(),
-            Error::PastEnd { page, .. } => *page,
+        let access = match error {
+            Error::Bus(bus) => {
+                let page = mapped.first_page + bus.offset / self.page_bytes();
+                Access { page, address: Some(bus.addr as u64), ..*access }
+            }
+            Error::PastEnd { page, .. } => self.moved(access, mapped, *page, 0),
             // From a system call: where the file ends, EFAULT.
-            Error::System { errno, .. } if *errno == Errno::EFAULT as i32 => access.page,
+            Error::System { errno, .. } if *errno == Errno::EFAULT as i32 => *access,
             other => return self.failed(access, other),
         };
         // On a full volume a page is poisoned for a moment where a system call stores: loads may meet that.
         let may_want_space = stores || self.world.mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
-        self.oracle.absent(&Access { page, ..*access }, span, may_want_space);
+        self.oracle.absent(&access, span, may_want_space);
     }
 
     pub(super) fn load(&mut self, mapped: &Mapped, page: u64, slot: usize) -> Option<u64> {
@@ -141,7 +149,7 @@ impl Hand {
         self.note(access, span, Some(slot), Some(value), end);
         match error {
             None => {
-                mapped.dirty.stored(access.page - mapped.first_page, span.0, span.1);
+                mapped.dirty.stored(&self.oracle, access, mapped.first_page, span);
                 self.oracle.present(access, span);
             }
             Some(error) => self.refused(access, error, mapped, span, true),
@@ -199,7 +207,7 @@ impl Hand {
             self.failed(&access, &Error::System { call: "read from a pipe", errno: 0 });
         }
         for Watched { page, slot, at } in self.watched(bytes.start..bytes.start + read as u64) {
-            let (access, value) = (Access { page, ..access }, word_at(&buffer, at));
+            let (access, value) = (self.moved(&access, mapped, page, slot), word_at(&buffer, at));
             self.note(&access, span, Some(slot), Some(value), End::Done);
             self.oracle.judge(&access, slot, value, span);
         }
@@ -215,8 +223,10 @@ impl Hand {
         }
         let access = self.access_to(op, mapped, page, slot);
         let begin = self.begin(&access);
+        // The library stores whole words; the CPU and the kernel copy as they like.
+        let copied = op != Op::MapWrite;
         for (watched, value) in &words {
-            self.oracle.store_begins(mapped.file, watched.page, watched.slot, *value, begin, true);
+            self.oracle.store_begins(mapped.file, watched.page, watched.slot, *value, begin, copied);
         }
         let went = match op {
             Op::CopyIn => whole(mapped.mapping.copy_in(offset, &buffer)),
@@ -237,9 +247,10 @@ impl Hand {
             let certain = at + WORD as usize <= written;
             self.oracle.store_ends(mapped.file, page, slot, span.0, span.1, Some(certain));
             let end = if certain { End::Done } else { End::Refused };
-            self.note(&Access { page, ..access }, span, Some(slot), Some(value), end);
+            let access = self.moved(&access, mapped, page, slot);
+            self.note(&access, span, Some(slot), Some(value), end);
             if certain {
-                mapped.dirty.stored(page - mapped.first_page, span.0, span.1);
+                mapped.dirty.stored(&self.oracle, &access, mapped.first_page, span);
             }
         }
         self.judge_extent(&access, mapped, &bytes, &went, span, true);
@@ -259,7 +270,7 @@ impl Hand {
         let size = self.page_bytes();
         // A system call stops at the first byte that it cannot reach, or some way before: any page may have been the
         // reason, and if one was, so is the last.
-        let last = Access { page: (bytes.end - 1) / size, ..*access };
+        let last = self.moved(access, mapped, (bytes.end - 1) / size, 0);
         let done = match went {
             Went::Through => (bytes.end - bytes.start) as usize,
             Went::Partly(done) => *done,
@@ -272,7 +283,7 @@ impl Hand {
         let end = bytes.start + done as u64;
         if done > 0 {
             for page in bytes.start / size..end.div_ceil(size) {
-                self.oracle.present(&Access { page, ..*access }, span);
+                self.oracle.present(&self.moved(access, mapped, page, 0), span);
             }
         }
         if end < bytes.end {

@@ -24,7 +24,7 @@ struct Plan {
     pages: Range<u64>,
     /// The size that it gives the file, if it is about that.
     size: Option<u64>,
-    /// From this byte on its effect is not certain: it lies past the end.
+    /// The effect on what lies behind this byte is not certain: it is past the end.
     certain_before: u64,
 }
 
@@ -64,16 +64,19 @@ impl Hand {
     fn some_bytes(&mut self) -> Range<u64> {
         let size = self.page_bytes();
         let most = self.world.mix.pages * size;
+        let least = if self.oracle.buffer_pages { size } else { 0 };
         if self.rng.u32(0..3) == 0 {
-            let page = self.rng.u64(0..self.world.mix.hot_pages);
+            let page = self.rng.u64(least / size..self.world.mix.hot_pages);
             return page * size..(page + 1) * size;
         }
         let (a, b) = (self.offset_up_to(most), self.offset_up_to(most));
-        match (a.min(b), a.max(b)) {
+        let bytes = match (a.min(b), a.max(b)) {
             (start, end) if start < end => start..end,
             (start, _) if start + size <= most => start..start + size,
             (start, _) => start.saturating_sub(size)..start.max(size),
-        }
+        };
+        // Page 0 is somebody's buffer.
+        if bytes.start < least { least..bytes.end.max(least + size) } else { bytes }
     }
 
     fn pages_touched(&self, bytes: Range<u64>) -> Range<u64> {
@@ -141,6 +144,10 @@ impl Hand {
 
     fn punch(&mut self, file: u8) {
         let bytes = self.some_bytes();
+        self.punch_bytes(file, bytes);
+    }
+
+    fn punch_bytes(&mut self, file: u8, bytes: Range<u64>) {
         let plan = Plan {
             op: Op::Punch,
             file,
@@ -223,7 +230,8 @@ impl Hand {
         let mut bytes = self.some_bytes();
         let most = self.rng.u64(1..=WRITE_PAGES) * self.page_bytes();
         bytes.end = uncut(bytes.end.min(bytes.start + most), self.page_bytes());
-        if bytes.start < bytes.end { bytes } else { bytes.start..bytes.start + WORD }
+        debug_assert!(bytes.start < bytes.end, "a page is longer than a word");
+        bytes
     }
 
     fn file_write(&mut self, file: u8) {
@@ -248,11 +256,7 @@ impl Hand {
         match read {
             Ok(read) => {
                 self.judge_count(&access, &bytes, read as u64, span);
-                for Watched { page, slot, at } in self.watched(bytes.start..bytes.start + read as u64) {
-                    let (access, value) = (Access { page, ..access }, word_at(&buffer, at));
-                    self.note(&access, span, Some(slot), Some(value), End::Done);
-                    self.oracle.judge(&access, slot, value, span);
-                }
+                self.judge_buffer(&access, bytes.start..bytes.start + read as u64, &buffer, span);
             }
             Err(error) => self.failed(&access, &error),
         }
@@ -274,43 +278,41 @@ impl Hand {
     /// Reads or writes with the first page of a mapping of the same file as the buffer. The page is punched
     /// first, so that touching it needs a fault served, under whatever the call holds.
     fn through_mapped_buffer(&mut self, op: Op, file: u8) {
+        const BYTES: u64 = 1024;
         let Some(mapped) = self.world.mapping_of(file) else { return };
-        let (size, pages) = (self.page_bytes(), self.world.mix.pages);
-        if mapped.pages == 0
-            || !self.world.mix.uses_mapped_buffers()
-            || self.oracle.files[file as usize].size_now() < size
-        {
+        let (size, oracle) = (self.page_bytes(), self.oracle.clone());
+        let _buffer = lock(&oracle.files[file as usize].buffer);
+        self.punch_bytes(file, 0..size);
+        let offset = self.rng.u64(1..self.world.mix.pages) * size + self.rng.u64(0..size / BYTES) * BYTES;
+        let bytes = offset..offset + BYTES;
+        if op == Op::FileWriteMapped {
+            // The buffer is a hole.
+            let write = |file: &daxpager::File| file.write_at_mapped(offset, &mapped.mapping, 0, BYTES).map(drop);
+            self.growing(op, file, &bytes, |_| Effect::Zero, write);
             return;
         }
-        let len = 512;
-        let offset = self.rng.u64(1..pages) * size + 8 * self.rng.u64(0..8) * 64;
-        let bytes = offset..(offset + len).min(pages * size);
-        let file_handle = self.world.files[file as usize].clone();
-        if file_handle.punch_hole(0, size).is_err() {
-            return;
-        }
-        if op == Op::FileReadMapped {
-            let access = Access { op, thread: self.id, file, page: offset / size, address: None };
-            let begin = self.begin(&access);
-            let read = file_handle.read_at_mapped(bytes.start, &mapped.mapping, 0, bytes.end - bytes.start);
-            let span = self.end(&access, begin, read.is_err());
-            match read {
-                Ok(read) => self.judge_count(&access, &bytes, read as u64, span),
-                Err(error) => self.failed(&access, &error),
-            }
-            return self.leave();
-        }
-        // The page's bytes are anything, so nothing is known of the words afterwards: only the file's own first page is
-        // ever written this way.
-        let begin_in_page = 1024;
-        let access = Access { op, thread: self.id, file, page: 0, address: None };
+        let access = Access { op, thread: self.id, file, page: offset / size, address: None };
         let begin = self.begin(&access);
-        let written = file_handle.write_at_mapped(begin_in_page, &mapped.mapping, 0, len);
-        self.end(&access, begin, written.is_err());
-        if let Err(error) = written {
-            self.failed(&access, &error);
+        let read = self.world.files[file as usize].read_at_mapped(offset, &mapped.mapping, 0, BYTES);
+        let span = self.end(&access, begin, read.is_err());
+        let mut buffer = [0; BYTES as usize];
+        match read.and_then(|read| mapped.mapping.read_at(&mut buffer, 0).map(|()| read)) {
+            Ok(read) => {
+                self.judge_count(&access, &bytes, read as u64, span);
+                self.judge_buffer(&access, bytes.start..bytes.start + read as u64, &buffer, span);
+            }
+            Err(error) => self.failed(&access, &error),
         }
         self.leave();
+    }
+
+    /// Judges all watched words of some bytes that were read.
+    fn judge_buffer(&self, access: &Access, bytes: Range<u64>, buffer: &[u8], span: (u64, u64)) {
+        for Watched { page, slot, at } in self.watched(bytes) {
+            let (access, value) = (Access { page, ..*access }, word_at(buffer, at));
+            self.note(&access, span, Some(slot), Some(value), End::Done);
+            self.oracle.judge(&access, slot, value, span);
+        }
     }
 
     /// A file that comes, is written, and goes: its blocks are somebody else's at once.
@@ -363,12 +365,17 @@ impl Hand {
         let access = Access { op: Op::Inspect, thread: self.id, file, page: 0, address: None };
         let begin = self.begin(&access);
         let (extents, list) = (self.world.files[file as usize].extents(), self.world.volume.list());
+        let len = self.world.files[file as usize].len();
         let span = self.end(&access, begin, false);
         let end = extents.iter().try_fold(0, |end, extent| (extent.offset == end).then_some(end + extent.len));
         let least = *self.oracle.files[file as usize].sizes_between(span.0, span.1).start();
-        if end.is_none_or(|end| end < least) || list.len() < self.world.mix.files {
-            let expected = format!("extents without a gap up to byte {least}, and {} files", self.world.mix.files);
-            let found = format!("{extents:?}; {list:?}");
+        let lengths = self.oracle.files[file as usize].sizes_between(span.0, span.1);
+        let there =
+            self.world.volume.open(&format!("file-{file}")).is_ok_and(|open| open.number() == u64::from(file) + 1);
+        if end.is_none_or(|end| end < least) || list.len() < self.world.mix.files || !there || !lengths.contains(&len) {
+            let files = self.world.mix.files;
+            let expected = format!("extents without a gap up to byte {least}, {lengths:?} bytes, and {files} files");
+            let found = format!("{extents:?}, {len} bytes; {list:?}");
             self.oracle.report(&access, Kind::Error, crate::oracle::Evidence::Text { expected, found });
         }
         self.leave();

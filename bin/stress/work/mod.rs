@@ -86,7 +86,7 @@ pub(crate) struct Worker {
     pub(crate) thread: thread::JoinHandle<()>,
 }
 
-/// Starts the threads of a mix. They end when the oracle says stop, or `until_rest` does.
+/// Starts the threads of a mix. They end when the oracle says stop, or `stop` does.
 pub(crate) fn start(
     world: &Arc<World>,
     round: u64,
@@ -135,8 +135,9 @@ pub(crate) fn spawn(
         seen: Vec::new(),
     };
     let thread = thread::Builder::new().name(format!("{role}-{id}")).spawn(move || {
-        hand.beat.tid.store(nix::unistd::gettid().as_raw() as u64, Ordering::SeqCst);
+        // Whoever sees the one sees the other.
         hand.beat.pthread.store(pthread_self(), Ordering::SeqCst);
+        hand.beat.tid.store(nix::unistd::gettid().as_raw() as u64, Ordering::SeqCst);
         body(&mut hand);
         hand.beat.tid.store(0, Ordering::SeqCst);
     })?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use daxpager::ExtentKind;
 
@@ -10,6 +11,9 @@ use super::{Hand, word_at};
 use crate::op::Op;
 use crate::oracle::{Access, Kind};
 use crate::word::{SLOT_OFFSETS, SLOTS, WORD};
+
+/// How long the pager's own threads may take to come to rest.
+const AT_REST: Duration = Duration::from_secs(2);
 
 impl Hand {
     /// Makes all files as long as they may become: where a mix begins.
@@ -29,7 +33,7 @@ impl Hand {
         for place in 0..self.world.mappings.len() {
             compared += self.compare_mapping(place);
         }
-        self.count_blocks();
+        self.judge_blocks();
         compared
     }
 
@@ -55,7 +59,13 @@ impl Hand {
         let mut bytes = vec![0; (pages * size) as usize];
         let read = self.world.files[file as usize].read_at(&mut bytes, 0);
         let span = self.end(&access, begin, read.is_err());
-        let read = read.unwrap_or(0) as u64;
+        let read = match read {
+            Ok(read) => read as u64,
+            Err(error) => {
+                self.failed(&access, &error);
+                0
+            }
+        };
         let mut compared = 0;
         for page in (0..pages).filter(|page| self.oracle.is_judged(*page)) {
             let access = Access { page, ..access };
@@ -102,17 +112,29 @@ impl Hand {
         compared
     }
 
-    /// No block is lost, and none has two owners.
-    fn count_blocks(&mut self) {
+    /// No block is lost, and none has two owners. A worker that came second to a hole may still have a block to give
+    /// back: that takes it a moment.
+    fn judge_blocks(&mut self) {
+        let until = Instant::now() + AT_REST;
+        while let Some(found) = self.wrong_blocks() {
+            if Instant::now() > until {
+                let expected = "each block is free or one file's";
+                return self.oracle.report_text(Kind::Blocks, Op::Inspect, self.id, expected, found);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn wrong_blocks(&self) -> Option<String> {
         let size = self.page_bytes();
         let mut owners: BTreeMap<u64, usize> = BTreeMap::new();
-        let (mut owned, mut twice) = (0, None);
+        let mut owned = 0;
         for (file, handle) in self.world.files.iter().enumerate() {
             owned += handle.blocks();
             for extent in handle.fiemap() {
                 for block in extent.device_offset / size..(extent.device_offset + extent.len) / size {
                     if let Some(other) = owners.insert(block, file) {
-                        twice.get_or_insert((block, other, file));
+                        return Some(format!("block {block} belongs to file {other} and to file {file}"));
                     }
                 }
             }
@@ -120,14 +142,9 @@ impl Hand {
         let (used, free) = (self.world.volume.used_blocks(), self.world.volume.free_blocks());
         let all = self.world.mix.device_blocks();
         let listed = owners.len() as u64;
-        let found = match twice {
-            Some((block, one, other)) => format!("block {block} belongs to file {one} and to file {other}"),
-            None if (used + free, owned, listed) != (all, used, used) => {
-                format!("{used} used and {free} free of {all}; files say that they own {owned}, and list {listed}")
-            }
-            None => return,
-        };
-        let expected = "each block is free or one file's";
-        self.oracle.report_text(Kind::Blocks, Op::Inspect, self.id, expected, found);
+        let right = (used + free, owned, listed) == (all, used, used);
+        (!right).then(|| {
+            format!("{used} used and {free} free of {all}; files say that they own {owned}, and list {listed}")
+        })
     }
 }
