@@ -103,6 +103,7 @@ impl Run<'_> {
         let mut oracle = Oracle::new(mix.files, mix.pages, page_bytes());
         oracle.start = self.start;
         oracle.overcommitted = mix.is_overcommitted();
+        oracle.poisons = self.config.put.has(Inject::Signals) || mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
         oracle.buffer_pages = mix.uses_mapped_buffers();
         let oracle = Arc::new(oracle);
         let world = Arc::new(World::build(mix, oracle.clone(), &self.config.put).context("the run could not start")?);

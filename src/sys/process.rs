@@ -28,9 +28,11 @@ pub(crate) fn max_map_count() -> u64 {
 enum Sleep {
     /// In a page fault of its own instructions.
     UserFault,
-    /// In a page fault of a system call, or in a system call where the kernel does not tell which. With a signal pending
-    /// such a fault does not sleep, and is not ended either: the thread tries again and again until it is answered.
+    /// In a page fault of a system call, or in a system call where the kernel does not tell which.
     SystemCall,
+    /// It runs, or is about to, and a signal is pending for it. In the fault of a system call it would not sleep, and not
+    /// leave the fault either: it tries again and again until it is answered.
+    Interrupted,
     /// In a system call, for something else than a fault.
     Elsewhere,
     /// It runs, or is about to.
@@ -42,7 +44,7 @@ enum Sleep {
 /// Where `tid` sleeps, from its `syscall` file: asleep and in no system call is asleep in a fault.
 fn sleep_of(tid: Tid) -> Sleep {
     match std::fs::read_to_string(format!("/proc/self/task/{}/syscall", tid.0)) {
-        Ok(text) if text.starts_with("running") && is_interrupted(tid) => Sleep::SystemCall,
+        Ok(text) if text.starts_with("running") && is_interrupted(tid) => Sleep::Interrupted,
         Ok(text) if text.starts_with("running") => Sleep::Awake,
         Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
         Ok(_) if waits_for_something_else(tid) => Sleep::Elsewhere,
@@ -59,12 +61,12 @@ fn waits_for_something_else(tid: Tid) -> bool {
 }
 
 /// Like [`sleep_of`], but a thread that has been woken and has not run since is given the time to fall
-/// asleep again: nobody answers its fault meanwhile.
+/// asleep again, and one that a signal has woken, to take it: nobody answers its fault meanwhile.
 fn sleep_soon(tid: Tid) -> Sleep {
     let until = Instant::now() + Duration::from_millis(5);
     loop {
         match sleep_of(tid) {
-            Sleep::Awake if Instant::now() < until => std::thread::yield_now(),
+            Sleep::Awake | Sleep::Interrupted if Instant::now() < until => std::thread::yield_now(),
             sleep => return sleep,
         }
     }
@@ -136,7 +138,7 @@ pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
     match sleep_of(tid) {
         Sleep::Awake | Sleep::Elsewhere => return Delivery::Awake,
         Sleep::UserFault if takes_sigbus(tid) => {}
-        Sleep::UserFault | Sleep::SystemCall | Sleep::Unknown => return Delivery::Unreachable,
+        Sleep::UserFault | Sleep::SystemCall | Sleep::Interrupted | Sleep::Unknown => return Delivery::Unreachable,
     }
     let info = BusInfo { signo: libc::SIGBUS, errno: 0, code: libc::SI_QUEUE, _pad: 0, addr: at.0, _rest: [0; 13] };
     // SAFETY: `info` has the size and layout of siginfo_t (asserted above) and outlives the call; the kernel

@@ -144,7 +144,7 @@ impl History {
             true => event.copied || in_pieces,
             false => event.copied && event.mixed,
         };
-        candidates.iter().any(|event| torn(event))
+        candidates.iter().any(torn)
             && (0..8).all(|at| candidates.iter().any(|event| byte_of(event.value, at) == byte_of(value, at)))
     }
 }

@@ -64,6 +64,9 @@ pub(crate) struct Oracle {
     pub(crate) page_bytes: u64,
     /// Stores may find the volume full.
     pub(crate) overcommitted: bool,
+    /// On a full volume a page may be out of reach for a moment, also for loads: where the store of a system call, or of
+    /// a thread that a signal interrupts, finds no block.
+    pub(crate) poisons: bool,
     /// Page 0 of every file is a buffer for others' bytes, and not judged.
     pub(crate) buffer_pages: bool,
     pub(crate) judged: AtomicU64,
@@ -133,6 +136,7 @@ impl Oracle {
             files: (0..files).map(|_| FileRecord::new(pages)).collect(),
             page_bytes,
             overcommitted: false,
+            poisons: false,
             buffer_pages: false,
             judged: AtomicU64::new(0),
             unjudged: AtomicU64::new(0),
@@ -314,10 +318,10 @@ impl Oracle {
 
     /// An access to a page ended in SIGBUS, or a system call at it in EFAULT: it must have been outside of the
     /// file at some moment, or the volume full.
-    pub(crate) fn absent(&self, access: &Access, span: (u64, u64), may_want_space: bool) {
+    pub(crate) fn absent(&self, access: &Access, span: (u64, u64), stores: bool) {
         let sizes = self.files[access.file as usize].sizes_between(span.0, span.1);
         let outside = access.page >= sizes.start().div_ceil(self.page_bytes);
-        let full = self.overcommitted && may_want_space;
+        let full = self.overcommitted && (stores || self.poisons);
         if !outside && !full {
             self.report(access, Kind::Sigbus, Evidence::Size { sizes, span });
         }

@@ -93,9 +93,7 @@ impl Hand {
             Error::System { errno, .. } if *errno == Errno::EFAULT as i32 => *access,
             other => return self.failed(access, other),
         };
-        // On a full volume a page is poisoned for a moment where a system call stores: loads may meet that.
-        let may_want_space = stores || self.world.mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
-        self.oracle.absent(&access, span, may_want_space);
+        self.oracle.absent(&access, span, stores);
     }
 
     pub(super) fn load(&mut self, mapped: &Mapped, page: u64, slot: usize) -> Option<u64> {
