@@ -1,12 +1,12 @@
 # make demo    build and run the demo
 # make test    build and run every test
-# make stress  the stress harness, a minute of every scenario; more with ARGS, as in ARGS="--help"
+# make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
 # make check   formatting, lints, documentation, then the tests: what CI runs
 # Each installs what is missing first, and says what.
 
 CARGO ?= cargo
 
-STRESS = --scenario all --seconds 60 --mix-seconds 4 --report target/stress.html
+STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
 
 .PHONY: demo test stress check setup fmt lint doc clean
 
@@ -19,7 +19,12 @@ test: setup
 	$(CARGO) build --examples --no-default-features
 
 stress: setup
-	$(CARGO) run --release --features sabotage --bin daxpager-stress -- $(if $(ARGS),$(ARGS),$(STRESS))
+ifdef ARGS
+	$(STRESS) $(ARGS)
+else
+	$(STRESS) --scenario all --seconds 42 --mix-seconds 3 --report target/stress.html
+	$(STRESS) --scenario all --seconds 18 --mix-seconds 3 --inject all --quiet
+endif
 
 check: setup fmt lint doc test
 

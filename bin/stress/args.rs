@@ -86,9 +86,9 @@ pub(crate) struct Args {
     /// An operation that takes longer hangs: 5 to 3600
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(5..=3600))]
     hang_seconds: u64,
-    /// How long each seed runs
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=604_800))]
-    mix_seconds: u64,
+    /// How long each seed runs [default: 10; with --sabotage RULE 3, as not every mix shows it]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    mix_seconds: Option<u64>,
     /// Shows nothing before the end
     #[arg(long)]
     quiet: bool,
@@ -175,7 +175,7 @@ impl Args {
             rules,
             hang_after: Duration::from_secs(self.hang_seconds),
             change_limit: recipe.as_ref().and_then(|recipe| recipe.change_limit),
-            mix_length: Duration::from_secs(self.mix_seconds),
+            mix_length: Duration::from_secs(self.mix_seconds.unwrap_or(if recipe.is_some() { 3 } else { 10 })),
             again: self.again(),
             quiet: self.quiet,
         })

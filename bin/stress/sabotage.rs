@@ -224,8 +224,7 @@ fn run_child(recipe: &Recipe, seed: u64, seconds: u64, intact: bool) -> anyhow::
     let json = std::env::temp_dir().join(format!("daxpager-stress-{}.json", std::process::id()));
     let mut command = Command::new(std::env::current_exe()?);
     let hang_seconds = if recipe.change_limit.is_some() { "20" } else { "5" };
-    // A seed may draw a mix in which the rule does not matter: the next one's turn comes soon.
-    command.args(["--sabotage", recipe.rule.name(), "--quiet", "--hang-seconds", hang_seconds, "--mix-seconds", "3"]);
+    command.args(["--sabotage", recipe.rule.name(), "--quiet", "--hang-seconds", hang_seconds]);
     command.args(["--seed", &seed.to_string(), "--seconds", &seconds.to_string()]).arg("--json").arg(&json);
     if intact {
         command.arg("--intact");
