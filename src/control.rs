@@ -250,7 +250,13 @@ impl Inode {
             return;
         }
         let page = self.page();
+        let stale_holes = self.holes_before_lock(page.touched(&bytes));
         let mut change = self.invalidate(page.touched(&bytes));
+        for hole in stale_holes.into_iter().flat_map(PageRange::iter) {
+            if let PageState::Written(block) = change.extents().state(hole) {
+                self.store.zero_block(block);
+            }
+        }
         let read_again;
         let copy = if self.broken(Rule::NoCopyUnderLock) {
             read_again = user.to_vec();
@@ -274,6 +280,14 @@ impl Inode {
             self.zero_stored_past(&mut change, bytes.end, u64::MAX);
         }
         change.commit(&self.store);
+    }
+
+    /// What is a hole before the lock is taken. Only for a broken rule.
+    fn holes_before_lock(&self, range: PageRange) -> Vec<PageRange> {
+        if !self.broken(Rule::ZeroWhatIsAHole) {
+            return Vec::new();
+        }
+        self.space.shared().extents().holes(range)
     }
 
     /// Writes if all pages have written blocks and the size stays: then nothing is to be published,

@@ -47,6 +47,8 @@ rules! {
     ZeroTailOnGrowth = "zero-tail-on-growth",
     /// Broken: growth zeroes from the start of the old last page.
     ZeroOnlyTheTail = "zero-only-the-tail",
+    /// Broken: a write zeroes what was a hole before the lock was taken, and may be somebody's store by now (ext4's pre-zeroing).
+    ZeroWhatIsAHole = "zero-what-is-a-hole",
     /// Broken: i_size is compared before the lock is taken, as the thread's patch proposed, and not again.
     SizeUnderLock = "size-under-lock",
     /// Broken: a write-protect fault does not look at i_size.

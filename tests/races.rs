@@ -398,6 +398,27 @@ fn two_stores_into_one_hole(world: &mut World) -> Verdict {
 }
 rule_test!(the_loser_of_two_faults_leaves_the_block_alone, Rule::LoserLeavesBlock, 4, two_stores_into_one_hole);
 
+/// A write to a part of a hole is held before it takes the lock. A store to another part fills the hole. The write
+/// goes on: the page is no hole any more, and the store stays.
+fn write_beside_a_store(world: &mut World) -> Verdict {
+    let a = world.file("a", 0, 0);
+    a.truncate(PAGE).unwrap();
+    let map = world.map(&a, 1);
+    let trap = world.park.at_page(Point::BeforeInvalidate, 0);
+    let write = {
+        let a = a.clone();
+        spawn(move || a.write_at(&[7; 8], 64))
+    };
+    trap.wait();
+    map.store(0, 9).map_err(|error| error.to_string())?;
+    trap.release();
+    write.join("the write")?.unwrap();
+    let words = (map.load(0), map.load(64));
+    check(words == (Ok(9), Ok(u64::from_ne_bytes([7; 8]))), || format!("a store and a write to one page: {words:?}"))
+}
+
+rule_test!(a_write_zeroes_no_store, Rule::ZeroWhatIsAHole, 4, write_beside_a_store);
+
 /// A block goes under a hole: zeros that other mappings show must go.
 fn zeros_in_another_mapping(world: &mut World) -> Verdict {
     let a = world.volume.create("a").unwrap();

@@ -52,6 +52,7 @@ impl Recipe {
             Rule::ZapBeforeFree => with(Scenario::Reuse, &[], &[(Point::Freed, GATE)]),
             Rule::SizeUnderLock => with(Scenario::TruncateStorm, &[], &[(Point::SizeSeen, GATE)]),
             Rule::SizeOnMkwrite => with(Scenario::TruncateStorm, &[], &[(Point::FaultRead, GATE)]),
+            Rule::ZeroWhatIsAHole => with(Scenario::Reuse, &[], &[(Point::BeforeInvalidate, GATE)]),
             Rule::LoserLeavesBlock => with(Scenario::Reuse, &[], &[(Point::Allocated, GATE)]),
             Rule::ForgetBeforeProtect => with(Scenario::Reuse, &[], &[(Point::Collecting, GATE)]),
             Rule::ZeroTailOnTruncate | Rule::ZeroTailOnGrowth | Rule::ZeroOnlyTheTail => {
