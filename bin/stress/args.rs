@@ -13,7 +13,7 @@ use crate::oracle::history::{EVENTS_MAX, Event};
 use crate::oracle::trace::{EVENTS, Entry};
 use crate::report;
 use crate::run::{Config, page_bytes};
-use crate::sabotage::{Recipe, Selection};
+use crate::sabotage::{Recipe, Selection, Which};
 use crate::word::{SLOTS, THREADS_MAX};
 
 /// Threads that a person may ask for; one more compares everything at rest.
@@ -68,9 +68,9 @@ pub(crate) struct Args {
     /// With --sabotage RULE: everything but the breaking
     #[arg(long, requires = "sabotage")]
     intact: bool,
-    /// With --sabotage all or quick: how often each rule is broken, each time with another seed
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000), requires = "sabotage")]
-    times: u64,
+    /// Breaks each rule so often, each time with another seed, and makes a table of it [default: 1, for "all" and "quick"]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000), requires = "sabotage")]
+    times: Option<u64>,
     /// Lists the rules that can be broken, and where each one shows
     #[arg(long)]
     list_rules: bool,
@@ -116,8 +116,10 @@ impl Args {
             bail!("--json and --report name the same file");
         }
         let seed = self.seed.unwrap_or_else(|| fastrand::u64(..SEEDS_DRAWN));
-        let task = match self.sabotage.as_deref() {
-            Some(which @ ("all" | "quick")) => self.table(which == "quick", seed)?,
+        let task = match (self.sabotage.as_deref(), self.times) {
+            (Some("all"), _) => self.table(Which::All, seed)?,
+            (Some("quick"), _) => self.table(Which::Quick, seed)?,
+            (Some(name), Some(_)) => self.table(Which::One(recipe_of(name)?.rule), seed)?,
             _ => {
                 let config = self.config(seed)?;
                 check_memory(&config)?;
@@ -132,7 +134,7 @@ impl Args {
         Ok(task)
     }
 
-    fn table(&self, quick: bool, seed: u64) -> anyhow::Result<Task> {
+    fn table(&self, which: Which, seed: u64) -> anyhow::Result<Task> {
         check_feature("--sabotage")?;
         let given = [
             ("--scenario", self.scenario.is_some()),
@@ -144,10 +146,10 @@ impl Args {
             ("--device-bytes", self.device_bytes.is_some()),
         ];
         if let Some((name, _)) = given.iter().find(|(_, given)| *given) {
-            bail!("{name} does not go with a table of all rules: each has a scenario of its own");
+            bail!("{name} does not go with a table: each rule has a scenario of its own");
         }
         let seconds = self.seconds.unwrap_or(30);
-        Ok(Task::Table(Selection { quick, seed, seconds, times: self.times, json: self.json.clone() }))
+        Ok(Task::Table(Selection { which, seed, seconds, times: self.times.unwrap_or(1), json: self.json.clone() }))
     }
 
     fn config(&self, seed: u64) -> anyhow::Result<Config> {

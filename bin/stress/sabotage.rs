@@ -20,11 +20,29 @@ use crate::report::say;
 
 /// Which rules are broken, how often, and for how long at most.
 pub(crate) struct Selection {
-    pub(crate) quick: bool,
+    pub(crate) which: Which,
     pub(crate) seed: u64,
     pub(crate) seconds: u64,
     pub(crate) times: u64,
     pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Which {
+    All,
+    /// Those that show within a second or two.
+    Quick,
+    One(Rule),
+}
+
+impl Which {
+    fn has(self, recipe: &Recipe) -> bool {
+        match self {
+            Which::All => true,
+            Which::Quick => recipe.quick,
+            Which::One(rule) => recipe.rule == rule,
+        }
+    }
 }
 
 /// Where a broken rule shows.
@@ -112,7 +130,7 @@ pub(crate) fn list() {
 /// Breaks each rule in its turn; whether each was caught, and nothing was reported of the unbroken pager.
 pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     let rules: Vec<Recipe> = Rule::ALL.iter().map(|rule| Recipe::of(*rule)).collect();
-    let rules: Vec<Recipe> = rules.into_iter().filter(|recipe| recipe.quick || !selection.quick).collect();
+    let rules: Vec<Recipe> = rules.into_iter().filter(|recipe| selection.which.has(recipe)).collect();
     say!(
         "each rule broken {} times from seed {}, for {} s at most",
         selection.times,
