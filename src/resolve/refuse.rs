@@ -112,7 +112,8 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
 fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
     let raw = &handed.fault;
     let mut reading = core.hold_reading();
-    if !core.table.falls_asleep(raw.tid) {
+    let outlook = core.table.outlook(raw.tid);
+    if outlook == Delivery::Awake {
         return Some(Delivery::Awake);
     }
     let runs = core.table.runs(raw.tid);
@@ -122,10 +123,12 @@ fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
         Age::Stale => return None,
         Age::Unknown => return Some(Delivery::Unreachable),
     }
-    if core.table.runs(raw.tid) != runs {
-        return Some(Delivery::Awake);
-    }
-    let delivery = core.table.raise_sigbus(raw.tid, raw.addr);
+    let delivery = match outlook {
+        Delivery::Sent if core.table.runs(raw.tid) == runs => core.table.raise_sigbus(raw.tid, raw.addr),
+        Delivery::Sent | Delivery::Awake => Delivery::Awake,
+        // It may not even sleep there, so how often it has run says nothing.
+        Delivery::Unreachable => Delivery::Unreachable,
+    };
     if delivery != Delivery::Awake {
         core.stats.add(&core.stats.sigbus);
     }

@@ -310,10 +310,10 @@ impl PageTable for Injecting {
         self.table.raise_sigbus(tid, at)
     }
 
-    fn falls_asleep(&self, tid: Tid) -> bool {
+    fn outlook(&self, tid: Tid) -> Delivery {
         // Who asks reads on until there is nothing more: nothing is held back from that.
         self.late.lock().iter_mut().for_each(|message| message.reads = 0);
-        self.table.falls_asleep(tid)
+        self.table.outlook(tid)
     }
 
     fn may_wait(&self, tid: Tid) -> bool {

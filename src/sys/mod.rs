@@ -188,9 +188,9 @@ pub(crate) trait PageTable: Send + Sync {
     /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
 
-    /// Whether a thread sleeps in a fault; one that has been woken and has not run since is given some milliseconds to
-    /// fall asleep again.
-    fn falls_asleep(&self, tid: Tid) -> bool;
+    /// What would come of sending a thread its SIGBUS. One that has been woken and has not run since is given some
+    /// milliseconds to fall asleep again.
+    fn outlook(&self, tid: Tid) -> Delivery;
 
     /// Whether a thread may still be asleep in a fault; `false` only if it is certainly awake.
     fn may_wait(&self, tid: Tid) -> bool;

@@ -72,9 +72,19 @@ fn sleep_soon(tid: Tid) -> Sleep {
     }
 }
 
-/// Whether `tid` is asleep in a fault, or soon is; also where the kernel does not tell.
-pub(super) fn falls_asleep(tid: Tid) -> bool {
-    !matches!(sleep_soon(tid), Sleep::Awake | Sleep::Elsewhere)
+/// What would come of sending `tid` a SIGBUS, now or soon.
+pub(super) fn outlook(tid: Tid) -> Delivery {
+    delivery_to(tid, sleep_soon(tid))
+}
+
+/// Only to a thread that sleeps in a fault of its own instructions: in the fault of a system call a
+/// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
+fn delivery_to(tid: Tid, sleep: Sleep) -> Delivery {
+    match sleep {
+        Sleep::Awake | Sleep::Elsewhere => Delivery::Awake,
+        Sleep::UserFault if takes_sigbus(tid) => Delivery::Sent,
+        Sleep::UserFault | Sleep::SystemCall | Sleep::Interrupted | Sleep::Unknown => Delivery::Unreachable,
+    }
 }
 
 /// Whether `tid` may be asleep in a fault.
@@ -131,14 +141,10 @@ const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
 
 /// Sends one thread the SIGBUS that the kernel would have raised for `at`. The kernel lets nobody
 /// forge a positive `si_code`, so it is `SI_QUEUE`; `si_addr` is right.
-///
-/// Only to a thread that sleeps in a fault of its own instructions: in the fault of a system call a
-/// signal with a handler ends nothing (`fault_signal_pending`), and the kernel would spin.
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
-    match sleep_of(tid) {
-        Sleep::Awake | Sleep::Elsewhere => return Delivery::Awake,
-        Sleep::UserFault if takes_sigbus(tid) => {}
-        Sleep::UserFault | Sleep::SystemCall | Sleep::Interrupted | Sleep::Unknown => return Delivery::Unreachable,
+    match delivery_to(tid, sleep_of(tid)) {
+        Delivery::Sent => {}
+        other => return other,
     }
     let info = BusInfo { signo: libc::SIGBUS, errno: 0, code: libc::SI_QUEUE, _pad: 0, addr: at.0, _rest: [0; 13] };
     // SAFETY: `info` has the size and layout of siginfo_t (asserted above) and outlives the call; the kernel

@@ -396,8 +396,8 @@ impl PageTable for Shared {
         Delivery::Sent
     }
 
-    fn falls_asleep(&self, tid: Tid) -> bool {
-        self.may_wait(tid)
+    fn outlook(&self, tid: Tid) -> Delivery {
+        if self.may_wait(tid) { Delivery::Sent } else { Delivery::Awake }
     }
 
     fn may_wait(&self, tid: Tid) -> bool {

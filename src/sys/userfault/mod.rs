@@ -261,8 +261,8 @@ impl PageTable for Userfault {
         process::raise_sigbus(tid, at)
     }
 
-    fn falls_asleep(&self, tid: Tid) -> bool {
-        process::falls_asleep(tid)
+    fn outlook(&self, tid: Tid) -> Delivery {
+        process::outlook(tid)
     }
 
     fn may_wait(&self, tid: Tid) -> bool {
