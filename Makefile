@@ -19,6 +19,7 @@ test: setup
 	$(CARGO) build --examples --no-default-features
 
 stress: setup
+	@mkdir -p target
 ifdef ARGS
 	$(STRESS) $(ARGS)
 else
