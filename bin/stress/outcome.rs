@@ -33,6 +33,8 @@ pub(crate) struct Outcome {
     /// Values judged by the oracle; and those left unjudged because its memory is bounded.
     pub(crate) judged: u64,
     pub(crate) unjudged: u64,
+    /// Words that were parts of a copy, and allowed for that.
+    pub(crate) parts: u64,
     /// Comparisons of single words at rest.
     pub(crate) compared_at_rest: u64,
     pub(crate) longest_wait: Option<LongestWait>,

@@ -219,6 +219,7 @@ impl Run<'_> {
         totals::add_operations(&mut self.outcome.operations, &oracle.tallies);
         self.outcome.judged += oracle.judged.load(Ordering::Relaxed);
         self.outcome.unjudged += oracle.unjudged.load(Ordering::Relaxed);
+        self.outcome.parts += oracle.parts.load(Ordering::Relaxed);
         let lost = world.pager.stats().lost_pages;
         if lost > 0 {
             let expected = "a page of the device wherever a file has a block";

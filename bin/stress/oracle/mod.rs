@@ -71,7 +71,7 @@ pub(crate) struct Oracle {
     pub(crate) buffer_pages: bool,
     pub(crate) judged: AtomicU64,
     pub(crate) unjudged: AtomicU64,
-    pub(crate) torn_beside_copies: AtomicU64,
+    pub(crate) parts: AtomicU64,
     pub(crate) tallies: Tallies,
     pub(crate) stop: AtomicBool,
     violations: Mutex<Vec<Violation>>,
@@ -140,7 +140,7 @@ impl Oracle {
             buffer_pages: false,
             judged: AtomicU64::new(0),
             unjudged: AtomicU64::new(0),
-            torn_beside_copies: AtomicU64::new(0),
+            parts: AtomicU64::new(0),
             tallies: Tallies::default(),
             stop: AtomicBool::new(false),
             violations: Mutex::new(Vec::new()),
@@ -292,7 +292,7 @@ impl Oracle {
         };
         let in_pieces = matches!(access.op, Op::CopyOut | Op::SysOut | Op::Raw);
         if kind != Wrong::Stale && value != 0 && page.slots[slot].may_be_torn(value, span.0, span.1, in_pieces) {
-            self.torn_beside_copies.fetch_add(1, Ordering::Relaxed);
+            self.parts.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let here = (access.file, access.page, slot);

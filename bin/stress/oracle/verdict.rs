@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{Access, Oracle, lock};
 use crate::op::Op;
 use crate::outcome::{PageEvent, Violation};
-use crate::word::{CHURN, Origin, SLOT_OFFSETS, describe};
+use crate::word::{CHURN, SLOT_OFFSETS, describe};
 
 /// Violations that are kept in full.
 const KEPT: usize = 16;
@@ -164,9 +164,8 @@ pub(crate) fn thread_name(thread: u8) -> String {
     format!("thread {thread}")
 }
 
-/// The bytes in memory, and the page that they name.
+/// The bytes in memory.
 fn bytes_of(value: u64) -> String {
     let bytes: Vec<String> = value.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    debug_assert!(Origin::decode(value).is_none_or(|origin| origin.sequence > 0));
     bytes.join(" ")
 }

@@ -44,6 +44,7 @@ pub(crate) fn rich() -> Outcome {
         calls: counts(&[("read", 301_222), ("UFFDIO_CONTINUE", 280_112), ("UFFDIO_WAKE", 1_502), ("mmap", 44)]),
         judged: 1_893_223_120,
         unjudged: 1_204,
+        parts: 31,
         compared_at_rest: 1_179_648,
         longest_wait: Some(LongestWait { ns: 48_213_000, operation: "truncate".into(), thread: "truncate 0".into() }),
         samples: samples(),

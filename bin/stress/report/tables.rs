@@ -88,9 +88,10 @@ fn all_operations(outcome: &Outcome) -> u64 {
 /// What the oracle has looked at.
 pub(crate) fn oracle(outcome: &Outcome) -> String {
     format!(
-        "{} judged, {} left unjudged; {} compared at rest, in {}",
+        "{} judged, {} left unjudged, {} allowed as parts of copies; {} compared at rest, in {}",
         counted(outcome.judged, "word"),
         thousands(outcome.unjudged),
+        thousands(outcome.parts),
         counted(outcome.compared_at_rest, "word"),
         counted(outcome.rounds, "round"),
     )
