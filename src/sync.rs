@@ -1,47 +1,29 @@
 //! The one place that picks synchronisation primitives. Nothing else imports `std::sync` locks,
-//! `parking_lot` or `crossbeam`, so that a schedule checker can be put underneath.
+//! `parking_lot` or `crossbeam`, so that a schedule checker can be put underneath: with the feature
+//! `shuttle` every lock, every wait and every atomic that something is decided by is shuttle's, and each is
+//! a point at which the checker may let another thread run.
 //!
-//! The locks are parking_lot's: no poisoning (a panicking control call must not take the file
-//! with it), and fairness. A thread that punches in a loop hands the lock over with
-//! [`RwLockWriteGuard::unlock_fair`], so that a fault waiting for it gets its turn.
+//! [`Tally`] is not: numbers that nobody decides by, and that only one thread touches, would make schedules
+//! longer and not richer.
 
-#[allow(unused_imports, reason = "Condvar is for the fake page table")]
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(feature = "shuttle")]
+mod model;
+#[cfg(not(feature = "shuttle"))]
+mod real;
+
+#[cfg(feature = "shuttle")]
+use model as chosen;
+#[cfg(not(feature = "shuttle"))]
+use real as chosen;
+
+pub(crate) use chosen::{
+    AtomicBool, AtomicU64, Deadline, Mutex, MutexGuard, Queue, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off,
+    step, thread,
+};
+#[cfg(feature = "fake")]
+pub(crate) use chosen::Condvar;
 pub(crate) use std::sync::Arc;
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-pub(crate) use std::thread;
-
-use std::time::Duration;
-
-/// An unbounded queue from the reader to the workers: `push` never waits.
-pub(crate) struct Queue<T> {
-    tx: crossbeam::channel::Sender<T>,
-    rx: crossbeam::channel::Receiver<T>,
-}
-
-impl<T> Queue<T> {
-    pub(crate) fn new() -> Self {
-        let (tx, rx) = crossbeam::channel::unbounded();
-        Self { tx, rx }
-    }
-
-    pub(crate) fn push(&self, item: T) {
-        // Both ends live in this struct: the channel cannot be disconnected.
-        let _ = self.tx.send(item);
-    }
-
-    /// Waits for an item.
-    pub(crate) fn pop(&self) -> T {
-        match self.rx.recv() {
-            Ok(item) => item,
-            Err(_) => unreachable!("the queue owns a sender"),
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.rx.len()
-    }
-}
+pub(crate) use std::sync::atomic::{AtomicU64 as Tally, Ordering};
 
 /// How a lock is held at one moment, which may be over by now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,9 +52,4 @@ impl std::fmt::Display for Held {
             Held::Exclusively => "held exclusively",
         })
     }
-}
-
-/// Gives other threads `time` to run. Only for back-off: nothing may depend on its length.
-pub(crate) fn back_off(time: Duration) {
-    thread::sleep(time);
 }

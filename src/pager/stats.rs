@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::policy::{Access, Fault, FaultKind};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Ordering, Tally};
 use crate::sys::Calls;
 
 /// The kinds of fault that are counted apart.
@@ -54,8 +54,8 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         #[derive(Default)]
         pub(crate) struct Counters {
-            pub(crate) faults: [AtomicU64; 5],
-            $(pub(crate) $name: AtomicU64,)*
+            pub(crate) faults: [Tally; 5],
+            $(pub(crate) $name: Tally,)*
         }
 
         /// What a pager has done so far.
@@ -122,7 +122,7 @@ counters! {
 }
 
 impl Counters {
-    pub(crate) fn add(&self, counter: &AtomicU64) {
+    pub(crate) fn add(&self, counter: &Tally) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -150,8 +150,8 @@ const BUCKETS: usize = 64 * FINE;
 /// How long faults took from the read of their message to their answer, one histogram a kind.
 /// Recording is one relaxed add: any thread may do it at any time.
 pub(crate) struct Latencies {
-    counts: Vec<[AtomicU64; BUCKETS]>,
-    max_ns: [AtomicU64; 5],
+    counts: Vec<[Tally; BUCKETS]>,
+    max_ns: [Tally; 5],
 }
 
 fn bucket_of(ns: u64) -> usize {
@@ -169,7 +169,7 @@ fn bucket_top(bucket: usize) -> u64 {
 
 impl Latencies {
     pub(crate) fn new() -> Self {
-        let counts = Kind::ALL.iter().map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect();
+        let counts = Kind::ALL.iter().map(|_| std::array::from_fn(|_| Tally::new(0))).collect();
         Self { counts, max_ns: Default::default() }
     }
 

@@ -7,7 +7,7 @@
 //! thread faults on the same page again and again, and on nothing else in between, the next
 //! invalidation of that page first lets the thread run (`Inode::honour_grace`).
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Ordering, Tally};
 use crate::sys::Tid;
 use crate::units::Addr;
 
@@ -18,12 +18,12 @@ const PATIENCE: u64 = 6;
 /// One slot a thread, by its id; threads that share one reset each other, and lose nothing but patience.
 pub(crate) struct Losers {
     /// Page address in the upper bits, how often in a row in the lower twelve.
-    slots: [AtomicU64; SLOTS],
+    slots: [Tally; SLOTS],
 }
 
 impl Default for Losers {
     fn default() -> Self {
-        Self { slots: std::array::from_fn(|_| AtomicU64::new(0)) }
+        Self { slots: std::array::from_fn(|_| Tally::new(0)) }
     }
 }
 

@@ -18,6 +18,8 @@
 //! `regions` and nothing below. No lock but L1 is held while a user's buffer is touched.
 
 mod change;
+#[cfg(feature = "shuttle")]
+mod check;
 mod dirty;
 pub(crate) mod extents;
 mod window;

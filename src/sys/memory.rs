@@ -15,6 +15,7 @@ use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::sync::step;
 
 /// The alias mapping, and the file it maps.
 pub(crate) struct DeviceMemory {
@@ -212,6 +213,7 @@ impl DeviceMemory {
 
     /// Copies out of the device. Each aligned word is read whole.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) {
+        step();
         Self::for_words(offset, into.len() as u64, |index, at, part| {
             let word = self.word(index).load(Ordering::Relaxed).to_ne_bytes();
             into[at..at + part.len()].copy_from_slice(&word[part]);
@@ -221,6 +223,7 @@ impl DeviceMemory {
 
     /// Copies into the device. Each aligned word is written whole, and no byte beside those meant.
     pub(crate) fn write(&self, offset: u64, from: &[u8]) {
+        step();
         std::sync::atomic::fence(Ordering::Release);
         Self::for_words(offset, from.len() as u64, |index, at, part| {
             let mut bytes = [0u8; 8];
@@ -236,6 +239,7 @@ impl DeviceMemory {
 
     /// Zeroes a range of the device.
     pub(crate) fn zero(&self, offset: u64, bytes: u64) {
+        step();
         Self::for_words(offset, bytes, |index, _, part| {
             if part.len() == 8 {
                 self.word(index).store(0, Ordering::Relaxed);
@@ -248,6 +252,7 @@ impl DeviceMemory {
 
     /// Copies whole words within the device.
     pub(crate) fn copy(&self, from: u64, to: u64, bytes: u64) {
+        step();
         for index in 0..bytes / 8 {
             let value = self.word(from / 8 + index).load(Ordering::Relaxed);
             self.word(to / 8 + index).store(value, Ordering::Relaxed);

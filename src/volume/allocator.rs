@@ -41,6 +41,11 @@ impl Allocator {
         (block.0 < start + blocks).then_some(Run { start: BlockIndex(*start), blocks: *blocks })
     }
 
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn is_free(&self, block: BlockIndex) -> bool {
+        self.run_with(block).is_some()
+    }
+
     /// One to `want` consecutive blocks, the last freed first. `None` when no block is free.
     pub(crate) fn take(&mut self, want: u64) -> Option<Run> {
         debug_assert!(want > 0);

@@ -1,9 +1,9 @@
 //! How an invalidation lets a thread run that keeps losing its page to it.
 
 use std::sync::Weak;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::sync::{self, Arc};
+use crate::sync::{self, Arc, Deadline};
 use crate::sys::{PageTable, Tid};
 use crate::units::{PageIndex, PageRange};
 
@@ -18,14 +18,14 @@ pub(crate) struct Grace {
     page: PageIndex,
     /// How often the thread had run when it was about to be woken.
     runs: u64,
-    until: Instant,
+    until: Deadline,
 }
 
 impl Grace {
     /// To be made before the thread is woken. `None` where it cannot be told whether a thread has run.
     pub(crate) fn new(table: &Arc<dyn PageTable>, tid: Tid, page: PageIndex) -> Option<Self> {
         let runs = table.runs(tid)?;
-        Some(Self { table: Arc::downgrade(table), tid, page, runs, until: Instant::now() + LONGEST })
+        Some(Self { table: Arc::downgrade(table), tid, page, runs, until: Deadline::after(LONGEST) })
     }
 
     pub(crate) fn concerns(&self, range: PageRange) -> bool {
@@ -33,7 +33,7 @@ impl Grace {
     }
 
     pub(crate) fn describe(&self) -> String {
-        let over = if Instant::now() < self.until { "" } else { ", over" };
+        let over = if self.until.is_over() { ", over" } else { "" };
         format!("for thread {} on page {}{over}", self.tid.0, self.page.0)
     }
 
@@ -41,15 +41,17 @@ impl Grace {
     pub(crate) fn wait(&self) {
         while let Some(table) = self.table.upgrade()
             && table.runs(self.tid) == Some(self.runs)
-            && Instant::now() < self.until
+            && !self.until.is_over()
         {
             sync::thread::yield_now();
         }
     }
 }
 
-#[cfg(all(test, feature = "fake"))]
+#[cfg(all(test, feature = "fake", not(feature = "shuttle")))]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::sys::Message;
     use crate::sys::fake::FakePageTable;

@@ -66,6 +66,12 @@ impl Store {
         }
     }
 
+    /// Whether nobody has the block. For the schedule checker's invariants.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn is_free(&self, block: BlockIndex) -> bool {
+        self.allocator.lock().is_free(block)
+    }
+
     /// A number that no file of the volume has had: from 1 up.
     pub(crate) fn next_number(&self) -> u64 {
         self.files_made.fetch_add(1, Ordering::Relaxed) + 1

@@ -38,6 +38,17 @@ pub enum FakeFault {
     },
 }
 
+/// An entry of the page table: a load does not fault there. A marker is none, and neither is poison.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FakeEntry {
+    /// The address of the base page.
+    pub addr: usize,
+    /// What it maps: this byte of the device and what follows; or zeros of its own.
+    pub device_offset: Option<u64>,
+    /// Whether a store does not fault there either.
+    pub writable: bool,
+}
+
 /// A fake address space with its page table. Clones are the same one.
 #[derive(Clone)]
 pub struct FakePageTable {
@@ -89,6 +100,11 @@ impl FakePageTable {
     /// Whether there is an entry, so that a load would not fault. A marker is none, and neither is poison.
     pub fn is_mapped(&self, at: usize) -> bool {
         self.shared.state.lock().space.is_present(at)
+    }
+
+    /// Every entry of the page table, by address.
+    pub fn entries(&self) -> Vec<FakeEntry> {
+        self.shared.state.lock().space.entries()
     }
 
     /// Has every thread that has looked and found no entry call `act`, with the address, before it queues its

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
-use super::BASE_PAGE;
+use super::{BASE_PAGE, FakeEntry};
 use crate::sync::{Arc, Ordering};
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{FaultKind, Outcome};
@@ -216,6 +216,20 @@ impl Space {
 impl Space {
     pub(super) fn is_present(&self, at: usize) -> bool {
         matches!(self.entries.get(&page_of(at)), Some(Entry::Present { .. }))
+    }
+
+    pub(super) fn entries(&self) -> Vec<FakeEntry> {
+        let present = |(addr, entry): (&usize, &Entry)| match entry {
+            Entry::Present { protected, page } => {
+                let device_offset = match page {
+                    Page::Device(_, offset) => Some(*offset),
+                    Page::Private(_) => None,
+                };
+                Some(FakeEntry { addr: *addr, device_offset, writable: !protected })
+            }
+            Entry::Marker | Entry::Poison => None,
+        };
+        self.entries.iter().filter_map(present).collect()
     }
 
     /// Accesses the word at `at`, if the page table lets it.

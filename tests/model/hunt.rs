@@ -1,0 +1,138 @@
+//! Runs a scenario under many schedules, remembers the one that fails, and runs that again.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Once;
+
+use daxpager::sabotage::Rule;
+use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
+
+use crate::scenarios::Scenario;
+
+/// Points at which a schedule of the PCT scheduler takes the CPU from the thread that has it.
+const PCT_DEPTH: usize = 4;
+/// Many times what the longest scenario takes: a schedule that gets here goes round in circles.
+const STEPS_MAX: usize = 50_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    Random,
+    Pct,
+}
+
+impl How {
+    pub fn scheduler(self, seed: u64, schedules: usize) -> Box<dyn Scheduler + Send> {
+        match self {
+            How::Random => Box::new(RandomScheduler::new_from_seed(seed, schedules)),
+            How::Pct => Box::new(PctScheduler::new_from_seed(seed, PCT_DEPTH, schedules)),
+        }
+    }
+}
+
+/// A schedule that fails.
+pub struct Found {
+    /// How many schedules it took, this one included.
+    pub schedules: usize,
+    pub schedule: Schedule,
+    pub message: String,
+}
+
+/// What a scheduler has decided so far.
+#[derive(Default)]
+struct Record {
+    schedules: usize,
+    last: Schedule,
+}
+
+struct Recorder {
+    inner: Box<dyn Scheduler + Send>,
+    record: Rc<RefCell<Record>>,
+}
+
+impl Scheduler for Recorder {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        let schedule = self.inner.new_execution()?;
+        let mut record = self.record.borrow_mut();
+        record.schedules += 1;
+        record.last = schedule.clone();
+        Some(schedule)
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+        let next = self.inner.next_task(runnable, current, is_yielding)?;
+        self.record.borrow_mut().last.push_task(next);
+        Some(next)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        unreachable!("no scenario draws numbers")
+    }
+}
+
+pub fn config() -> Config {
+    let mut config = Config::new();
+    config.stack_size = 256 << 10;
+    config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
+    config.silence_warnings = true;
+    config.failure_persistence = FailurePersistence::Print;
+    // Or threads that hold a mapping would go on to unmap it, with nobody there any more to wait for.
+    config.ungraceful_shutdown_config.immediately_return_on_panic = true;
+    config
+}
+
+thread_local! {
+    /// Panics of this thread are expected: the first one's message is kept here, and nothing is printed.
+    static EXPECTED: Cell<bool> = const { Cell::new(false) };
+    static FIRST: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Has panics that are expected kept, and all others reported with their schedule, as shuttle does.
+fn keep_expected_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Shuttle puts its hook in when it runs for the first time; this one goes in front of it.
+        Runner::new(RandomScheduler::new_from_seed(0, 1), config()).run(|| ());
+        let reports = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !EXPECTED.get() {
+                return reports(info);
+            }
+            let text = info.payload_as_str().unwrap_or("no message").to_owned();
+            FIRST.with_borrow_mut(|first| first.get_or_insert(text).truncate(200));
+        }));
+    });
+}
+
+/// Runs schedules of a scenario until one fails.
+fn run(inner: Box<dyn Scheduler + Send>, scenario: &Scenario, broken: Option<Rule>) -> Option<Found> {
+    keep_expected_panics();
+    let record = Rc::new(RefCell::new(Record::default()));
+    let runner = Runner::new(Recorder { inner, record: record.clone() }, config());
+    let body = scenario.run;
+    EXPECTED.set(true);
+    let failed = catch_unwind(AssertUnwindSafe(|| runner.run(move || body(broken)))).is_err();
+    EXPECTED.set(false);
+    let message = FIRST.take().unwrap_or_default();
+    let record = record.take();
+    failed.then_some(Found { schedules: record.schedules, schedule: record.last, message })
+}
+
+/// Looks for a schedule under which a broken rule shows.
+pub fn hunt(how: How, seed: u64, scenario: &Scenario, rule: Rule, schedules: usize) -> Option<Found> {
+    run(how.scheduler(seed, schedules), scenario, Some(rule))
+}
+
+/// The message with which a schedule fails when it is run again; `None` if it does not.
+pub fn replay(found: &Found, scenario: &Scenario, rule: Rule) -> Option<String> {
+    let scheduler = ReplayScheduler::new_from_schedule(found.schedule.clone());
+    run(Box::new(scheduler), scenario, Some(rule)).map(|again| again.message)
+}
+
+/// Runs schedules with every rule kept. A panic says which schedule it was, for `shuttle::replay`.
+pub fn unbroken(scheduler: Box<dyn Scheduler + Send>, scenario: &Scenario) -> usize {
+    keep_expected_panics();
+    let body = scenario.run;
+    Runner::new(scheduler, config()).run(move || body(None))
+}

@@ -1,0 +1,143 @@
+//! A small world for one schedule: a volume of a few blocks, a pager, and the fake page table under it.
+
+use std::sync::Arc;
+
+use daxpager::fake::{FakeFault, FakePageTable};
+use daxpager::probe::Probe;
+use daxpager::sabotage::Rule;
+use daxpager::{Device, File, Injection, Mapping, Pager, PagerBuilder, Volume};
+use shuttle::thread::{self, JoinHandle};
+
+pub const PAGE: u64 = 4096;
+
+/// What no thread ever stores: it is there from the beginning, in a word of its own.
+pub const OLD: u64 = 0x01d;
+
+pub struct World {
+    pub fake: FakePageTable,
+    pub volume: Volume,
+    pub pager: Pager,
+    broken: Option<Rule>,
+}
+
+/// How a [`World`] is to be.
+#[derive(Default)]
+pub struct Plan {
+    pub blocks: u64,
+    pub workers: usize,
+    pub injection: Option<Injection>,
+    /// Told of what the pager's threads do, and may hold them.
+    pub probe: Option<Arc<dyn Probe>>,
+}
+
+impl Plan {
+    pub fn blocks(blocks: u64) -> Self {
+        Plan { blocks, workers: 1, ..Plan::default() }
+    }
+
+    pub fn build(self, broken: Option<Rule>) -> World {
+        let fake = FakePageTable::new();
+        let volume = Volume::format(Device::heap(self.blocks * PAGE, PAGE).unwrap());
+        // Without the question to the kernel of how many address ranges there may be.
+        let mut builder: PagerBuilder = Pager::builder().workers(self.workers).address_ranges_max(1000);
+        if let Some(injection) = self.injection {
+            builder = builder.inject(injection);
+        }
+        if let Some(probe) = self.probe {
+            builder = builder.probe(probe);
+        }
+        let pager = builder.start_on_fake(&fake).unwrap();
+        if let Some(rule) = broken {
+            volume.sabotage(rule, true);
+            pager.sabotage(rule, true);
+        }
+        World { fake, volume, pager, broken }
+    }
+}
+
+impl World {
+    /// A file with [`OLD`] in word `2` of each of its pages.
+    pub fn file(&self, name: &str, pages: u64) -> File {
+        let file = self.volume.create(name).unwrap();
+        for page in 0..pages {
+            file.write_at(&OLD.to_ne_bytes(), page * PAGE + 16).unwrap();
+        }
+        file
+    }
+
+    pub fn map(&self, file: &File, pages: u64) -> View {
+        let map = self.pager.map(file, 0..pages * PAGE).unwrap();
+        View { fake: self.fake.clone(), file: file.clone(), base: map.as_ptr() as usize, map: Arc::new(map) }
+    }
+
+    /// Ends it all: every mapping is condemned and every thread of the pager ends, and none of them has panicked.
+    pub fn end(self) {
+        assert_eq!(self.fake.stray_signals(), 0, "a SIGBUS has hit a thread that was in no fault");
+        self.pager.shutdown().unwrap();
+        if self.broken != Some(Rule::CondemnBeforeClose) {
+            assert_eq!(self.fake.waiting(), 0);
+        }
+    }
+}
+
+/// A mapping as the threads of a scenario share it.
+#[derive(Clone)]
+pub struct View {
+    pub fake: FakePageTable,
+    pub file: File,
+    pub base: usize,
+    pub map: Arc<Mapping>,
+}
+
+impl View {
+    fn at(&self, page: u64, word: u64) -> usize {
+        self.base + (page * PAGE + word * 8) as usize
+    }
+
+    pub fn load(&self, page: u64, word: u64) -> Result<u64, FakeFault> {
+        self.fake.load(self.at(page, word))
+    }
+
+    pub fn store(&self, page: u64, word: u64, value: u64) -> Result<(), FakeFault> {
+        self.fake.store(self.at(page, word), value)
+    }
+
+    /// The SIGBUS of an access to that word.
+    pub fn bus<T>(&self, page: u64, word: u64) -> Result<T, FakeFault> {
+        Err(FakeFault::Bus { addr: self.at(page, word) })
+    }
+
+    /// Whether page tables show what the file is made of, now.
+    #[track_caller]
+    pub fn check(&self) {
+        if let Err(wrong) = self.file.check(&self.fake) {
+            panic!("{wrong}");
+        }
+    }
+
+    /// A thread of the scenario.
+    pub fn spawn(&self, body: impl FnOnce(View) + Send + 'static) -> JoinHandle<()> {
+        let view = self.clone();
+        thread::spawn(move || body(view))
+    }
+
+    /// A thread that stores a value of its own twice into one word, and sees it or a hole's zeros.
+    pub fn writer(&self, page: u64, word: u64, value: u64) -> JoinHandle<()> {
+        self.spawn(move |view| {
+            for value in [value, value + 1] {
+                view.store(page, word, value).unwrap();
+                let seen = view.load(page, word).unwrap();
+                assert!(seen == value || seen == 0, "stored {value:#x}, and sees {seen:#x}");
+            }
+        })
+    }
+
+    /// A thread that looks at the page table again and again.
+    pub fn watcher(&self, looks: usize) -> JoinHandle<()> {
+        self.spawn(move |view| (0..looks).for_each(|_| view.check()))
+    }
+}
+
+pub fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
