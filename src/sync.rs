@@ -16,12 +16,12 @@ use model as chosen;
 #[cfg(not(feature = "shuttle"))]
 use real as chosen;
 
+#[cfg(feature = "fake")]
+pub(crate) use chosen::Condvar;
 pub(crate) use chosen::{
     AtomicBool, AtomicU64, Deadline, Mutex, MutexGuard, Queue, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off,
     step, thread,
 };
-#[cfg(feature = "fake")]
-pub(crate) use chosen::Condvar;
 pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::atomic::{AtomicU64 as Tally, Ordering};
 

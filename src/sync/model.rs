@@ -49,7 +49,6 @@ impl<T> Mutex<T> {
     pub(crate) fn is_locked(&self) -> bool {
         self.try_lock().is_none()
     }
-
 }
 
 impl<T: Default> Default for Mutex<T> {
@@ -108,10 +107,7 @@ pub(crate) struct RwLock<T> {
 
 impl<T> RwLock<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self {
-            permits: BatchSemaphore::new(READERS_MAX, Fairness::StrictlyFair),
-            value: std::sync::RwLock::new(value),
-        }
+        Self { permits: BatchSemaphore::new(READERS_MAX, Fairness::StrictlyFair), value: std::sync::RwLock::new(value) }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {

@@ -105,18 +105,21 @@ fn keep_expected_panics() {
     });
 }
 
-/// Runs schedules of a scenario until one fails.
+/// Runs schedules of a scenario until one fails. In a thread of its own: one that has panicked within an execution counts
+/// as panicking for ever after, since the stack that was being unwound is left where it is.
 fn run(inner: Box<dyn Scheduler + Send>, scenario: &Scenario, broken: Option<Rule>) -> Option<Found> {
     keep_expected_panics();
-    let record = Rc::new(RefCell::new(Record::default()));
-    let runner = Runner::new(Recorder { inner, record: record.clone() }, config());
     let body = scenario.run;
-    EXPECTED.set(true);
-    let failed = catch_unwind(AssertUnwindSafe(|| runner.run(move || body(broken)))).is_err();
-    EXPECTED.set(false);
-    let message = FIRST.take().unwrap_or_default();
-    let record = record.take();
-    failed.then_some(Found { schedules: record.schedules, schedule: record.last, message })
+    let thread = std::thread::spawn(move || {
+        let record = Rc::new(RefCell::new(Record::default()));
+        let runner = Runner::new(Recorder { inner, record: record.clone() }, config());
+        EXPECTED.set(true);
+        let failed = catch_unwind(AssertUnwindSafe(|| runner.run(move || body(broken)))).is_err();
+        let message = FIRST.take().unwrap_or_default();
+        let record = record.take();
+        failed.then_some(Found { schedules: record.schedules, schedule: record.last, message })
+    });
+    thread.join().expect("panics of the scenario are caught")
 }
 
 /// Looks for a schedule under which a broken rule shows.

@@ -1,17 +1,20 @@
 //! The real core (reader, workers, resolve, space, control, unmap, shutdown) under the schedule checker shuttle, on the
-//! fake page table. Runs with `make model`.
+//! fake page table. `make model` runs it; `docs/models.md` says what it shows and what it does not.
 
+mod findings;
 mod hunt;
 mod scenarios;
 mod world;
 
 use std::time::Instant;
 
-use hunt::{How, hunt, replay, unbroken};
+use hunt::{How, unbroken};
 use scenarios::{ALL, named};
+use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
 
 /// Schedules of each scenario for each scheduler, unless `MODEL_SCHEDULES` says otherwise.
-const SCHEDULES: usize = 500;
+const SCHEDULES: usize = 2000;
+const SEED: u64 = 0x5eed;
 
 fn schedules() -> usize {
     std::env::var("MODEL_SCHEDULES").map_or(SCHEDULES, |text| text.parse().expect("MODEL_SCHEDULES is a number"))
@@ -21,11 +24,30 @@ fn schedules() -> usize {
 /// extents do not have, and every thread ends.
 #[test]
 fn every_schedule_is_fine() {
+    let (start, mut total) = (Instant::now(), 0);
     for scenario in ALL {
-        for how in [How::Random, How::Pct] {
+        let runs = [How::Random, How::Pct].map(|how| {
             let start = Instant::now();
-            let run = unbroken(how.scheduler(0x5eed, schedules()), scenario);
-            println!("{:12} {how:?}: {run} schedules in {:.1?}", scenario.name, start.elapsed());
-        }
+            total += unbroken(how.scheduler(SEED, schedules()), scenario);
+            format!("{how:?} {:.1?}", start.elapsed())
+        });
+        println!("{:12} {}", scenario.name, runs.join(", "));
     }
+    println!("{total} schedules in {:.1?}", start.elapsed());
+}
+
+/// Under a scheduler that lets every thread have its turn, a thread that stores and loads gets there against one
+/// that punches its page in a loop. Anything else would exceed the limit of steps.
+#[test]
+fn a_writer_gets_there_against_a_puncher() {
+    assert_eq!(unbroken(Box::new(RoundRobinScheduler::new(1)), named("progress")), 1);
+}
+
+/// Runs one schedule, as a failure prints it: `MODEL_SCENARIO` is its scenario's name, `MODEL_SCHEDULE` the schedule.
+#[test]
+#[ignore = "needs a schedule"]
+fn one_schedule() {
+    let name = std::env::var("MODEL_SCENARIO").expect("MODEL_SCENARIO");
+    let schedule = std::env::var("MODEL_SCHEDULE").expect("MODEL_SCHEDULE");
+    unbroken(Box::new(ReplayScheduler::new_from_encoded(&schedule)), named(&name));
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use daxpager::Injection;
 use daxpager::fake::FakeFault;
 use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
-use daxpager::Injection;
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;
 
@@ -26,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "past the end", run: past_the_end },
     Scenario { name: "write_at", run: write_at },
     Scenario { name: "trade", run: trade },
+    Scenario { name: "one block", run: one_block },
     Scenario { name: "unmap", run: unmap },
     Scenario { name: "shutdown", run: shutdown },
     Scenario { name: "full", run: full },
@@ -180,6 +181,43 @@ fn trade(broken: Option<Rule>) {
     drop((mine, theirs));
     world.end();
 }
+
+/// There is one block. A punch takes it from a file whose mapping can be stored to without a fault, and a write call gives
+/// it to another file: no store through the mapping gets there.
+fn one_block(broken: Option<Rule>) {
+    let world = Plan::blocks(1).build(broken);
+    let (view, heir) = (world.map(&world.file("a", 1), 1), world.volume.create("b").unwrap());
+    view.store(0, 0, 0x10).unwrap();
+    let owner = view.spawn(|view| {
+        for value in [0x11, 0x12] {
+            let stored = view.store(0, 0, value);
+            assert!(stored.is_ok() || stored == view.bus(0, 0), "{stored:?}");
+        }
+    });
+    let puncher = view.spawn(|view| view.file.punch_hole(0, PAGE).unwrap());
+    let (other, fake) = (heir.clone(), world.fake.clone());
+    let caller = thread::spawn(move || {
+        // The block may have gone back to the first file, for good.
+        for _ in 0..HEIR_TRIES {
+            if other.write_at(&0xb0u64.to_ne_bytes(), 0).is_ok() {
+                let mut word = [0; 8];
+                other.read_at(&mut word, 0).unwrap();
+                assert_eq!(u64::from_ne_bytes(word), 0xb0, "a store through the mapping of another file");
+                other.check(&fake).unwrap();
+                return;
+            }
+            thread::yield_now();
+        }
+    });
+    join([owner, puncher, caller]);
+    view.check();
+    heir.check(&world.fake).unwrap();
+    drop(view);
+    world.end();
+}
+
+/// How often a write call is tried while the volume is full.
+const HEIR_TRIES: u32 = 5;
 
 /// A mapping goes while threads load through it, and another file's comes to the same address. From then on that is
 /// what everybody sees there.
