@@ -1,6 +1,7 @@
 # make demo    build and run the demo
 # make test    build and run every test
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
+# make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000
 # make check   formatting, lints, documentation, then the tests: what CI runs
 # Each installs what is missing first, and says what.
 
@@ -8,7 +9,7 @@ CARGO ?= cargo
 
 STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
 
-.PHONY: demo test stress check setup fmt lint doc clean
+.PHONY: demo test stress model check setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --bin daxpager-demo
@@ -27,6 +28,13 @@ else
 	$(STRESS) --scenario all --seconds 18 --mix-seconds 3 --inject all --quiet
 endif
 
+# What the checkers say of the schedules that fail on purpose goes to a file, and is shown if one fails that must not.
+model: setup
+	$(CARGO) test --features shuttle --test model --no-run
+	$(CARGO) test --features shuttle --test model -- --nocapture --test-threads 1 2>target/model.log \
+		|| { tail -n 40 target/model.log; false; }
+	$(CARGO) test --features loom --test loom
+
 check: setup fmt lint doc test
 
 fmt:
@@ -35,6 +43,7 @@ fmt:
 lint:
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
+	$(CARGO) clippy --features shuttle,loom --lib --test model --test loom -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib

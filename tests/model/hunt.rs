@@ -76,7 +76,6 @@ pub fn config() -> Config {
     config.stack_size = 256 << 10;
     config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
     config.silence_warnings = true;
-    config.failure_persistence = FailurePersistence::Print;
     // Or threads that hold a mapping would go on to unmap it, with nobody there any more to wait for.
     config.ungraceful_shutdown_config.immediately_return_on_panic = true;
     config
@@ -112,7 +111,9 @@ fn run(inner: Box<dyn Scheduler + Send>, scenario: &Scenario, broken: Option<Rul
     let body = scenario.run;
     let thread = std::thread::spawn(move || {
         let record = Rc::new(RefCell::new(Record::default()));
-        let runner = Runner::new(Recorder { inner, record: record.clone() }, config());
+        let mut config = config();
+        config.failure_persistence = FailurePersistence::None;
+        let runner = Runner::new(Recorder { inner, record: record.clone() }, config);
         EXPECTED.set(true);
         let failed = catch_unwind(AssertUnwindSafe(|| runner.run(move || body(broken)))).is_err();
         let message = FIRST.take().unwrap_or_default();

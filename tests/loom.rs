@@ -1,0 +1,270 @@
+//! The handshakes that the core is made of, each alone and run to the end by the checker loom: every schedule, and
+//! every value that the memory model lets a relaxed load see. Small copies, unlike the models of `tests/model`: what is
+//! checked is the idea. Each has a test that leaves one step out, and must fail.
+
+use std::collections::VecDeque;
+
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use loom::sync::{Arc, Condvar, Mutex, RwLock};
+use loom::thread;
+
+/// A flag that is waited for: an eventfd, or the wait queue of a fault.
+struct Flag {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Flag {
+    fn new() -> Self {
+        Self { set: Mutex::new(false), changed: Condvar::new() }
+    }
+
+    fn set(&self) {
+        *self.set.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until it is set, and takes it back.
+    fn take(&self) {
+        let mut set = self.set.lock().unwrap();
+        while !*set {
+            set = self.changed.wait(set).unwrap();
+        }
+        *set = false;
+    }
+}
+
+/// Where a fault lets go of the file's lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LetsGo {
+    AfterInstalling,
+    BeforeInstalling,
+}
+
+const NO_BLOCK: usize = 0;
+const BLOCK: usize = 1;
+
+/// A fault looks a page up and installs it, while the page is punched and its block freed. Nobody who
+/// finds the block free may find it mapped.
+fn guard(lets_go: LetsGo) {
+    loom::model(move || {
+        let extent = Arc::new(RwLock::new(BLOCK));
+        let entry = Arc::new(AtomicUsize::new(NO_BLOCK));
+        let free = Arc::new(AtomicBool::new(false));
+        let fault = thread::spawn({
+            let (extent, entry) = (extent.clone(), entry.clone());
+            move || {
+                let guard = extent.read().unwrap();
+                let block = *guard;
+                if lets_go == LetsGo::BeforeInstalling {
+                    drop(guard);
+                    entry.store(block, Ordering::Relaxed);
+                } else {
+                    entry.store(block, Ordering::Relaxed);
+                    drop(guard);
+                }
+            }
+        });
+        let puncher = thread::spawn({
+            let (extent, entry, free) = (extent.clone(), entry.clone(), free.clone());
+            move || {
+                let mut guard = extent.write().unwrap();
+                *guard = NO_BLOCK;
+                entry.store(NO_BLOCK, Ordering::Relaxed);
+                drop(guard);
+                free.store(true, Ordering::Release);
+            }
+        });
+        if free.load(Ordering::Acquire) {
+            assert_eq!(entry.load(Ordering::Relaxed), NO_BLOCK, "a free block is mapped");
+        }
+        fault.join().unwrap();
+        puncher.join().unwrap();
+        assert_eq!(entry.load(Ordering::Relaxed), NO_BLOCK, "a free block is mapped");
+    });
+}
+
+#[test]
+fn what_is_installed_under_the_guard_is_zapped() {
+    guard(LetsGo::AfterInstalling);
+}
+
+#[test]
+#[should_panic(expected = "a free block is mapped")]
+fn what_is_installed_after_the_guard_is_not() {
+    guard(LetsGo::BeforeInstalling);
+}
+
+/// Work for a worker.
+enum Job {
+    Fault(usize),
+    Stop,
+}
+
+struct Queue {
+    jobs: Mutex<VecDeque<Job>>,
+    pushed: Condvar,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self { jobs: Mutex::new(VecDeque::new()), pushed: Condvar::new() }
+    }
+
+    fn push(&self, job: Job) {
+        self.jobs.lock().unwrap().push_back(job);
+        self.pushed.notify_one();
+    }
+
+    fn pop(&self) -> Job {
+        let mut jobs = self.jobs.lock().unwrap();
+        loop {
+            match jobs.pop_front() {
+                Some(job) => return job,
+                None => jobs = self.pushed.wait(jobs).unwrap(),
+            }
+        }
+    }
+}
+
+/// The reader hands two faults over and stops two workers: each fault is served once, and each worker ends, if it is
+/// told as often as there are workers.
+fn queue(stops: usize) {
+    loom::model(move || {
+        let queue = Arc::new(Queue::new());
+        let served = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let worker = || {
+            let (queue, served) = (queue.clone(), served.clone());
+            thread::spawn(move || {
+                while let Job::Fault(number) = queue.pop() {
+                    served[number].fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let workers = [worker(), worker()];
+        queue.push(Job::Fault(0));
+        queue.push(Job::Fault(1));
+        (0..stops).for_each(|_| queue.push(Job::Stop));
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        served.iter().for_each(|count| assert_eq!(count.load(Ordering::Relaxed), 1));
+    });
+}
+
+#[test]
+fn every_fault_handed_over_is_served_once() {
+    queue(2);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_worker_that_is_not_told_never_ends() {
+    queue(1);
+}
+
+/// A pager is told to end: the reader notices, a worker condemns the mappings, the reader notices that and ends. `kicks`:
+/// whether the worker wakes the reader when it is done.
+fn shutdown(kicks: bool) {
+    loom::model(move || {
+        let kicked = Arc::new(Flag::new());
+        let condemn = Arc::new(Flag::new());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let condemned = Arc::new(AtomicBool::new(false));
+        let reader = thread::spawn({
+            let (kicked, condemn) = (kicked.clone(), condemn.clone());
+            let (stopping, condemned) = (stopping.clone(), condemned.clone());
+            move || {
+                let mut told = false;
+                while !condemned.load(Ordering::Acquire) {
+                    kicked.take();
+                    if stopping.load(Ordering::Acquire) && !told {
+                        told = true;
+                        condemn.set();
+                    }
+                }
+            }
+        });
+        let worker = thread::spawn({
+            let kicked = kicked.clone();
+            let condemned = condemned.clone();
+            move || {
+                condemn.take();
+                condemned.store(true, Ordering::Release);
+                if kicks {
+                    kicked.set();
+                }
+            }
+        });
+        stopping.store(true, Ordering::Release);
+        kicked.set();
+        reader.join().unwrap();
+        worker.join().unwrap();
+        assert!(condemned.load(Ordering::Acquire));
+    });
+}
+
+#[test]
+fn a_pager_that_is_told_to_end_does() {
+    shutdown(true);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_reader_that_is_not_woken_at_the_end_waits_for_ever() {
+    shutdown(false);
+}
+
+/// Two faults on one page. The first one's answer makes an entry, and wakes whoever it sees waiting; the second
+/// thread is just falling asleep, and neither need see the other. Its own message is answered by EEXIST then:
+/// what ends its sleep is the wake that follows.
+///
+/// ```text
+/// worker of the first fault          second thread                  worker of the second fault
+///   make the entry                     queue up
+///   anybody queued? Not seen           an entry? Not seen
+///                                      sleep                          EEXIST. Wake
+/// ```
+fn eexist(wakes: bool) {
+    loom::model(move || {
+        let entry = Arc::new(AtomicUsize::new(NO_BLOCK));
+        let queued = Arc::new(AtomicBool::new(false));
+        let woken = Arc::new(Flag::new());
+        let message = Arc::new(Flag::new());
+        let first = thread::spawn({
+            let (entry, queued, woken) = (entry.clone(), queued.clone(), woken.clone());
+            move || {
+                let made = entry.compare_exchange(NO_BLOCK, BLOCK, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                if made && queued.load(Ordering::Relaxed) {
+                    woken.set();
+                }
+            }
+        });
+        let second = thread::spawn({
+            let (entry, woken, message) = (entry.clone(), woken.clone(), message.clone());
+            move || {
+                message.take();
+                let made = entry.compare_exchange(NO_BLOCK, BLOCK, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                if made || wakes {
+                    woken.set();
+                }
+            }
+        });
+        queued.store(true, Ordering::Relaxed);
+        message.set();
+        if entry.load(Ordering::Relaxed) == NO_BLOCK {
+            woken.take();
+        }
+        first.join().unwrap();
+        second.join().unwrap();
+    });
+}
+
+#[test]
+fn a_wake_after_eexist_ends_every_sleep() {
+    eexist(true);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn without_it_a_thread_sleeps_for_ever() {
+    eexist(false);
+}
