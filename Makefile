@@ -30,10 +30,10 @@ endif
 
 # What the checkers say of the schedules that fail on purpose goes to a file, and is shown if one fails that must not.
 model: setup
-	$(CARGO) test --features shuttle --test model --no-run
-	$(CARGO) test --features shuttle --test model -- --nocapture --test-threads 1 2>target/model.log \
+	$(CARGO) test --no-default-features --features shuttle --test model --no-run
+	$(CARGO) test --no-default-features --features shuttle --test model -- --nocapture --test-threads 1 2>target/model.log \
 		|| { tail -n 40 target/model.log; false; }
-	$(CARGO) test --features loom --test loom
+	$(CARGO) test --no-default-features --features loom --test loom
 
 check: setup fmt lint doc test
 
@@ -43,7 +43,7 @@ fmt:
 lint:
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) clippy --lib --no-default-features -- -D warnings
-	$(CARGO) clippy --features shuttle,loom --lib --test model --test loom -- -D warnings
+	$(CARGO) clippy --no-default-features --features shuttle,loom --lib --test model --test loom -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib

@@ -56,18 +56,27 @@ fn every_broken_rule_is_found() {
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
-/// Prints the table of `docs/models.md`: schedules until a broken rule is found, for each scheduler the median of
-/// several runs and the most.
+/// Prints a part of the table of `docs/models.md`: schedules until a broken rule is found, the median of several runs
+/// and the most.
 #[test]
-#[ignore = "takes minutes"]
-fn medians() {
+#[ignore = "takes a minute"]
+fn medians_pct() {
+    medians(How::Pct);
+}
+
+/// As [`medians_pct`]. Where the window is long the random scheduler finds nothing, for a long time.
+#[test]
+#[ignore = "takes many minutes"]
+fn medians_random() {
+    medians(How::Random);
+}
+
+fn medians(how: How) {
     let start = Instant::now();
-    println!("| switch | scenario | random: median | most | PCT: median | most |\n|---|---|---|---|---|---|");
     for (rule, name) in FINDINGS {
-        let [random, pct] = [How::Random, How::Pct].map(|how| median(how, *rule, name));
-        println!("| {} | {name} | {random} | {pct} |", rule.name());
+        println!("| {} | {name} | {} |", rule.name(), median(how, *rule, name));
     }
-    println!("in {:.0?}", start.elapsed());
+    println!("{how:?}, in {:.0?}", start.elapsed());
 }
 
 /// Median and maximum over the runs, as cells of a table.
