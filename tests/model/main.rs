@@ -13,7 +13,7 @@ use scenarios::{ALL, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
 
 /// Schedules of each scenario for each scheduler, unless `MODEL_SCHEDULES` says otherwise.
-const SCHEDULES: usize = 10_000;
+const SCHEDULES: usize = 5000;
 const SEED: u64 = 0x5eed;
 
 fn schedules() -> usize {
