@@ -2,14 +2,14 @@
 # make test    build and run every test
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
 # make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000
-# make check   formatting, lints, documentation, then the tests: what CI runs
+# make check   formatting, lints, documentation, the tests, some schedules: what CI runs
 # Each installs what is missing first, and says what.
 
 CARGO ?= cargo
 
 STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
 
-.PHONY: demo test stress model check setup fmt lint doc clean
+.PHONY: demo test stress model schedules check setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --bin daxpager-demo
@@ -29,13 +29,16 @@ else
 endif
 
 # What the checkers say of the schedules that fail on purpose goes to a file, and is shown if one fails that must not.
-model: setup
-	$(CARGO) test --no-default-features --features shuttle --test model --no-run
-	$(CARGO) test --no-default-features --features shuttle --test model -- --nocapture --test-threads 1 2>target/model.log \
-		|| { tail -n 40 target/model.log; false; }
+model: setup schedules
 	$(CARGO) test --no-default-features --features loom --test loom
 
-check: setup fmt lint doc test
+# A part of it, for every change.
+schedules: setup
+	@mkdir -p target
+	$(CARGO) test --no-default-features --features shuttle --test model -- --nocapture --test-threads 1 2>target/model.log \
+		|| { tail -n 40 target/model.log; false; }
+
+check: setup fmt lint doc test schedules
 
 fmt:
 	$(CARGO) fmt --check

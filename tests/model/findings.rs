@@ -28,6 +28,7 @@ const FINDINGS: &[(Rule, &str)] = &[
     (Rule::SizeOnMkwrite, "truncate"),
     (Rule::MkwriteNeverAllocates, "punch"),
     (Rule::LoserLeavesBlock, "two stores"),
+    (Rule::ZeroWhatIsAHole, "store and write"),
     (Rule::ZapZerosOnAllocate, "punch"),
     (Rule::WakeAfterEexist, "injected"),
     (Rule::WakeOnRetry, "punch"),

@@ -25,6 +25,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "truncate", run: truncate },
     Scenario { name: "past the end", run: past_the_end },
     Scenario { name: "write_at", run: write_at },
+    Scenario { name: "store and write", run: store_and_write },
     Scenario { name: "trade", run: trade },
     Scenario { name: "one block", run: one_block },
     Scenario { name: "unmap", run: unmap },
@@ -150,6 +151,26 @@ fn write_at(broken: Option<Rule>) {
         assert_eq!(view.load(0, 2), Ok(0), "the punch is undone");
     });
     join([view.writer(0, 0, 0x10), caller, puncher, view.watcher(2)]);
+    view.check();
+    drop(view);
+    world.end();
+}
+
+/// A store and a write call to one page of a hole: the one that comes second leaves the first alone.
+fn store_and_write(broken: Option<Rule>) {
+    let world = Plan::blocks(4).build(broken);
+    let view = world.map(&world.volume.create("a").unwrap(), 1);
+    view.file.truncate(PAGE).unwrap();
+    let storer = view.spawn(|view| {
+        view.store(0, 0, 0x10).unwrap();
+        assert_eq!(view.load(0, 0), Ok(0x10), "a store is gone");
+    });
+    let caller = view.spawn(|view| {
+        view.file.write_at(&0x30u64.to_ne_bytes(), 8).unwrap();
+        assert_eq!(view.load(0, 1), Ok(0x30), "a write is gone");
+    });
+    join([storer, caller]);
+    assert_eq!((view.load(0, 0), view.load(0, 1)), (Ok(0x10), Ok(0x30)));
     view.check();
     drop(view);
     world.end();
