@@ -33,7 +33,7 @@ enum Sleep {
     /// It runs, or is about to, and a signal is pending for it. In the fault of a system call it would not sleep, and not
     /// leave the fault either: it tries again and again until it is answered.
     Interrupted,
-    /// In a system call, for something else than a fault.
+    /// Not for an answer of ours: in a system call, or for a lock of the kernel's.
     Elsewhere,
     /// It runs, or is about to.
     Awake,
@@ -46,14 +46,15 @@ fn sleep_of(tid: Tid) -> Sleep {
     match std::fs::read_to_string(format!("/proc/self/task/{}/syscall", tid.0)) {
         Ok(text) if text.starts_with("running") && is_interrupted(tid) => Sleep::Interrupted,
         Ok(text) if text.starts_with("running") => Sleep::Awake,
-        Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
+        // Also a thread in a fault may wait for something else: for the address space, while another maps.
         Ok(_) if waits_for_something_else(tid) => Sleep::Elsewhere,
+        Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
         Ok(_) => Sleep::SystemCall,
         Err(_) => Sleep::Unknown,
     }
 }
 
-/// Whether a thread in a system call certainly does not wait for a userfaultfd: its `wchan` names another function.
+/// Whether a thread that sleeps certainly does not wait for a userfaultfd: its `wchan` names another function.
 /// A kernel that keeps them to itself writes 0, or nothing.
 fn waits_for_something_else(tid: Tid) -> bool {
     let waits_in = std::fs::read_to_string(format!("/proc/self/task/{}/wchan", tid.0)).unwrap_or_default();
