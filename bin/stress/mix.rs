@@ -102,15 +102,12 @@ pub(crate) const THREADS_MIN: usize = 2;
 
 fn weights(rng: &mut Rng, ops: &[Op]) -> Weights {
     // Each is left out in one of three runs: what is left meets oftener.
-    let drawn: Weights = {
-        let mut drawn = Vec::new();
-        for op in ops {
-            if rng.u32(0..3) > 0 {
-                drawn.push((*op, rng.u32(1..=10)));
-            }
+    let mut drawn = Vec::new();
+    for op in ops {
+        if rng.u32(0..3) > 0 {
+            drawn.push((*op, rng.u32(1..=10)));
         }
-        drawn
-    };
+    }
     if drawn.is_empty() { vec![(ops[rng.usize(0..ops.len())], 1)] } else { drawn }
 }
 

@@ -148,16 +148,21 @@ impl Hand {
     }
 
     fn punch_bytes(&mut self, file: u8, bytes: Range<u64>) {
-        let plan = Plan {
-            op: Op::Punch,
-            file,
-            pages: self.pages_touched(bytes.clone()),
-            size: None,
-            certain_before: u64::MAX,
-        };
         let (start, len) = (bytes.start, bytes.end - bytes.start);
+        self.zeroing(Op::Punch, file, bytes, |file| file.punch_hole(start, len));
+    }
+
+    /// A change that zeroes some bytes, and leaves the size alone.
+    fn zeroing(
+        &mut self,
+        op: Op,
+        file: u8,
+        bytes: Range<u64>,
+        act: impl FnOnce(&daxpager::File) -> daxpager::Result<()>,
+    ) {
+        let plan = Plan { op, file, pages: self.pages_touched(bytes.clone()), size: None, certain_before: u64::MAX };
         let effect = |byte| if bytes.contains(&byte) { Effect::Zero } else { Effect::Nothing };
-        self.make(&plan, effect, |file| file.punch_hole(start, len));
+        self.make(&plan, effect, act);
     }
 
     /// A change that may make the file longer: what it does to a byte of the old file, and behind it.
@@ -198,10 +203,7 @@ impl Hand {
             self.growing(Op::ZeroRange, file, &bytes, |_| Effect::Zero, |file| file.zero_range(start, len, false));
             return;
         }
-        let pages = self.pages_touched(bytes.clone());
-        let plan = Plan { op: Op::ZeroRange, file, pages, size: None, certain_before: u64::MAX };
-        let effect = |byte| if bytes.contains(&byte) { Effect::Zero } else { Effect::Nothing };
-        self.make(&plan, effect, |file| file.zero_range(start, len, true));
+        self.zeroing(Op::ZeroRange, file, bytes, |file| file.zero_range(start, len, true));
     }
 
     fn allocate(&mut self, file: u8) {
