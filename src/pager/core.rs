@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::mapping::options::{MapOptions, Resolve};
 use crate::pager::regions::{Region, Regions};
 use crate::pager::stats::{Counters, Kind, Latencies};
 use crate::policy::Fault;
@@ -144,6 +145,13 @@ impl Core {
             stopping: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
             failure: Mutex::new(None),
+        }
+    }
+
+    /// The page table for a mapping with these options.
+    pub(crate) fn table_for(&self, options: &MapOptions) -> Result<Arc<dyn PageTable>> {
+        match options.resolve {
+            Resolve::PagerThread => Ok(self.table.clone()),
         }
     }
 
@@ -291,7 +299,7 @@ impl Core {
             change.remove_window(&window);
             change.commit(&inode.store);
             // Nothing installs here any more: L2 has been held exclusively since the window left.
-            if !self.switches.broken(Rule::CondemnBeforeClose) && !self.table.condemn(window.base(), window.bytes()) {
+            if !self.switches.broken(Rule::CondemnBeforeClose) && !window.table.condemn(window.base(), window.bytes()) {
                 window.set_lost();
             }
             dropped.extend(regions.remove(&window));
@@ -320,7 +328,7 @@ impl Core {
         let tell = |point| inode.probe(point, window.pages().start, None);
         tell(Point::BeforeUnmap);
         if inode.broken(Rule::UnmapUnderLock) && !window.is_lost() {
-            self.table.unmap(window.base(), window.bytes());
+            window.table.unmap(window.base(), window.bytes());
             window.set_lost();
         }
         let mut regions = self.regions.write();
@@ -329,7 +337,7 @@ impl Core {
         change.remove_window(window);
         change.commit(&inode.store);
         if !window.is_lost() {
-            self.table.unmap(window.base(), window.bytes());
+            window.table.unmap(window.base(), window.bytes());
         }
         tell(Point::Unmapped);
         RwLockWriteGuard::unlock_fair(regions);
@@ -376,10 +384,10 @@ impl Core {
         let after = hole.plus(bytes).min(end);
         for (start, end) in [(base, hole), (after, end)] {
             if start < end {
-                self.table.unmap(start, end.since(start));
+                window.table.unmap(start, end.since(start));
             }
         }
-        self.table.wake(base, window.bytes());
+        window.table.wake(base, window.bytes());
         Some(removed)
     }
 

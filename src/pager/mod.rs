@@ -13,6 +13,7 @@ use self::core::{Core, Job};
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::mapping::Mapping;
+use crate::mapping::options::MapOptions;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
@@ -209,6 +210,14 @@ impl Pager {
     /// [`Error::System`] when there is no address range left;
     /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
     pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
+        self.map_with(file, range, &MapOptions::default())
+    }
+
+    /// As [`Pager::map`], with a choice of how faults are resolved and stores are noticed.
+    ///
+    /// # Errors
+    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for.
+    pub fn map_with(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
         let inode = file.inode().clone();
         let page = inode.page();
         let len = range.end.saturating_sub(range.start);
@@ -219,13 +228,14 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
+        let table = self.core.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
         let mut regions = self.core.regions.write();
         self.core.check_alive()?;
-        let base = self.core.table.reserve(len, page.bytes()).map_err(|errno| Error::system("mmap", errno))?;
-        let window = Window::new(self.core.table.clone(), base, pages, page).map_err(|errno| {
-            self.core.table.unmap(base, len);
+        let base = table.reserve(len, page.bytes()).map_err(|errno| Error::system("mmap", errno))?;
+        let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
+            table.unmap(base, len);
             Error::system("mmap", errno)
         })?;
         let window = Arc::new(window);

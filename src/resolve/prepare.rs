@@ -75,7 +75,7 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
     let Some(region) = regions.of(&need.window) else { return Prepared::Ready };
     need.inode.probe(Point::Repointing, range.start, None);
     let held = need.inode.broken(Rule::NoWaitUnderLock).then(|| need.inode.space.change());
-    let pointed = point(core, need, range, first);
+    let pointed = point(need, range, first);
     if let Some(change) = held {
         change.commit(&need.inode.store);
     }
@@ -95,14 +95,14 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
     }
 }
 
-fn point(core: &Core, need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
+fn point(need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
     let page = need.inode.page();
     let at = need.window.addr_of(range.start);
     let bytes = page.bytes_of(range.pages());
     match first {
-        Backing::Zeros => core.table.point_at_zeros(at, bytes),
+        Backing::Zeros => need.window.table.point_at_zeros(at, bytes),
         Backing::Block(block) => {
-            core.table.point_at_device(at, bytes, &need.inode.store.memory, page.device_offset(block))
+            need.window.table.point_at_device(at, bytes, &need.inode.store.memory, page.device_offset(block))
         }
     }
 }
@@ -113,7 +113,7 @@ fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRan
     let Some(region) = regions.of(window) else { return };
     let bytes = region.inode.page().bytes_of(range.pages());
     let at = window.addr_of(range.start);
-    match core.table.mend(at, bytes) {
+    match window.table.mend(at, bytes) {
         Ok(true) => region.layout.set(range, Backing::Zeros),
         Ok(false) => {}
         // The addresses may be somebody else's from now on.
@@ -137,7 +137,7 @@ fn evict(core: &Core, regions: &mut Regions) {
     }
     let page = region.inode.page();
     let at = region.window.addr_of(span.start);
-    match core.table.point_at_zeros(at, page.bytes_of(span.pages())) {
+    match region.window.table.point_at_zeros(at, page.bytes_of(span.pages())) {
         Ok(()) => {
             region.layout.set(span, Backing::Zeros);
             region.evicted_up_to(span.end);

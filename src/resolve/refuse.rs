@@ -68,7 +68,7 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
     let mut grace = None;
     if delivery == Some(Delivery::Unreachable) {
         // Before the thread is woken, which poisoning does.
-        grace = Grace::new(&core.table, raw.tid, page);
+        grace = Grace::new(&window.table, raw.tid, page);
         change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);

@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use super::dirty::DirtyBits;
+use crate::mapping::options::MapOptions;
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::sys::PageTable;
@@ -10,7 +11,10 @@ use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
 /// A mapping as the file sees it: where to zap.
 pub(crate) struct Window {
-    pub(super) table: Arc<dyn PageTable>,
+    /// The page table that the range is registered with.
+    pub(crate) table: Arc<dyn PageTable>,
+    #[expect(dead_code, reason = "read by what is to come")]
+    pub(crate) options: MapOptions,
     base: Addr,
     /// The pages of the file that it shows.
     pub(super) pages: PageRange,
@@ -25,9 +29,16 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    pub(crate) fn new(table: Arc<dyn PageTable>, base: Addr, pages: PageRange, page: PageSize) -> Result<Self, Errno> {
+    pub(crate) fn new(
+        table: Arc<dyn PageTable>,
+        options: MapOptions,
+        base: Addr,
+        pages: PageRange,
+        page: PageSize,
+    ) -> Result<Self, Errno> {
         let dirty = DirtyBits::new(pages.pages())?;
-        Ok(Self { table, base, pages, page, dirty, lost: AtomicBool::new(false), alive: AtomicBool::new(true) })
+        let (lost, alive) = (AtomicBool::new(false), AtomicBool::new(true));
+        Ok(Self { table, options, base, pages, page, dirty, lost, alive })
     }
 
     pub(crate) fn base(&self) -> Addr {
