@@ -3,9 +3,16 @@
 mod entries;
 mod messages;
 
+use nix::errno::Errno;
+
+use super::space::Backing;
 use super::*;
 use crate::sync::thread::JoinHandle;
-use crate::sys::FaultKind;
+use crate::sys::memory::DeviceMemory;
+use crate::sys::{
+    Access, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Tid,
+};
+use crate::units::Addr;
 
 /// Pages of the range that a test plays with; the device has as many blocks, of one page each.
 const PAGES: u64 = 4;

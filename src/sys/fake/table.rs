@@ -1,0 +1,212 @@
+//! The trait, as the pager sees it: ioctls, re-points, messages.
+
+use nix::errno::Errno;
+
+use super::entries::Answer;
+use super::space::{Backing, Space};
+use super::{BASE_PAGE, Shared};
+use crate::error::Result;
+use crate::sync::Arc;
+use crate::sys::memory::DeviceMemory;
+use crate::sys::{Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Tid};
+use crate::units::Addr;
+
+impl Shared {
+    /// One ioctl: refused while an event is under way, and followed by a wake of what it has done.
+    fn ioctl(&self, at: Addr, act: impl FnOnce(&mut Space) -> Answer) -> Result<Outcome, Errno> {
+        let (answer, done) = {
+            let mut state = self.state.lock();
+            state.calls.installs += 1;
+            if state.changing > 0 {
+                return Ok(Outcome::Retry);
+            }
+            act(&mut state.space)
+        };
+        // The kernel has let go of the page table by now: a zap, and a new fault, may come first.
+        if done > 0 {
+            self.wake_range(at, done);
+        }
+        answer
+    }
+
+    fn point(&self, at: Addr, bytes: u64, backing: Backing) {
+        let mut state = self.state.lock();
+        state.calls.repoints += 1;
+        state.changing += 1;
+        state.space.replace(at, bytes, backing);
+        state.events_queued += 1;
+        let number = state.events_queued;
+        self.readable.notify_all();
+        while state.events_read < number {
+            self.event_read.wait(&mut state);
+        }
+        // Not by the reader: until this thread has run again, everything is refused.
+        state.changing -= 1;
+    }
+}
+
+impl PageTable for Shared {
+    fn base_page(&self) -> u64 {
+        BASE_PAGE
+    }
+
+    fn serves_kernel_faults(&self) -> bool {
+        true
+    }
+
+    fn check_huge(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
+        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE))
+    }
+
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
+        if offset.checked_add(bytes).is_none_or(|end| end > device.len_bytes()) {
+            return Err(Errno::EFAULT);
+        }
+        self.point(at, bytes, Backing::Device(device.clone(), offset));
+        Ok(())
+    }
+
+    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.point(at, bytes, Backing::Zeros);
+        Ok(())
+    }
+
+    fn mend(&self, _: Addr, _: u64) -> Result<bool, Errno> {
+        // A re-point that fails has changed nothing here.
+        Ok(false)
+    }
+
+    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+        self.state.lock().space.replace(at, bytes, Backing::Condemned);
+        self.wake(at, bytes);
+        true
+    }
+
+    fn unmap(&self, at: Addr, bytes: u64) {
+        self.state.lock().space.unmap(at, bytes);
+        self.wake(at, bytes);
+    }
+
+    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
+        self.ioctl(at, |space| space.install(at, bytes, protection == Protection::ReadOnly))
+    }
+
+    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
+        self.ioctl(at, |space| space.install_zeros(at))
+    }
+
+    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.ioctl(at, |space| space.poison(at, bytes))
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn put_quietly(&self, at: Addr, entry: crate::sys::inject::Entry) -> Result<Outcome, Errno> {
+        use crate::sys::inject::Entry;
+        // Only what is reported as done is woken.
+        self.ioctl(at, |space| match entry {
+            Entry::Page(bytes, protection) => (space.install(at, bytes, protection == Protection::ReadOnly).0, 0),
+            Entry::Zeros => (space.install_zeros(at).0, 0),
+            Entry::Poison(bytes) => (space.poison(at, bytes).0, 0),
+        })
+    }
+
+    fn refuse_own(&self, _: Addr) -> bool {
+        false
+    }
+
+    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.ioctl(at, |space| space.write_protect(at, bytes, false))
+    }
+
+    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.ioctl(at, |space| (space.write_protect(at, bytes, false).0, 0))
+    }
+
+    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        // As it wakes nobody, nothing of it is reported as done.
+        self.ioctl(at, |space| (space.write_protect(at, bytes, true).0, 0))
+    }
+
+    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        state.calls.zaps += 1;
+        state.space.zap(at, bytes);
+        Ok(())
+    }
+
+    fn wake(&self, at: Addr, bytes: u64) {
+        self.state.lock().calls.wakes += 1;
+        self.wake_range(at, bytes);
+    }
+
+    fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(thread) = state.threads.get_mut(&tid) else { return Delivery::Unreachable };
+        let asleep = state.sleepers.values_mut().find(|sleeper| sleeper.fault.tid == tid && !sleeper.woken);
+        let Some(sleeper) = asleep else { return Delivery::Awake };
+        sleeper.woken = true;
+        if sleeper.fault.addr != at {
+            state.strays += 1;
+        }
+        // A signal that is pending already is not queued twice.
+        thread.signal.get_or_insert(at.0);
+        self.woken.notify_all();
+        Delivery::Sent
+    }
+
+    fn outlook(&self, tid: Tid) -> Delivery {
+        if self.may_wait(tid) { Delivery::Sent } else { Delivery::Awake }
+    }
+
+    fn may_wait(&self, tid: Tid) -> bool {
+        self.state.lock().sleepers.values().any(|sleeper| sleeper.fault.tid == tid && !sleeper.woken)
+    }
+
+    fn runs(&self, tid: Tid) -> Option<u64> {
+        self.state.lock().threads.get(&tid).map(|thread| thread.runs)
+    }
+
+    fn wait(&self) {
+        let mut state = self.state.lock();
+        state.calls.polls += 1;
+        while !state.kicked && !state.is_readable() {
+            self.readable.wait(&mut state);
+        }
+        state.kicked = false;
+    }
+
+    fn read(&self, into: &mut Vec<Message>) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.calls.reads += 1;
+        let mut room = MESSAGES_PER_READ;
+        // Faults before events, whatever came first.
+        let unread = state.sleepers.values_mut().filter(|sleeper| !sleeper.read && !sleeper.woken);
+        for sleeper in unread.take(room) {
+            sleeper.read = true;
+            into.push(Message::Fault(sleeper.fault));
+            room -= 1;
+        }
+        // All of them are of our own re-points, which are not reported.
+        let events = (state.events_queued - state.events_read).min(room as u64);
+        state.events_read += events;
+        if events > 0 {
+            self.event_read.notify_all();
+        }
+        Ok(())
+    }
+
+    fn kick(&self) {
+        self.state.lock().kicked = true;
+        self.readable.notify_all();
+    }
+
+    fn calls(&self) -> Calls {
+        self.state.lock().calls
+    }
+}
