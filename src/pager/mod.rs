@@ -2,6 +2,7 @@
 
 pub(crate) mod core;
 mod describe;
+mod ends;
 pub(crate) mod layout;
 pub(crate) mod regions;
 pub(crate) mod stats;

@@ -1,0 +1,140 @@
+//! How mappings end: unmapped, lost to the application, condemned with the pager. Each leaves its file and the page table
+//! in one hold of the file's lock: entries of a mapping that its file does not know are found by no invalidation.
+
+use super::core::Core;
+use super::regions::{Region, Regions};
+use crate::probe::Point;
+use crate::sabotage::Rule;
+use crate::space::Window;
+use crate::sync::{Arc, Ordering, RwLockWriteGuard};
+use crate::sys::Outcome;
+use crate::units::Addr;
+use crate::volume::inode::Inode;
+
+/// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
+const CONDEMN_TRIES: u32 = 10_000;
+const CONDEMN_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+
+impl Core {
+    /// Makes every mapping end in SIGBUS. Waits for locks, so it is a worker's: whoever holds one may be
+    /// waiting for the reader, which goes on reading meanwhile.
+    pub(crate) fn condemn(&self) {
+        // The last reference to a removed file frees its blocks: dropped after the lock.
+        let mut dropped = Vec::new();
+        let mut regions = self.regions.write();
+        while let Some(region) = regions.first() {
+            let (window, inode) = (region.window.clone(), region.inode.clone());
+            let mut change = inode.space.change();
+            change.remove_window(&window);
+            // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
+            if !self.switches.broken(Rule::CondemnBeforeClose) && !window.table.condemn(window.base(), window.bytes()) {
+                window.set_lost();
+            }
+            change.commit(&inode.store);
+            dropped.extend(regions.remove(&window));
+        }
+        // Under the lock: whoever maps looks at it under the lock.
+        self.condemned.store(true, Ordering::Release);
+        RwLockWriteGuard::unlock_fair(regions);
+        self.table.kick();
+    }
+
+    /// Unmaps a mapping. An invalidation like any other (rule 7): no install reaches the range once it has
+    /// left the file and the map of regions, and only then is the address given back.
+    ///
+    /// ```text
+    /// unmap                                             fault
+    ///   regions exclusive (waits)                         regions shared
+    ///                                                       L2 shared: decide, install
+    ///                                                       unlock both
+    ///     leave the map
+    ///     L2 exclusive: leave the file; munmap; wake; unlock
+    ///   unlock                                            regions shared: nobody's address. Wake
+    /// ```
+    pub(crate) fn unmap(&self, window: &Arc<Window>, inode: &Arc<Inode>) {
+        let tell = |point| inode.probe(point, window.pages().start, None);
+        tell(Point::BeforeUnmap);
+        if inode.broken(Rule::UnmapUnderLock) && !window.is_lost() {
+            window.table.unmap(window.base(), window.bytes());
+            window.set_lost();
+        }
+        let mut regions = self.regions.write();
+        let removed = regions.remove(window);
+        let mut change = inode.space.change();
+        change.remove_window(window);
+        // Under L2: no invalidation finds the entries any more, and what they name may be freed once it is dropped.
+        if !window.is_lost() {
+            window.table.unmap(window.base(), window.bytes());
+        }
+        change.commit(&inode.store);
+        tell(Point::Unmapped);
+        RwLockWriteGuard::unlock_fair(regions);
+        // The last reference to a removed file frees its blocks: after the lock.
+        drop(removed);
+    }
+
+    /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with
+    /// it that no invalidation will find. The mapping is given up, and what was moved is condemned.
+    pub(crate) fn lose(&self, from: Addr, to: Addr, bytes: u64) {
+        let mut regions = self.regions.write();
+        let window = regions.find(from).map(|region| region.window.clone());
+        let dropped = window.and_then(|window| self.give_up(&mut regions, &window, from, bytes, Some(to)));
+        if dropped.is_none() {
+            // Of a mapping that has been given up already.
+            self.condemn_if_ours(to, bytes);
+        }
+        RwLockWriteGuard::unlock_fair(regions);
+        drop(dropped);
+    }
+
+    /// Ends a mapping of which a part is not ours any more: `bytes` from `hole` on, which are at `moved` now if
+    /// the application has moved them. The rest is unmapped. What has been moved goes first: when the
+    /// mapping says that it is lost, no entry of it is left.
+    pub(crate) fn give_up(
+        &self,
+        regions: &mut Regions,
+        window: &Arc<Window>,
+        hole: Addr,
+        bytes: u64,
+        moved: Option<Addr>,
+    ) -> Option<Region> {
+        let removed = regions.remove(window)?;
+        let (base, end) = (window.base(), window.base().plus(window.bytes()));
+        let after = hole.plus(bytes).min(end);
+        let rest = [(base, hole), (after, end)].into_iter().filter(|(start, end)| start < end);
+        let mut change = removed.inode.space.change();
+        change.remove_window(window);
+        for (start, end) in rest.clone() {
+            // What the kernel refuses is unmapped in a moment.
+            let _ = window.table.zap(start, end.since(start));
+        }
+        change.commit(&removed.inode.store);
+        if let Some(to) = moved {
+            self.condemn_if_ours(to, bytes);
+            // MREMAP_DONTUNMAP leaves the range where it was, too.
+            self.condemn_if_ours(hole, bytes);
+        }
+        window.set_lost();
+        for (start, end) in rest {
+            window.table.unmap(start, end.since(start));
+        }
+        window.table.wake(base, window.bytes());
+        Some(removed)
+    }
+
+    /// Condemns a range that is in no region, if it is registered with us: its address may be
+    /// somebody else's by now.
+    fn condemn_if_ours(&self, at: Addr, bytes: u64) {
+        for _ in 0..CONDEMN_TRIES {
+            match self.table.protect(at, bytes) {
+                Ok(Outcome::Installed | Outcome::AlreadyPresent) => {
+                    self.table.condemn(at, bytes);
+                    return;
+                }
+                // The thread that has called mremap has not run again.
+                Ok(Outcome::Retry) => crate::sync::back_off(CONDEMN_BACK_OFF),
+                Ok(Outcome::Gone) | Err(_) => return,
+            }
+        }
+    }
+}
