@@ -200,16 +200,6 @@ impl File {
         self.inode.space.shared().extents().within(PageRange::from(PageIndex(0))).map(physical).collect()
     }
 
-    /// Looks, at a moment at which nobody changes the file, whether the page table shows what the file is made of.
-    ///
-    /// # Errors
-    /// What is wrong, as text.
-    #[cfg(feature = "shuttle")]
-    #[doc(hidden)]
-    pub fn check(&self, fake: &crate::fake::FakePageTable) -> std::result::Result<(), String> {
-        self.inode.space.check(fake, &self.inode.store)
-    }
-
     /// The file's number (`st_ino`): from 1 up, of its volume's files its own, also when it has been removed. What
     /// an observer is told as [`Event::file`](crate::probe::Event::file).
     pub fn number(&self) -> u64 {

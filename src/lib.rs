@@ -63,6 +63,9 @@ pub use sys::fake;
 #[doc(hidden)]
 pub use sys::inject::Injection;
 pub use units::{BlockIndex, PageIndex};
+#[cfg(feature = "shuttle")]
+#[doc(hidden)]
+pub use volume::invariants::Invariants;
 pub use volume::{FileInfo, Volume};
 
 /// The README's example is compiled and run.

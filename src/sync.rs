@@ -22,7 +22,11 @@ pub(crate) use chosen::{
     AtomicBool, AtomicU64, Deadline, Mutex, MutexGuard, Queue, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off,
     step, thread,
 };
+#[cfg(feature = "shuttle")]
+pub(crate) use model::RwLockPeek;
 pub(crate) use std::sync::Arc;
+#[cfg(feature = "shuttle")]
+pub(crate) use std::sync::Weak;
 pub(crate) use std::sync::atomic::{AtomicU64 as Tally, Ordering};
 
 /// How a lock is held at one moment, which may be over by now.

@@ -1,24 +1,46 @@
-//! What the schedule checker asks at any moment: whether page tables show what the extents say.
+//! What holds of one file between any two steps of a schedule: its mappings show what it is made of. For the schedule
+//! checker alone, which looks without a lock and is no step itself.
 
-use super::{Shared, Space, Window};
+use super::{Space, State, Window};
 use crate::policy::PageState;
-use crate::sys::fake::{FakeEntry, FakePageTable};
-use crate::units::{Addr, PageIndex, PageRange};
-use crate::volume::store::Store;
+use crate::sync::RwLockPeek;
+use crate::sys::fake::FakeEntry;
+use crate::units::{Addr, BlockIndex, PageIndex, PageRange, PageSize};
+
+/// A file as it is between two steps.
+pub(crate) struct Glimpse<'a> {
+    page: PageSize,
+    state: RwLockPeek<'a, State>,
+}
 
 impl Space {
-    /// The invariant that L2 is there for: whoever holds it shared finds every entry of every mapping backed by the
-    /// extents, every block that is mapped owned, and no block of this file in anybody else's mapping.
-    pub(crate) fn check(&self, fake: &FakePageTable, store: &Store) -> Result<(), String> {
-        let shared = self.shared();
-        let entries = fake.entries();
-        shared.check_others(&entries)?;
-        for window in &shared.state().windows {
+    /// None while somebody holds L2 exclusively: from publish to zap page tables may lag behind.
+    pub(crate) fn peek(&self) -> Option<Glimpse<'_>> {
+        Some(Glimpse { page: self.page, state: self.state.peek()? })
+    }
+}
+
+impl Glimpse<'_> {
+    /// Whether a mapping of this file has the address.
+    pub(crate) fn shows(&self, addr: usize) -> bool {
+        let own = |window: &Window| window.base().0..window.base().plus(window.bytes()).0;
+        self.state.windows.iter().any(|window| own(window).contains(&addr))
+    }
+
+    /// The blocks that the file owns.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        let all = PageRange::from(PageIndex(0));
+        self.state.extents.within(all).flat_map(|extent| (0..extent.run.blocks).map(move |i| extent.run.start.plus(i)))
+    }
+
+    /// Every entry of every mapping is backed by the extents, and a page to which a store would go unnoticed is dirty.
+    pub(crate) fn check(&self, entries: &[FakeEntry]) -> Result<(), String> {
+        let eof = self.page.ceil(self.state.i_size);
+        for window in &self.state.windows {
             let own = window.base().0..window.base().plus(window.bytes()).0;
             for entry in entries.iter().filter(|entry| own.contains(&entry.addr)) {
-                shared.check_entry(window, entry, store)?;
+                self.check_entry(window, eof, entry)?;
             }
-            let eof = shared.page.ceil(shared.size());
             let past_end = PageRange::new(eof.max(window.pages.start), window.pages.end.max(eof));
             if !window.dirty.marked(window.own(past_end)).is_empty() {
                 return Err(format!("a page past the end, which is page {}, is dirty", eof.0));
@@ -26,49 +48,19 @@ impl Space {
         }
         Ok(())
     }
-}
 
-impl Shared<'_> {
-    /// There is one device in a model, so a block is known by where it lies.
-    fn check_others(&self, entries: &[FakeEntry]) -> Result<(), String> {
-        let state = self.state();
-        let ours = |addr| {
-            state.windows.iter().any(|window| {
-                (window.base().0..).contains(&addr) && { Addr(addr).since(window.base()) < window.bytes() }
-            })
-        };
-        let all = PageRange::from(PageIndex(0));
-        let owned = |offset| {
-            let block = self.page.page_of(offset).0;
-            state
-                .extents
-                .within(all)
-                .any(|extent| (extent.run.start.0..).take(extent.run.blocks as usize).any(|own| own == block))
-        };
-        match entries.iter().find(|entry| !ours(entry.addr) && entry.device_offset.is_some_and(owned)) {
-            Some(entry) => Err(format!("a block of this file is mapped for another: {entry:?}")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_entry(&self, window: &Window, entry: &FakeEntry, store: &Store) -> Result<(), String> {
+    fn check_entry(&self, window: &Window, eof: PageIndex, entry: &FakeEntry) -> Result<(), String> {
         let at = Addr(entry.addr);
         let page = window.page_at(at);
-        let state = self.extents().state(page);
+        let state = self.state.extents.state(page);
         let wrong = |what: &str| Err(format!("page {} is {state:?}, and {what}: {entry:?}", page.0));
-        if page >= self.page.ceil(self.size()) {
+        if page >= eof {
             return wrong("an entry is past the end");
         }
         let within = at.since(window.addr_of(page));
         match (state, entry.device_offset) {
-            (PageState::Written(block), Some(offset)) => {
-                if self.page.device_offset(block) + within != offset {
-                    return wrong("an entry names another block");
-                }
-                if store.is_free(block) {
-                    return wrong("its block is free");
-                }
-            }
+            (PageState::Written(block), Some(offset)) if self.page.device_offset(block) + within == offset => {}
+            (PageState::Written(_), Some(_)) => return wrong("an entry names another block"),
             (PageState::Hole | PageState::Unwritten(_), None) => {}
             (PageState::Hole | PageState::Unwritten(_), Some(_)) => return wrong("an entry names a block"),
             (PageState::Written(_), None) => return wrong("an entry shows zeros"),

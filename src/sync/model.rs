@@ -14,34 +14,56 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub(crate) use std::sync::RwLockReadGuard as RwLockPeek;
+
 use shuttle::future::batch_semaphore::{BatchSemaphore, Fairness};
 
 /// A lock without poisoning.
 pub(crate) struct Mutex<T> {
-    inner: shuttle::sync::Mutex<T>,
+    /// What threads wait for.
+    turn: shuttle::sync::Mutex<()>,
+    /// Never waited for: whoever has the turn finds it free.
+    value: std::sync::Mutex<T>,
 }
 
-/// See [`Mutex`].
+/// See [`Mutex`]. The value goes first, so that it is free when the turn is.
 pub(crate) struct MutexGuard<'a, T> {
     /// `None` only while a [`Condvar`] has it.
-    inner: Option<shuttle::sync::MutexGuard<'a, T>>,
+    value: Option<std::sync::MutexGuard<'a, T>>,
+    turn: Option<shuttle::sync::MutexGuard<'a, ()>>,
+    of: &'a Mutex<T>,
 }
 
 impl<T> Mutex<T> {
     #[track_caller]
     pub(crate) fn new(value: T) -> Self {
-        Self { inner: shuttle::sync::Mutex::new(value) }
+        Self { turn: shuttle::sync::Mutex::new(()), value: std::sync::Mutex::new(value) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard { inner: Some(self.inner.lock().unwrap_or_else(PoisonError::into_inner)) }
+        self.having(self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         use std::sync::TryLockError;
-        match self.inner.try_lock() {
-            Ok(inner) => Some(MutexGuard { inner: Some(inner) }),
-            Err(TryLockError::Poisoned(error)) => Some(MutexGuard { inner: Some(error.into_inner()) }),
+        match self.turn.try_lock() {
+            Ok(turn) => Some(self.having(turn)),
+            Err(TryLockError::Poisoned(error)) => Some(self.having(error.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn having<'a>(&'a self, turn: shuttle::sync::MutexGuard<'a, ()>) -> MutexGuard<'a, T> {
+        let value = self.peek().expect("whoever has the turn has the value");
+        MutexGuard { value: Some(value), turn: Some(turn), of: self }
+    }
+
+    /// The value, if nobody has the lock: for looks between two steps of a schedule, which are no steps themselves.
+    pub(crate) fn peek(&self) -> Option<std::sync::MutexGuard<'_, T>> {
+        use std::sync::TryLockError;
+        match self.value.try_lock() {
+            Ok(value) => Some(value),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
     }
@@ -61,13 +83,13 @@ impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.inner.as_ref().expect("a guard is whole unless it waits")
+        self.value.as_ref().expect("a guard is whole unless it waits")
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.inner.as_mut().expect("a guard is whole unless it waits")
+        self.value.as_mut().expect("a guard is whole unless it waits")
     }
 }
 
@@ -81,8 +103,9 @@ impl Condvar {
     }
 
     pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
-        let inner = guard.inner.take().expect("a guard is whole unless it waits");
-        guard.inner = Some(self.0.wait(inner).unwrap_or_else(PoisonError::into_inner));
+        guard.value = None;
+        let turn = guard.turn.take().expect("a guard is whole unless it waits");
+        *guard = guard.of.having(self.0.wait(turn).unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn notify_one(&self) {
@@ -121,13 +144,18 @@ impl<T> RwLock<T> {
     }
 
     fn reading<'a>(&'a self, permits: Permits<'a>) -> RwLockReadGuard<'a, T> {
-        use std::sync::TryLockError;
-        let value = match self.value.try_read() {
-            Ok(value) => value,
-            Err(TryLockError::Poisoned(error)) => error.into_inner(),
-            Err(TryLockError::WouldBlock) => unreachable!("a reader has a permit, so there is no writer"),
-        };
+        let value = self.peek().expect("a reader has a permit, so there is no writer");
         RwLockReadGuard { value, _permits: permits }
+    }
+
+    /// The value, if nobody has the lock exclusively. See [`Mutex::peek`].
+    pub(crate) fn peek(&self) -> Option<RwLockPeek<'_, T>> {
+        use std::sync::TryLockError;
+        match self.value.try_read() {
+            Ok(value) => Some(value),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {

@@ -3,6 +3,8 @@
 pub(crate) mod allocator;
 pub(crate) mod grace;
 pub(crate) mod inode;
+#[cfg(feature = "shuttle")]
+pub(crate) mod invariants;
 pub(crate) mod store;
 
 use std::collections::BTreeMap;

@@ -66,10 +66,10 @@ impl Store {
         }
     }
 
-    /// Whether nobody has the block. For the schedule checker's invariants.
+    /// The allocator, if nobody has its lock. For the schedule checker's invariants.
     #[cfg(feature = "shuttle")]
-    pub(crate) fn is_free(&self, block: BlockIndex) -> bool {
-        self.allocator.lock().is_free(block)
+    pub(crate) fn peek(&self) -> Option<impl std::ops::Deref<Target = Allocator> + '_> {
+        self.allocator.peek()
     }
 
     /// A number that no file of the volume has had: from 1 up.

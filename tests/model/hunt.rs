@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Once;
 
+use daxpager::Invariants;
 use daxpager::sabotage::Rule;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
@@ -47,7 +48,7 @@ struct Record {
 }
 
 struct Recorder {
-    inner: Box<dyn Scheduler + Send>,
+    inner: Asking,
     record: Rc<RefCell<Record>>,
 }
 
@@ -68,6 +69,49 @@ impl Scheduler for Recorder {
 
     fn next_u64(&mut self) -> u64 {
         unreachable!("no scenario draws numbers")
+    }
+}
+
+thread_local! {
+    /// Of the schedule that is being run.
+    static WATCHED: RefCell<Option<Invariants>> = const { RefCell::new(None) };
+    /// What is wrong in it.
+    static WRONG: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// From now on these must hold, up to the end of the schedule.
+pub fn watch(invariants: Invariants) {
+    WATCHED.set(Some(invariants));
+}
+
+/// Asks before every step, whoever is to make it, whether the invariants hold.
+struct Asking {
+    inner: Box<dyn Scheduler + Send>,
+}
+
+impl Scheduler for Asking {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        WATCHED.set(None);
+        WRONG.set(None);
+        self.inner.new_execution()
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+        WRONG.with_borrow_mut(|wrong| {
+            let holds = || WATCHED.with_borrow(|watched| watched.as_ref().map_or(Ok(()), Invariants::check));
+            // A panic may be caught by the thread whose step it comes after. No thread gets any further all the same.
+            if wrong.is_none() {
+                *wrong = holds().err();
+            }
+            if let Some(wrong) = wrong {
+                panic!("{wrong}");
+            }
+        });
+        self.inner.next_task(runnable, current, is_yielding)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.inner.next_u64()
     }
 }
 
@@ -113,7 +157,7 @@ fn run(inner: Box<dyn Scheduler + Send>, scenario: &Scenario, broken: Option<Rul
         let record = Rc::new(RefCell::new(Record::default()));
         let mut config = config();
         config.failure_persistence = FailurePersistence::None;
-        let runner = Runner::new(Recorder { inner, record: record.clone() }, config);
+        let runner = Runner::new(Recorder { inner: Asking { inner }, record: record.clone() }, config);
         EXPECTED.set(true);
         let failed = catch_unwind(AssertUnwindSafe(|| runner.run(move || body(broken)))).is_err();
         let message = FIRST.take().unwrap_or_default();
@@ -138,5 +182,5 @@ pub fn replay(found: &Found, scenario: &Scenario, rule: Rule) -> Option<String> 
 pub fn unbroken(scheduler: Box<dyn Scheduler + Send>, scenario: &Scenario) -> usize {
     keep_expected_panics();
     let body = scenario.run;
-    Runner::new(scheduler, config()).run(move || body(None))
+    Runner::new(Asking { inner: scheduler }, config()).run(move || body(None))
 }

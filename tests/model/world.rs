@@ -5,8 +5,10 @@ use std::sync::Arc;
 use daxpager::fake::{FakeFault, FakePageTable};
 use daxpager::probe::Probe;
 use daxpager::sabotage::Rule;
-use daxpager::{Device, File, Injection, Mapping, Pager, PagerBuilder, Volume};
+use daxpager::{Device, File, Injection, Invariants, Mapping, Pager, PagerBuilder, Volume};
 use shuttle::thread::{self, JoinHandle};
+
+use crate::hunt::watch;
 
 pub const PAGE: u64 = 4096;
 
@@ -51,6 +53,7 @@ impl Plan {
             volume.sabotage(rule, true);
             pager.sabotage(rule, true);
         }
+        watch(Invariants::new(&volume, &fake));
         World { fake, volume, pager, broken }
     }
 }
@@ -107,14 +110,6 @@ impl View {
         Err(FakeFault::Bus { addr: self.at(page, word) })
     }
 
-    /// Whether page tables show what the file is made of, now.
-    #[track_caller]
-    pub fn check(&self) {
-        if let Err(wrong) = self.file.check(&self.fake) {
-            panic!("{wrong}");
-        }
-    }
-
     /// A thread of the scenario.
     pub fn spawn(&self, body: impl FnOnce(View) + Send + 'static) -> JoinHandle<()> {
         let view = self.clone();
@@ -130,11 +125,6 @@ impl View {
                 assert!(seen == value || seen == 0, "stored {value:#x}, and sees {seen:#x}");
             }
         })
-    }
-
-    /// A thread that looks at the page table again and again.
-    pub fn watcher(&self, looks: usize) -> JoinHandle<()> {
-        self.spawn(move |view| (0..looks).for_each(|_| view.check()))
     }
 }
 

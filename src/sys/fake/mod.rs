@@ -107,6 +107,12 @@ impl FakePageTable {
         self.shared.state.lock().space.entries()
     }
 
+    /// For looks between two steps of a schedule.
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn glimpse(&self) -> Glimpse {
+        Glimpse(Arc::downgrade(&self.shared))
+    }
+
     /// Has every thread that has looked and found no entry call `act`, with the address, before it queues its
     /// message and falls asleep: a place to hold it in.
     pub fn before_sleep(&self, act: impl Fn(usize) + Send + Sync + 'static) {
@@ -122,6 +128,18 @@ impl FakePageTable {
     /// whatever the thread was doing. Here the thread's next access ends in it. A thread that has ended counts too.
     pub fn stray_signals(&self) -> u64 {
         self.shared.state.lock().strays
+    }
+}
+
+/// A page table that is looked at without a lock, as long as it is there.
+#[cfg(feature = "shuttle")]
+pub(crate) struct Glimpse(crate::sync::Weak<Shared>);
+
+#[cfg(feature = "shuttle")]
+impl Glimpse {
+    /// Every entry; none while somebody is at it, who will have done one step of its own when it is looked at again.
+    pub(crate) fn entries(&self) -> Option<Vec<FakeEntry>> {
+        Some(self.0.upgrade()?.state.peek()?.space.entries())
     }
 }
 

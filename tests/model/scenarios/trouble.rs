@@ -1,0 +1,73 @@
+//! A reader that is slow, and a page table that makes trouble.
+
+use std::sync::Arc;
+
+use daxpager::Injection;
+use daxpager::probe::{Event, Point, Probe};
+use daxpager::sabotage::Rule;
+use shuttle::sync::{Condvar, Mutex};
+
+use crate::world::{OLD, PAGE, Plan, join};
+
+/// Holds the reader at its second message until it is told to go on.
+struct SlowReader {
+    messages: Mutex<u32>,
+    going: Condvar,
+}
+
+/// What the count of messages is set to when the reader may go on.
+const GO_ON: u32 = 1000;
+
+impl Probe for SlowReader {
+    fn at(&self, event: Event) {
+        if event.point == Point::FaultRead {
+            let mut messages = self.messages.lock().unwrap();
+            *messages += 1;
+            while *messages == 2 {
+                messages = self.going.wait(messages).unwrap();
+            }
+        }
+    }
+}
+
+/// A worker re-points a range, which waits for the reader to read its event; and the reader is held up until a truncate
+/// has returned. So whoever re-points must hold no lock that a truncate needs.
+pub fn slow_reader(broken: Option<Rule>) {
+    let probe = Arc::new(SlowReader { messages: Mutex::new(0), going: Condvar::new() });
+    let world = Plan { probe: Some(probe.clone()), ..Plan::blocks(4) }.build(broken);
+    let view = world.map(&world.file("a", 2), 2);
+    let loader = |page| {
+        view.spawn(move |view| {
+            let seen = view.load(page, 2);
+            assert!(matches!(seen, Ok(0 | OLD)) || seen == view.bus(page, 2), "{seen:?}");
+        })
+    };
+    let threads = [loader(0), loader(1)];
+    view.file.truncate(PAGE).unwrap();
+    *probe.messages.lock().unwrap() = GO_ON;
+    probe.going.notify_all();
+    join(threads);
+    drop(view);
+    world.end();
+}
+
+/// The page table refuses now and then, is beaten to an entry, and delivers messages late or twice.
+pub fn injected(broken: Option<Rule>) {
+    let injection = Injection {
+        seed: 7,
+        again_ppm: 200_000,
+        exist_ppm: 200_000,
+        duplicate_ppm: 100_000,
+        delay_ppm: 100_000,
+        ..Injection::default()
+    };
+    let world = Plan { injection: Some(injection), ..Plan::blocks(4) }.build(broken);
+    let view = world.map(&world.file("a", 1), 1);
+    let puncher = view.spawn(|view| {
+        view.file.punch_hole(0, PAGE).unwrap();
+        assert_eq!(view.load(0, 2), Ok(0), "the punch is undone");
+    });
+    join([view.writer(0, 0, 0x10), view.writer(0, 1, 0x20), puncher]);
+    drop(view);
+    world.end();
+}
