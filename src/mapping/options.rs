@@ -10,6 +10,17 @@ pub enum Resolve {
     /// faults from inside system calls too.
     #[default]
     PagerThread,
+    /// In the thread that faulted, in a SIGBUS handler (`UFFD_FEATURE_SIGBUS`): no context switch, and threads resolve
+    /// side by side. What has to wait, to allocate or to re-point is still done by the pager, and waited for.
+    ///
+    /// - Buffers given to system calls get EFAULT where a page is not installed: nobody can resolve those.
+    /// - No thread that touches the mapping may block SIGBUS: the kernel ends the process if one does.
+    /// - The process's SIGBUS handler is the library's. The one that was there when the first such mapping was made is
+    ///   called for all that is not ours, and for what ends in a real SIGBUS: past the end of the file, or
+    ///   with no block left. Whoever installs one later must call ours for what it does not know.
+    /// - A signal handler that touches the mapping must not interrupt a call of this library.
+    /// - On x86-64 only; elsewhere [`Error::MissingFeature`](crate::Error::MissingFeature).
+    FaultingThread,
 }
 
 /// How stores through a mapping are noticed, for [`Mapping::take_dirty`](crate::Mapping::take_dirty).

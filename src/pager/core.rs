@@ -3,7 +3,6 @@
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::mapping::options::{MapOptions, Resolve};
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Kind, Latencies};
 use crate::policy::Fault;
@@ -11,7 +10,7 @@ use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
 use crate::sabotage::Switches;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock};
-use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Tid};
+use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid};
 use crate::units::{Addr, PageIndex};
 
 /// Work for a worker.
@@ -36,6 +35,8 @@ pub(crate) struct Handed {
     pub(crate) shortages: u32,
     /// When its message was read; for the latencies.
     pub(crate) read_at: Option<std::time::Instant>,
+    /// Its thread was to resolve it, and waits for the answer to this.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 const LATEST_SLOTS: usize = 256;
@@ -72,6 +73,8 @@ impl Reading<'_> {
 
 pub(crate) struct Core {
     pub(crate) table: Arc<dyn PageTable>,
+    /// Set once, when the first mapping wants it. A leaf, for the time of a copy.
+    direct: Mutex<Option<Arc<dyn PageTable>>>,
     /// The map of the address space; the kernel's mmap_lock. Shared by the reader (which only tries)
     /// and the workers, for as long as they look at a region and install in it; exclusive by map, unmap and
     /// re-point. Held exclusively while a re-point waits for the reader to read its event: installs would
@@ -122,6 +125,7 @@ impl Core {
     ) -> Self {
         Self {
             table,
+            direct: Mutex::new(None),
             regions: RwLock::new(Regions::default()),
             queue: Queue::new(),
             stats: Counters::default(),
@@ -142,11 +146,27 @@ impl Core {
         }
     }
 
-    /// The page table for a mapping with these options.
-    pub(crate) fn table_for(&self, options: &MapOptions) -> Result<Arc<dyn PageTable>> {
-        match options.resolve {
-            Resolve::PagerThread => Ok(self.table.clone()),
+    /// The page table of mappings whose faults their own threads resolve, if there are any.
+    pub(crate) fn direct(&self) -> Option<Arc<dyn PageTable>> {
+        self.direct.lock().clone()
+    }
+
+    pub(super) fn set_direct(&self, table: Arc<dyn PageTable>) {
+        *self.direct.lock() = Some(table);
+    }
+
+    /// Has both readers look around.
+    pub(super) fn kick(&self) {
+        self.table.kick();
+        if let Some(direct) = self.direct() {
+            direct.kick();
         }
+    }
+
+    /// How often each system call has been made. Never waits.
+    pub(crate) fn calls(&self) -> Calls {
+        let direct = self.direct.try_lock().and_then(|direct| direct.as_ref().map(|table| table.calls()));
+        self.table.calls().plus(&direct.unwrap_or_default())
     }
 
     /// Reads what has arrived in place of what `messages` holds, and gives every message a number; that of the
@@ -169,7 +189,7 @@ impl Core {
                 self.wake(fault);
                 false
             }
-            Message::Fault(_) | Message::Moved { .. } => true,
+            Message::Fault(_) | Message::Moved { .. } | Message::Posted(..) => true,
         });
         let first = self.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
         for (number, message) in (first..).zip(messages) {
@@ -188,7 +208,7 @@ impl Core {
             // An error is the reader's to find, too.
             let Ok(first) = self.read_under(&mut reading.0, &mut messages) else { return };
             for (number, message) in (first..).zip(&messages) {
-                self.hand_over(*message, number);
+                self.hand_on(*message, number);
             }
             if messages.is_empty() {
                 return;
@@ -196,16 +216,27 @@ impl Core {
         }
     }
 
-    fn hand_over(&self, message: Message, number: u64) {
+    /// Hands a message to the workers that nobody has looked at.
+    fn hand_on(&self, message: Message, number: u64) {
         match message {
             Message::Fault(fault) => {
                 self.stats.fault(Kind::of(Fault { access: fault.access, kind: fault.kind }));
-                self.stats.add(&self.stats.handed_over);
-                let read_at = self.latencies.is_some().then(std::time::Instant::now);
-                self.queue.push(Job::Fault(Handed { fault, message: number, losing: false, shortages: 0, read_at }));
+                self.hand_over(self.handed(fault, number));
             }
             Message::Moved { from, to, bytes } => self.queue.push(Job::Moved(from, to, bytes)),
+            Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the courier"),
         }
+    }
+
+    /// A fault for the workers, that has been read just now.
+    pub(crate) fn handed(&self, fault: RawFault, message: u64) -> Handed {
+        let read_at = self.latencies.is_some().then(std::time::Instant::now);
+        Handed { fault, message, losing: false, shortages: 0, read_at, ticket: None }
+    }
+
+    pub(crate) fn hand_over(&self, handed: Handed) {
+        self.stats.add(&self.stats.handed_over);
+        self.queue.push(Job::Fault(handed));
     }
 
     pub(crate) fn hold_reading(&self) -> Reading<'_> {
@@ -258,7 +289,7 @@ impl Core {
     /// Has the reader end the pager: condemn every mapping, then itself.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.table.kick();
+        self.kick();
     }
 
     /// A thread of the pager has panicked: the pager ends, and says why from now on.

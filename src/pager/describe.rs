@@ -27,7 +27,7 @@ fn write_all(core: &Core, out: &mut String) -> fmt::Result {
     writeln!(out, "\nqueued: {}", core.queue.len())?;
     write!(out, "done:")?;
     core.stats.named().iter().try_for_each(|(name, count)| write!(out, " {name} {count}"))?;
-    writeln!(out, "\ncalls: {:?}", core.table.calls())?;
+    writeln!(out, "\ncalls: {:?}", core.calls())?;
     let numbering = if core.numbering.is_locked() { "held" } else { "free" };
     writeln!(out, "numbering of messages: {numbering}")?;
     // Before it is tried, or it would be seen held by this very call.

@@ -7,7 +7,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
-use crate::sys::Outcome;
+use crate::sys::{Outcome, PageTable};
 use crate::units::Addr;
 use crate::volume::inode::Inode;
 
@@ -26,6 +26,7 @@ impl Core {
             let (window, inode) = (region.window.clone(), region.inode.clone());
             let mut change = inode.space.change();
             change.remove_window(&window);
+            window.table.unwatch(window.base());
             // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
             if !self.switches.broken(Rule::CondemnBeforeClose) && !window.table.condemn(window.base(), window.bytes()) {
                 window.set_lost();
@@ -36,7 +37,7 @@ impl Core {
         // Under the lock: whoever maps looks at it under the lock.
         self.condemned.store(true, Ordering::Release);
         RwLockWriteGuard::unlock_fair(regions);
-        self.table.kick();
+        self.kick();
     }
 
     /// Unmaps a mapping. An invalidation like any other (rule 7): no install reaches the range once it has
@@ -62,6 +63,7 @@ impl Core {
         let removed = regions.remove(window);
         let mut change = inode.space.change();
         change.remove_window(window);
+        window.table.unwatch(window.base());
         // Under L2: no invalidation finds the entries any more, and what they name may be freed once it is dropped.
         if !window.is_lost() {
             window.table.unmap(window.base(), window.bytes());
@@ -81,7 +83,10 @@ impl Core {
         let dropped = window.and_then(|window| self.give_up(&mut regions, &window, from, bytes, Some(to)));
         if dropped.is_none() {
             // Of a mapping that has been given up already.
-            self.condemn_if_ours(to, bytes);
+            Self::condemn_if_ours(&*self.table, to, bytes);
+            if let Some(direct) = self.direct() {
+                Self::condemn_if_ours(&*direct, to, bytes);
+            }
         }
         RwLockWriteGuard::unlock_fair(regions);
         drop(dropped);
@@ -104,15 +109,16 @@ impl Core {
         let rest = [(base, hole), (after, end)].into_iter().filter(|(start, end)| start < end);
         let mut change = removed.inode.space.change();
         change.remove_window(window);
+        window.table.unwatch(window.base());
         for (start, end) in rest.clone() {
             // What the kernel refuses is unmapped in a moment.
             let _ = window.table.zap(start, end.since(start));
         }
         change.commit(&removed.inode.store);
         if let Some(to) = moved {
-            self.condemn_if_ours(to, bytes);
+            Self::condemn_if_ours(&*window.table, to, bytes);
             // MREMAP_DONTUNMAP leaves the range where it was, too.
-            self.condemn_if_ours(hole, bytes);
+            Self::condemn_if_ours(&*window.table, hole, bytes);
         }
         window.set_lost();
         for (start, end) in rest {
@@ -122,13 +128,13 @@ impl Core {
         Some(removed)
     }
 
-    /// Condemns a range that is in no region, if it is registered with us: its address may be
+    /// Condemns a range that is in no region, if it is registered with the table: its address may be
     /// somebody else's by now.
-    fn condemn_if_ours(&self, at: Addr, bytes: u64) {
+    fn condemn_if_ours(table: &dyn PageTable, at: Addr, bytes: u64) {
         for _ in 0..CONDEMN_TRIES {
-            match self.table.protect(at, bytes) {
+            match table.protect(at, bytes) {
                 Ok(Outcome::Installed | Outcome::AlreadyPresent) => {
-                    self.table.condemn(at, bytes);
+                    table.condemn(at, bytes);
                     return;
                 }
                 // The thread that has called mremap has not run again.

@@ -2,6 +2,7 @@
 
 pub(crate) mod core;
 mod describe;
+mod direct;
 mod ends;
 pub(crate) mod layout;
 pub(crate) mod regions;
@@ -34,9 +35,17 @@ pub struct Pager {
     core: Arc<Core>,
     reader: Mutex<Option<thread::JoinHandle<()>>>,
     workers: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// Started with the first mapping whose threads resolve their own faults. Held while the page table for them is
+    /// opened, by `map_with` alone; under no other lock.
+    courier: Mutex<Option<thread::JoinHandle<()>>>,
+    open_direct: OpenDirect,
+    thread_name: String,
     #[cfg(feature = "sabotage")]
     injecting: Option<Arc<Injecting>>,
 }
+
+/// Opens the page table of mappings whose faults their own threads resolve.
+type OpenDirect = Box<dyn Fn() -> Result<Arc<dyn PageTable>> + Send + Sync>;
 
 /// How a pager is to be. Made by [`Pager::builder`].
 #[derive(Clone)]
@@ -130,7 +139,7 @@ impl PagerBuilder {
     pub fn start(self) -> Result<Pager> {
         self.check()?;
         let table = Userfault::open(self.need_kernel_faults)?;
-        self.start_on(table)
+        self.start_on(table, Box::new(|| Ok(Userfault::open_direct()?)))
     }
 
     /// Starts a pager on a fake page table instead of the kernel's.
@@ -138,7 +147,8 @@ impl PagerBuilder {
     #[doc(hidden)]
     pub fn start_on_fake(self, fake: &crate::fake::FakePageTable) -> Result<Pager> {
         self.check()?;
-        self.start_on(fake.table())
+        let direct = fake.direct_table();
+        self.start_on(fake.table(), Box::new(move || Ok(direct.clone())))
     }
 
     fn check(&self) -> Result<()> {
@@ -148,9 +158,14 @@ impl PagerBuilder {
         Ok(())
     }
 
-    fn start_on(self, table: Arc<dyn PageTable>) -> Result<Pager> {
+    fn start_on(self, table: Arc<dyn PageTable>, open_direct: OpenDirect) -> Result<Pager> {
         #[cfg(feature = "sabotage")]
         let injecting = self.injection.map(|injection| Arc::new(Injecting::new(table.clone(), injection)));
+        #[cfg(feature = "sabotage")]
+        let open_direct = match injecting.clone() {
+            None => open_direct,
+            Some(beside) => Box::new(move || Ok(Arc::new(beside.beside(open_direct()?)) as Arc<dyn PageTable>)),
+        };
         #[cfg(feature = "sabotage")]
         let table = injecting.clone().map_or(table, |injecting| injecting as Arc<dyn PageTable>);
         let ranges = self.address_ranges_max.unwrap_or_else(|| process::max_map_count() / 4 * 3);
@@ -163,6 +178,9 @@ impl PagerBuilder {
             core,
             reader: Mutex::new(None),
             workers: Mutex::new(Vec::new()),
+            courier: Mutex::new(None),
+            open_direct,
+            thread_name: self.thread_name.clone(),
             #[cfg(feature = "sabotage")]
             injecting,
         };
@@ -229,7 +247,7 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
-        let table = self.core.table_for(options)?;
+        let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
         let mut regions = self.core.regions.write();
@@ -244,6 +262,7 @@ impl Pager {
         change.add_window(window.clone());
         change.commit(&inode.store);
         regions.insert(Region::new(inode.clone(), window.clone()));
+        window.table.watch(base, len, self.core.clone());
         drop(regions);
         Ok(Mapping::new(self.core.clone(), inode, window))
     }
@@ -251,7 +270,7 @@ impl Pager {
     /// What the pager has done so far. Waits for nobody.
     pub fn stats(&self) -> Stats {
         Stats {
-            calls: self.core.table.calls(),
+            calls: self.core.calls(),
             queued: self.core.queue.len() as u64,
             address_ranges: self.core.address_ranges(),
             ..self.core.stats.snapshot()
@@ -319,6 +338,9 @@ impl Pager {
         // It ends when a worker has condemned the mappings.
         if let Some(reader) = self.reader.lock().take() {
             let _ = reader.join();
+        }
+        if let Some(courier) = self.courier.lock().take() {
+            let _ = courier.join();
         }
         let workers = std::mem::take(&mut *self.workers.lock());
         workers.iter().for_each(|_| self.core.queue.push(Job::Stop));

@@ -107,7 +107,9 @@ counters! {
     sigbus,
     /// Address ranges pointed elsewhere.
     repoints,
-    /// Faults that the reader handed to a worker.
+    /// Faults that the very thread has resolved that had them.
+    in_thread,
+    /// Faults that the reader, or a thread that resolves its own, handed to a worker.
     handed_over,
     /// Times that a fault was looked at again because something had to be prepared or was busy.
     rounds,

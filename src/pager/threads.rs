@@ -9,9 +9,9 @@ use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::policy::Fault;
 use crate::probe::Point;
-use crate::resolve::{Attempt, Patience, attempt, resolve};
+use crate::resolve::{Attempt, Patience, Served, attempt, resolve};
 use crate::sabotage::Rule;
-use crate::sys::{MESSAGES_PER_READ, Message, RawFault, process};
+use crate::sys::{MESSAGES_PER_READ, Message, RawFault, Verdict, process};
 
 /// The reader: waits for messages, answers what it can at once, hands the rest to the workers. When the pager is
 /// told to end, or a thread of it has panicked, it has a worker condemn every mapping, and goes
@@ -43,6 +43,7 @@ fn serve(core: &Core, messages: &mut Vec<Message>) {
             Message::Fault(fault) => serve_fault(core, fault, number),
             // The application's doing. It waits for nobody: its event has just been read.
             Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
+            Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the courier"),
         }
     }
 }
@@ -57,9 +58,9 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     match answer {
         Attempt::Done => record(core, kind, read_at),
         Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) => {
-            core.stats.add(&core.stats.handed_over);
-            core.queue.push(Job::Fault(Handed { fault, message, losing, shortages: 0, read_at }));
+            core.hand_over(Handed { losing, read_at, ..core.handed(fault, message) });
         }
+        Attempt::Sigbus => unreachable!("only a thread that resolves its own faults is told so"),
     }
 }
 
@@ -67,7 +68,7 @@ fn kind_of(fault: &RawFault) -> Kind {
     Kind::of(Fault { access: fault.access, kind: fault.kind })
 }
 
-fn record(core: &Core, kind: Kind, read_at: Option<Instant>) {
+pub(super) fn record(core: &Core, kind: Kind, read_at: Option<Instant>) {
     if let (Some(latencies), Some(read_at)) = (&core.latencies, read_at) {
         latencies.record(kind, read_at.elapsed());
     }
@@ -103,13 +104,19 @@ pub(super) fn worker(core: &Core) {
 
 fn serve_handed(core: &Core, handed: Handed) {
     core.tell(Point::FaultTaken, &handed.fault);
-    match resolve(core, handed) {
-        None => record(core, kind_of(&handed.fault), handed.read_at),
-        Some(again) => core.queue.push(Job::Fault(again)),
+    let verdict = match resolve(core, handed) {
+        Served::Done => Verdict::Repeat,
+        Served::Sigbus => Verdict::Sigbus,
+        Served::Again(again) => return core.queue.push(Job::Fault(again)),
+    };
+    record(core, kind_of(&handed.fault), handed.read_at);
+    if let (Some(ticket), Some(direct)) = (handed.ticket, core.direct()) {
+        core.stats.fault(kind_of(&handed.fault));
+        direct.answer(ticket, verdict);
     }
 }
 
-fn message_of(panic: &(dyn Any + Send)) -> String {
+pub(super) fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

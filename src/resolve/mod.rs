@@ -60,6 +60,18 @@ pub(crate) enum Attempt {
     NoMemory,
     /// Something has to be put in place first.
     Prepare(Need),
+    /// The thread resolves its own faults, and is to take a SIGBUS.
+    Sigbus,
+}
+
+/// What became of a worker's turn at a fault.
+pub(crate) enum Served {
+    /// Answered.
+    Done,
+    /// The thread waits for the answer, and is to take a SIGBUS.
+    Sigbus,
+    /// To be queued up again.
+    Again(Handed),
 }
 
 /// What has to be put in place, and for whom. A hint: by the time it is, the file may be another.
@@ -84,8 +96,8 @@ const BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 /// Turns that end for lack of memory or address ranges after which a fault ends in SIGBUS: about a second.
 const SHORTAGES_MAX: u32 = 10_000;
 
-/// Serves a fault to its end, or as far as one turn goes: then it is returned, to be queued up again.
-pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
+/// Serves a fault to its end, or as far as one turn goes.
+pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
     let mut raw = handed.fault;
     if handed.losing {
         grant_grace(core, &raw);
@@ -93,24 +105,25 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
     for _ in 0..ROUNDS_PER_TURN {
         core.stats.add(&core.stats.rounds);
         let need = match attempt(core, &raw, Patience::Wait) {
-            Attempt::Done => return None,
+            Attempt::Done => return Served::Done,
+            Attempt::Sigbus => return Served::Sigbus,
             Attempt::Prepare(need) => need,
             Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Attempt::NoMemory => return short_of_memory(handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
             Attempt::Again | Attempt::Busy => break,
         };
-        if need.takes_a_block() {
+        if need.takes_a_block() && handed.ticket.is_none() {
             match core.age(&handed) {
                 // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
                 // woken for this one: each thread that waits for the page would send another, faster
                 // than one worker takes them up.
-                Age::Stale => return None,
+                Age::Stale => return Served::Done,
                 // Of several threads that stored to this page the first answer has woken all, and the page may have been
                 // punched since: no block for nobody. Woken all the same, as it may be about to fall asleep.
                 Age::Last | Age::Unknown if !core.table.may_wait(raw.tid) => {
                     core.wake(&raw);
-                    return None;
+                    return Served::Done;
                 }
                 Age::Last | Age::Unknown => {}
             }
@@ -124,8 +137,8 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         need.inode.probe(Point::Prepared, need.page, None);
         if let Some(decision) = need.stale_decision(&raw) {
             return match act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
-                Attempt::Done => None,
-                _ => Some(handed),
+                Attempt::Done => Served::Done,
+                _ => Served::Again(handed),
             };
         }
         if need.takes_a_block() {
@@ -135,12 +148,12 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Option<Handed> {
         }
     }
     sync::back_off(BACK_OFF);
-    Some(handed)
+    Served::Again(handed)
 }
 
-fn short_of_memory(handed: Handed) -> Option<Handed> {
+fn short_of_memory(handed: Handed) -> Served {
     sync::back_off(BACK_OFF);
-    Some(Handed { shortages: handed.shortages + 1, ..handed })
+    Served::Again(Handed { shortages: handed.shortages + 1, ..handed })
 }
 
 /// Has invalidations of the page wait until the thread has had its turn. Before the fault is
@@ -318,6 +331,11 @@ fn act(
     let page = view.page;
     let stats = &core.stats;
     let mark = !inode.broken(Rule::MarkDirty);
+    if window.is_direct() && decision == Decision::Sigbus {
+        // No poison: the thread asks each time.
+        stats.add(&stats.sigbus);
+        return Attempt::Sigbus;
+    }
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
@@ -325,7 +343,7 @@ fn act(
         Decision::InstallWritable => (shared.install(window, page, Protection::Writable, mark), &stats.installs),
         Decision::Unprotect => (shared.unprotect(window, page, mark), &stats.unprotects),
         Decision::Retry => {
-            if !inode.broken(Rule::WakeOnRetry) {
+            if !inode.broken(Rule::WakeOnRetry) && !window.is_direct() {
                 core.wake(raw);
             }
             (Ok(Outcome::Installed), &stats.retries)
@@ -343,7 +361,7 @@ fn act(
             // Another thread's fault was first. The kernel has woken nobody, and the thread may be
             // asleep on an entry that is there: everything ends in a wake (rule 6).
             stats.add(&stats.retries);
-            if !inode.broken(Rule::WakeAfterEexist) {
+            if !inode.broken(Rule::WakeAfterEexist) && !window.is_direct() {
                 core.wake(raw);
             }
             Attempt::Done

@@ -1,6 +1,6 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
-use super::{Attempt, SHORTAGES_MAX};
+use super::{Attempt, SHORTAGES_MAX, Served};
 use crate::pager::core::{Age, Core, Handed};
 use crate::policy::{PageState, View};
 use crate::space::{Shared, Window};
@@ -16,6 +16,9 @@ const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
 /// address: somebody has changed the device, or the mapping, behind our back. SIGBUS rather than a guess.
 pub(super) fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &View, shared: &Shared<'_>) -> Attempt {
     core.stats.add(&core.stats.lost_pages);
+    if window.is_direct() {
+        return Attempt::Sigbus;
+    }
     match shared.poison(window, raw.addr, view.backing) {
         Ok(Outcome::Installed) => {}
         Ok(Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => core.wake(raw),
@@ -48,16 +51,20 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
 ///   hole no store to it gets through;
 /// - with everything read that was unread, and the reader kept from reading: what comes of the thread before it
 ///   has run is of the same store, and only woken for.
-pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
+pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
     let raw = &handed.fault;
+    if handed.ticket.is_some() {
+        core.stats.add(&core.stats.sigbus);
+        return Served::Sigbus;
+    }
     if core.age(&handed) == Age::Stale {
         // As in `resolve`: the thread's next message is served in its turn.
-        return None;
+        return Served::Done;
     }
     let regions = core.regions.read();
     let Some(region) = regions.find(raw.addr) else {
         core.wake(raw);
-        return None;
+        return Served::Done;
     };
     let (inode, window) = (&region.inode, &region.window);
     let page = window.page_at(raw.addr);
@@ -94,7 +101,7 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Option<Handed> {
             change.commit(&inode.store);
         }
     }
-    None
+    Served::Done
 }
 
 /// Sends the thread its SIGBUS if it sleeps in the very fault that this message is of. `None` if it has sent another

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::dirty::DirtyBits;
-use crate::mapping::options::MapOptions;
+use crate::mapping::options::{MapOptions, Resolve};
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, Ordering};
 use crate::sys::PageTable;
@@ -13,7 +13,6 @@ use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) struct Window {
     /// The page table that the range is registered with.
     pub(crate) table: Arc<dyn PageTable>,
-    #[expect(dead_code, reason = "read by what is to come")]
     pub(crate) options: MapOptions,
     base: Addr,
     /// The pages of the file that it shows.
@@ -51,6 +50,11 @@ impl Window {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.page.bytes_of(self.pages.pages())
+    }
+
+    /// Whether threads resolve their own faults here.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.options.resolve == Resolve::FaultingThread
     }
 
     pub(crate) fn is_alive(&self) -> bool {

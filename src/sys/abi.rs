@@ -100,6 +100,9 @@ pub(super) const NEEDED: [Feature; 8] = [
 pub(super) const NEEDED_FOR_HUGE: [Feature; 2] =
     [feature(4, "UFFD_FEATURE_MISSING_HUGETLBFS", "4.11"), feature(9, "UFFD_FEATURE_MINOR_HUGETLBFS", "5.13")];
 
+/// What resolution in the faulting thread needs besides.
+pub(super) const SIGBUS: Feature = feature(7, "UFFD_FEATURE_SIGBUS", "4.14");
+
 nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
 nix::ioctl_readwrite!(uffdio_copy, 0xaa, 0x03, Copy);
 nix::ioctl_readwrite!(uffdio_writeprotect, 0xaa, 0x06, WriteProtect);

@@ -3,7 +3,8 @@
 //! Each access is a few instructions of assembler between two labels. A process-wide SIGBUS
 //! handler looks whether the interrupted instruction lies between them; if so, it has the access
 //! return "failed" with the faulting address, and otherwise it calls the handler that was there
-//! before. It allocates nothing and takes no lock.
+//! before. It allocates nothing and takes no lock. Before all that it asks [`super::trap`] whether the fault is one that this very
+//! thread resolves.
 //!
 //! A SIGBUS for a full volume is sent by the pager ([`super::process::raise_sigbus`]), not raised by the access. It
 //! counts only if it meets the access it is meant for: an instruction that has not been executed yet, at
@@ -13,7 +14,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
+
+use super::{Verdict, trap};
 
 /// What a guarded routine returns: a value, and 0 for done or 1 for SIGBUS. With 1 the value is the faulting address.
 #[repr(C)]
@@ -204,8 +207,11 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     let addr = unsafe { info_ref.si_addr() } as usize;
     // SAFETY: the third argument of an SA_SIGINFO handler is the interrupted ucontext_t, ours to change.
     let context_ref = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let thread = interrupted(context_ref);
     let raised = info_ref.si_code > 0;
+    if raised && trap::resolve(addr, context_ref) == Some(Verdict::Repeat) {
+        return;
+    }
+    let thread = interrupted(context_ref);
     if thread.is_in_a_routine() {
         if raised || thread.is_about_to_access(addr) {
             go_on_as_failed(context_ref, daxpager_access_failed as *const () as usize, addr);
@@ -215,7 +221,21 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
             return;
         }
     }
+    give_signals_back(context_ref);
     pass_on(signal, raised, info, context);
+}
+
+/// Unblocks the signals that only our own handler had blocked: the one that is called next expects what it would have
+/// without ours.
+fn give_signals_back(context: &libc::ucontext_t) {
+    // SAFETY: the mask that the kernel has saved on the way into the handler is a sigset_t like any other.
+    let mut before = unsafe { SigSet::from_sigset_t_unchecked(context.uc_sigmask) };
+    before.add(Signal::SIGBUS);
+    if let Some(previous) = PREVIOUS.get() {
+        previous.mask().iter().for_each(|signal| before.add(signal));
+    }
+    // Fails only for a bad `how`.
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
 }
 
 /// Calls the handler that was there before, or does what the system would have done without ours.
@@ -241,8 +261,9 @@ fn pass_on(signal: i32, raised: bool, info: *mut libc::siginfo_t, context: *mut 
 pub(crate) fn enable() -> Result<(), Errno> {
     static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
     *DONE.get_or_init(|| {
-        let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
-        let ours = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
+        // On the thread's own stack: alternative ones are small, and meant for stacks that have overflown. With every signal
+        // blocked: a handler that touched a mapping would find the locks of `trap` held below it.
+        let ours = SigAction::new(SigHandler::SigAction(on_sigbus), SaFlags::SA_SIGINFO, SigSet::all());
         // SAFETY: the handler is async-signal-safe: it reads registers and a set-once cell, and calls on.
         let previous = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
         let _ = PREVIOUS.set(previous);

@@ -8,7 +8,10 @@
 use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
-use super::{Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Tid};
+use super::{
+    Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Ticket, Tid,
+    Verdict,
+};
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 use crate::units::Addr;
@@ -76,14 +79,21 @@ pub(crate) struct Injecting {
     table: Arc<dyn PageTable>,
     injection: Injection,
     drawn: AtomicU64,
-    counts: [AtomicU64; NAMES.len()],
+    /// Those of every page table of the pager.
+    counts: Arc<[AtomicU64; NAMES.len()]>,
     /// Messages held back, oldest first, one or two a thread. Taken by the reader alone, which reads under it: a leaf.
     late: Mutex<Vec<Late>>,
 }
 
 impl Injecting {
     pub(crate) fn new(table: Arc<dyn PageTable>, injection: Injection) -> Self {
-        Self { table, injection, drawn: AtomicU64::new(0), counts: Default::default(), late: Mutex::default() }
+        Self { table, injection, drawn: AtomicU64::new(0), counts: Arc::default(), late: Mutex::default() }
+    }
+
+    /// The same for another page table of the pager.
+    pub(crate) fn beside(&self, table: Arc<dyn PageTable>) -> Self {
+        let counts = self.counts.clone();
+        Self { table, injection: self.injection, drawn: AtomicU64::new(0), counts, late: Mutex::default() }
     }
 
     /// What has been put in so far, by name.
@@ -335,7 +345,7 @@ impl PageTable for Injecting {
         for message in fresh {
             match message {
                 Message::Fault(fault) => self.take_in(&mut late, into, fault),
-                Message::Moved { .. } => into.push(message),
+                Message::Moved { .. } | Message::Posted(..) => into.push(message),
             }
         }
         self.deliver(&mut late, into);
@@ -348,6 +358,22 @@ impl PageTable for Injecting {
 
     fn kick(&self) {
         self.table.kick();
+    }
+
+    fn watch(&self, at: Addr, bytes: u64, resolver: Arc<dyn Resolver>) {
+        self.table.watch(at, bytes, resolver);
+    }
+
+    fn unwatch(&self, at: Addr) {
+        self.table.unwatch(at);
+    }
+
+    fn answer(&self, ticket: Ticket, verdict: Verdict) {
+        self.table.answer(ticket, verdict);
+    }
+
+    fn dismiss(&self) {
+        self.table.dismiss();
     }
 
     fn calls(&self) -> Calls {

@@ -14,6 +14,7 @@ pub mod fake;
 pub(crate) mod inject;
 pub(crate) mod memory;
 pub(crate) mod process;
+mod trap;
 pub(crate) mod userfault;
 
 use nix::errno::Errno;
@@ -65,6 +66,27 @@ pub(crate) enum Message {
         to: Addr,
         bytes: u64,
     },
+    /// A fault that the thread was to resolve that has it, and could not: it waits until its ticket is answered.
+    Posted(RawFault, Ticket),
+}
+
+/// Where a thread waits for the answer to a fault it has posted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ticket(pub(crate) u64);
+
+/// What a thread does about a fault that was to be resolved by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Repeats the access.
+    Repeat,
+    /// Takes the SIGBUS, as a real one.
+    Sigbus,
+}
+
+/// Resolves faults in the threads that have them, in a signal handler: it allocates nothing and waits for nobody.
+pub(crate) trait Resolver: Send + Sync {
+    /// `None` if it takes somebody who may wait.
+    fn resolve(&self, fault: &RawFault) -> Option<Verdict>;
 }
 
 /// How many messages one read takes at most.
@@ -207,6 +229,18 @@ pub(crate) trait PageTable: Send + Sync {
     /// Makes [`PageTable::wait`] return.
     fn kick(&self);
 
+    /// From now on faults in the range are resolved by the threads that have them, if this is a table whose faults are.
+    fn watch(&self, _at: Addr, _bytes: u64, _resolver: Arc<dyn Resolver>) {}
+
+    /// No resolver is running for the range at `at` any more when this returns.
+    fn unwatch(&self, _at: Addr) {}
+
+    /// Answers a fault that came as [`Message::Posted`]. Only the first answer counts.
+    fn answer(&self, _ticket: Ticket, _verdict: Verdict) {}
+
+    /// Has every thread that waits for an answer repeat its access: there will be none. No range is watched any more.
+    fn dismiss(&self) {}
+
     /// How often each system call has been made.
     fn calls(&self) -> Calls;
 }
@@ -230,6 +264,17 @@ pub struct Calls {
 }
 
 impl Calls {
+    pub(crate) fn plus(&self, other: &Calls) -> Calls {
+        Calls {
+            polls: self.polls + other.polls,
+            reads: self.reads + other.reads,
+            installs: self.installs + other.installs,
+            wakes: self.wakes + other.wakes,
+            zaps: self.zaps + other.zaps,
+            repoints: self.repoints + other.repoints,
+        }
+    }
+
     /// What has been called since an earlier count.
     pub fn since(&self, earlier: &Calls) -> Calls {
         Calls {

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod direct;
 mod entries;
 mod space;
 mod table;
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Calls, PageTable, Tid};
 use crate::sync::{Arc, Condvar, Mutex, thread};
+use direct::Direct;
 use entries::Op;
 use space::Space;
 use threads::{Sleeper, Thread};
@@ -53,24 +55,39 @@ pub struct FakeEntry {
 #[derive(Clone)]
 pub struct FakePageTable {
     shared: Arc<Shared>,
+    /// Another half of the address space, at higher addresses, with a page table and a channel of its own: the ranges whose
+    /// faults their own threads resolve.
+    direct: Arc<Shared>,
 }
+
+/// Where that half begins.
+const DIRECT: usize = 1 << 44;
 
 impl FakePageTable {
     /// An empty address space.
     #[expect(clippy::new_without_default, reason = "an address space is no neutral value")]
     pub fn new() -> Self {
-        let shared = Shared {
-            state: Mutex::new(State::default()),
+        let of = |state| Shared {
+            state: Mutex::new(state),
             readable: Condvar::new(),
             woken: Condvar::new(),
             event_read: Condvar::new(),
             before_sleep: Mutex::new(None),
         };
-        Self { shared: Arc::new(shared) }
+        let direct = State { direct: Some(Direct::default()), space: Space::from(DIRECT), ..State::default() };
+        Self { shared: Arc::new(of(State::default())), direct: Arc::new(of(direct)) }
+    }
+
+    fn half(&self, at: usize) -> &Shared {
+        if at < DIRECT { &self.shared } else { &self.direct }
     }
 
     pub(crate) fn table(&self) -> Arc<dyn PageTable> {
         self.shared.clone()
+    }
+
+    pub(crate) fn direct_table(&self) -> Arc<dyn PageTable> {
+        self.direct.clone()
     }
 
     /// Loads an aligned word. Faults, and waits for the pager, as a load by the CPU would.
@@ -78,7 +95,7 @@ impl FakePageTable {
     /// # Errors
     /// The signal in which the access ended.
     pub fn load(&self, at: usize) -> Result<u64, FakeFault> {
-        self.shared.access(at, Op::Load)
+        self.half(at).access(at, Op::Load)
     }
 
     /// Stores an aligned word.
@@ -86,7 +103,7 @@ impl FakePageTable {
     /// # Errors
     /// As [`FakePageTable::load`].
     pub fn store(&self, at: usize, value: u64) -> Result<(), FakeFault> {
-        self.shared.access(at, Op::Store(value)).map(drop)
+        self.half(at).access(at, Op::Store(value)).map(drop)
     }
 
     /// Stores `new` in an aligned word if `expected` is there; what was there before.
@@ -94,23 +111,23 @@ impl FakePageTable {
     /// # Errors
     /// As [`FakePageTable::load`].
     pub fn compare_exchange(&self, at: usize, expected: u64, new: u64) -> Result<u64, FakeFault> {
-        self.shared.access(at, Op::CompareExchange(expected, new))
+        self.half(at).access(at, Op::CompareExchange(expected, new))
     }
 
     /// Whether there is an entry, so that a load would not fault. A marker is none, and neither is poison.
     pub fn is_mapped(&self, at: usize) -> bool {
-        self.shared.state.lock().space.is_present(at)
+        self.half(at).state.lock().space.is_present(at)
     }
 
     /// Every entry of the page table, by address.
     pub fn entries(&self) -> Vec<FakeEntry> {
-        self.shared.state.lock().space.entries()
+        [&self.shared, &self.direct].iter().flat_map(|half| half.state.lock().space.entries()).collect()
     }
 
     /// For looks between two steps of a schedule.
     #[cfg(feature = "shuttle")]
     pub(crate) fn glimpse(&self) -> Glimpse {
-        Glimpse(Arc::downgrade(&self.shared))
+        Glimpse([Arc::downgrade(&self.shared), Arc::downgrade(&self.direct)])
     }
 
     /// Has every thread that has looked and found no entry call `act`, with the address, before it queues its
@@ -133,13 +150,17 @@ impl FakePageTable {
 
 /// A page table that is looked at without a lock, as long as it is there.
 #[cfg(feature = "shuttle")]
-pub(crate) struct Glimpse(crate::sync::Weak<Shared>);
+pub(crate) struct Glimpse([crate::sync::Weak<Shared>; 2]);
 
 #[cfg(feature = "shuttle")]
 impl Glimpse {
     /// Every entry; none while somebody is at it, who will have done one step of its own when it is looked at again.
     pub(crate) fn entries(&self) -> Option<Vec<FakeEntry>> {
-        Some(self.0.upgrade()?.state.peek()?.space.entries())
+        let mut entries = Vec::new();
+        for half in &self.0 {
+            entries.extend(half.upgrade()?.state.peek()?.space.entries());
+        }
+        Some(entries)
     }
 }
 
@@ -163,6 +184,8 @@ struct State {
     tids: HashMap<thread::ThreadId, Tid>,
     threads: HashMap<Tid, Thread>,
     strays: u64,
+    /// Only in the half whose faults their own threads resolve.
+    direct: Option<Direct>,
     calls: Calls,
 }
 

@@ -59,7 +59,14 @@ const FIRST: usize = 1 << 40;
 
 impl Default for Space {
     fn default() -> Self {
-        Self { areas: BTreeMap::new(), entries: BTreeMap::new(), given_back: Vec::new(), next: FIRST }
+        Self::from(FIRST)
+    }
+}
+
+impl From<usize> for Space {
+    /// With the first reservation at `next`.
+    fn from(next: usize) -> Self {
+        Self { areas: BTreeMap::new(), entries: BTreeMap::new(), given_back: Vec::new(), next }
     }
 }
 

@@ -8,7 +8,9 @@ use super::{BASE_PAGE, Shared};
 use crate::error::Result;
 use crate::sync::Arc;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Tid};
+use crate::sys::{
+    Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
+};
 use crate::units::Addr;
 
 impl Shared {
@@ -192,6 +194,11 @@ impl PageTable for Shared {
             into.push(Message::Fault(sleeper.fault));
             room -= 1;
         }
+        if let Some(direct) = &mut state.direct {
+            let before = into.len();
+            into.extend(direct.read(room));
+            room -= into.len() - before;
+        }
         // All of them are of our own re-points, which are not reported.
         let events = (state.events_queued - state.events_read).min(room as u64);
         state.events_read += events;
@@ -204,6 +211,32 @@ impl PageTable for Shared {
     fn kick(&self) {
         self.state.lock().kicked = true;
         self.readable.notify_all();
+    }
+
+    fn watch(&self, at: Addr, bytes: u64, resolver: Arc<dyn Resolver>) {
+        if let Some(direct) = &mut self.state.lock().direct {
+            direct.watch(at, bytes, resolver);
+        }
+    }
+
+    fn unwatch(&self, at: Addr) {
+        // What it was the last one to own is dropped without the lock.
+        let gone = self.state.lock().direct.as_mut().and_then(|direct| direct.unwatch(at));
+        drop(gone);
+    }
+
+    fn answer(&self, ticket: Ticket, verdict: Verdict) {
+        if let Some(direct) = &mut self.state.lock().direct {
+            direct.answer(ticket, verdict);
+        }
+        self.woken.notify_all();
+    }
+
+    fn dismiss(&self) {
+        if let Some(direct) = &mut self.state.lock().direct {
+            direct.dismiss();
+        }
+        self.woken.notify_all();
     }
 
     fn calls(&self) -> Calls {

@@ -1,5 +1,6 @@
 //! Threads in a fault: how they fall asleep, and who wakes them.
 
+use super::direct::Direct;
 use super::entries::{Look, Op};
 use super::space::Backing;
 use super::{FakeFault, Shared, State};
@@ -34,7 +35,10 @@ impl State {
     }
 
     pub(super) fn is_readable(&self) -> bool {
-        self.events_read < self.events_queued || self.sleepers.values().any(|sleeper| !sleeper.read && !sleeper.woken)
+        let posted = self.direct.as_ref().is_some_and(Direct::is_readable);
+        posted
+            || self.events_read < self.events_queued
+            || self.sleepers.values().any(|sleeper| !sleeper.read && !sleeper.woken)
     }
 
     /// Queues a fault, unless it is over already. `None` if the range is not any more what it was.
@@ -63,7 +67,10 @@ impl Shared {
     /// ```
     pub(super) fn access(&self, at: usize, op: Op) -> Result<u64, FakeFault> {
         assert!(at.is_multiple_of(8), "{at:#x} is no aligned word");
-        let tid = self.state.lock().tid();
+        let (tid, direct) = {
+            let mut state = self.state.lock();
+            (state.tid(), state.direct.is_some())
+        };
         let access = if op.is_store() { Access::Store } else { Access::Load };
         loop {
             let look = {
@@ -77,6 +84,9 @@ impl Shared {
                 Look::Done(value) => return Ok(value),
                 Look::Bus => return Err(FakeFault::Bus { addr: at }),
                 Look::Segv => return Err(FakeFault::Segv { addr: at }),
+                Look::Fault(kind, _) if direct => {
+                    self.resolve_directly(RawFault { addr: Addr(at), access, kind, tid })?
+                }
                 Look::Fault(kind, seen) => self.sleep(RawFault { addr: Addr(at), access, kind, tid }, &seen),
             }
         }

@@ -22,8 +22,8 @@ use userfaultfd::Uffd;
 use super::abi;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
-    Access, Calls, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Tid,
-    process,
+    Access, Calls, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver,
+    Ticket, Tid, Verdict, access, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -38,6 +38,8 @@ pub(crate) struct Userfault {
     /// The features of this kernel.
     supported: u64,
     user_mode_only: bool,
+    /// Faults are a SIGBUS of their threads instead of messages.
+    direct: bool,
     /// An empty file: an access to a mapping of it is a SIGBUS that needs no pager.
     grave: OwnedFd,
     /// Mappings of whole devices. A leaf; never held while an event is awaited.
@@ -64,13 +66,30 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Userfault {
-    /// Opens a userfaultfd. `huge` asks for what huge pages need too.
+    /// Opens a userfaultfd whose faults are messages.
     pub(crate) fn open(need_kernel_faults: bool) -> Result<Arc<Self>> {
         let supported = supported_features()?;
         check_features(supported, &abi::NEEDED)?;
+        Self::open_with(supported, 0, need_kernel_faults)
+    }
+
+    /// Opens a userfaultfd whose faults are resolved by the threads that have them.
+    pub(crate) fn open_direct() -> Result<Arc<Self>> {
+        if !trap::SUPPORTED {
+            let feature = "the kind of access in a signal handler, on this architecture";
+            return Err(Error::MissingFeature { feature, since: "none" });
+        }
+        let supported = supported_features()?;
+        check_features(supported, &abi::NEEDED)?;
+        check_features(supported, &[abi::SIGBUS])?;
+        access::enable().map_err(|errno| Error::system("sigaction", errno))?;
+        Self::open_with(supported, abi::SIGBUS.bit, false)
+    }
+
+    fn open_with(supported: u64, more: u64, need_kernel_faults: bool) -> Result<Arc<Self>> {
         let huge = abi::NEEDED_FOR_HUGE.iter().fold(0, |all, feature| all | feature.bit);
         let needed = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
-        let (uffd, user_mode_only) = open::open(needed | (supported & huge), need_kernel_faults)?;
+        let (uffd, user_mode_only) = open::open(needed | more | (supported & huge), need_kernel_faults)?;
         let kick = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::system("eventfd", errno))?;
         let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
@@ -80,6 +99,7 @@ impl Userfault {
             kick,
             supported,
             user_mode_only,
+            direct: more & abi::SIGBUS.bit != 0,
             grave,
             templates: Mutex::new(Vec::new()),
             moves: Mutex::new(VecDeque::new()),
@@ -285,6 +305,9 @@ impl PageTable for Userfault {
     }
 
     fn read(&self, into: &mut Vec<Message>) -> Result<(), Errno> {
+        if self.direct {
+            into.extend(trap::take_posted(self.id(), MESSAGES_PER_READ));
+        }
         count(&self.calls.reads);
         let mut buffer = [0u8; abi::MESSAGE_BYTES * MESSAGES_PER_READ];
         match nix::unistd::read(self.uffd_fd(), &mut buffer) {
@@ -292,7 +315,7 @@ impl PageTable for Userfault {
                 let messages = buffer[..bytes].chunks_exact(abi::MESSAGE_BYTES).filter_map(parse);
                 into.extend(messages.filter(|message| match *message {
                     Message::Moved { from, to, .. } => !self.is_own_move(from, to),
-                    Message::Fault(_) => true,
+                    Message::Fault(_) | Message::Posted(..) => true,
                 }));
                 Ok(())
             }
@@ -305,6 +328,26 @@ impl PageTable for Userfault {
     fn kick(&self) {
         // A full counter has the reader awake already.
         let _ = self.kick.write(1);
+    }
+
+    fn watch(&self, at: Addr, bytes: u64, resolver: Arc<dyn Resolver>) {
+        if let (true, Some(kick)) = (self.direct, self.this.upgrade()) {
+            trap::watch(at, &trap::Watched { bytes, owner: self.id(), kick, resolver });
+        }
+    }
+
+    fn unwatch(&self, at: Addr) {
+        if self.direct {
+            trap::unwatch(at);
+        }
+    }
+
+    fn answer(&self, ticket: Ticket, verdict: Verdict) {
+        trap::answer(ticket, verdict);
+    }
+
+    fn dismiss(&self) {
+        trap::dismiss(self.id());
     }
 
     fn calls(&self) -> Calls {
@@ -320,7 +363,18 @@ impl PageTable for Userfault {
     }
 }
 
+impl trap::Kick for Userfault {
+    fn kick(&self) {
+        PageTable::kick(self);
+    }
+}
+
 impl Userfault {
+    /// No other table has it while this one lives.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
     fn uffd_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         // SAFETY: the descriptor is open as long as `self.uffd`, which the borrow of self outlasts.
         unsafe { std::os::fd::BorrowedFd::borrow_raw(self.fd()) }

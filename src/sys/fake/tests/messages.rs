@@ -67,7 +67,7 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
     let pages = |messages: &[Message]| -> Vec<u64> {
         let page = |message: &Message| match message {
             Message::Fault(fault) => Some(fault.addr.since(test.base) / BASE_PAGE),
-            Message::Moved { .. } => panic!("our own moves are not reported"),
+            Message::Moved { .. } | Message::Posted(..) => panic!("{message:?} is not to be expected"),
         };
         messages.iter().filter_map(page).collect()
     };

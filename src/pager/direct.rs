@@ -1,0 +1,96 @@
+//! Faults resolved by the threads that have them: the pager's other way in, through the same look-up, the same
+//! decision and the same guard. A signal handler runs this, so it only tries, as the reader does; and what
+//! has to be prepared or waited for goes to the workers, while the thread waits for their answer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Error, Result};
+use crate::mapping::options::{MapOptions, Resolve};
+use crate::pager::Pager;
+use crate::pager::core::{Core, Handed, Job};
+use crate::pager::stats::Kind;
+use crate::pager::threads::{message_of, record};
+use crate::policy::Fault;
+use crate::resolve::{Attempt, Patience, attempt};
+use crate::sync::{Arc, thread};
+use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verdict, process};
+
+impl Resolver for Core {
+    fn resolve(&self, fault: &RawFault) -> Option<Verdict> {
+        let started = self.latencies.is_some().then(std::time::Instant::now);
+        let looked = catch_unwind(AssertUnwindSafe(|| attempt(self, fault, Patience::Try)));
+        let verdict = match looked {
+            Ok(Attempt::Done) => Verdict::Repeat,
+            Ok(Attempt::Sigbus) => Verdict::Sigbus,
+            Ok(Attempt::Again | Attempt::Busy | Attempt::NoMemory | Attempt::Prepare(_)) => return None,
+            Err(panic) => {
+                // The mapping is condemned soon, and the thread is dismissed then.
+                self.fail(format!("a thread that resolved its own fault panicked: {}", message_of(&*panic)));
+                return None;
+            }
+        };
+        let kind = Kind::of(Fault { access: fault.access, kind: fault.kind });
+        self.stats.fault(kind);
+        self.stats.add(&self.stats.in_thread);
+        record(self, kind, started);
+        Some(verdict)
+    }
+}
+
+/// The thread that takes what faulting threads have posted to the workers, and reads the events of their page table.
+/// It never waits for a lock, like the reader.
+fn courier(core: &Core, table: &dyn PageTable) {
+    process::block_all_signals();
+    let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
+    while !core.is_condemned() {
+        let carried = catch_unwind(AssertUnwindSafe(|| carry(core, table, &mut messages)));
+        if let Err(panic) = carried {
+            core.fail(format!("its courier panicked: {}", message_of(&*panic)));
+        }
+    }
+    // Nothing is watched any more, so nobody posts.
+    table.dismiss();
+}
+
+fn carry(core: &Core, table: &dyn PageTable, messages: &mut Vec<Message>) {
+    table.wait();
+    messages.clear();
+    table.read(messages).unwrap_or_else(|errno| panic!("read from the userfaultfd failed: {errno}"));
+    for message in messages.drain(..) {
+        match message {
+            Message::Posted(fault, ticket) => {
+                let losing = core.losers.is_losing(fault.tid, fault.addr);
+                core.hand_over(Handed { ticket: Some(ticket), losing, ..core.handed(fault, 0) });
+            }
+            Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
+            Message::Fault(fault) => unreachable!("{fault:?} is its own thread's to resolve"),
+        }
+    }
+}
+
+impl Pager {
+    /// The page table for a mapping with these options. The first mapping whose threads resolve their own faults opens
+    /// another userfaultfd, and starts a thread.
+    pub(super) fn table_for(&self, options: &MapOptions) -> Result<Arc<dyn PageTable>> {
+        match options.resolve {
+            Resolve::PagerThread => Ok(self.core.table.clone()),
+            Resolve::FaultingThread => self.direct_table(),
+        }
+    }
+
+    fn direct_table(&self) -> Result<Arc<dyn PageTable>> {
+        let mut courier_thread = self.courier.lock();
+        if let Some(table) = self.core.direct() {
+            return Ok(table);
+        }
+        let table = (self.open_direct)()?;
+        let (core, own) = (self.core.clone(), table.clone());
+        let thread = thread::Builder::new()
+            .name(format!("{}-courier", self.thread_name))
+            .spawn(move || courier(&core, &*own))
+            .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })?;
+        *courier_thread = Some(thread);
+        self.core.set_direct(table.clone());
+        Ok(table)
+    }
+}

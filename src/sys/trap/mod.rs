@@ -1,0 +1,122 @@
+//! Faults that their own threads resolve: a userfaultfd with `UFFD_FEATURE_SIGBUS` raises a SIGBUS in
+//! place of a message, and the handler in [`super::access`] asks here what to do about it.
+//!
+//! All of this runs in a signal handler. It allocates nothing and waits for no lock; what the resolver cannot do at
+//! once goes to a slot ([`slots`]), and the thread sleeps there until the pager has answered.
+//!
+//! ```text
+//! thread                                            pager
+//!   SIGBUS
+//!     directory shared: whose address is it?
+//!       resolver: busy, or a block is wanted
+//!       post the fault in a slot, kick
+//!     unlock
+//!     sleep at the slot                               read: the slot's fault
+//!                                                     serve it, answer the slot, wake
+//!   repeat the access, or pass the SIGBUS on
+//! ```
+
+mod registers;
+mod slots;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam::utils::CachePadded;
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::{RawFault, Resolver, Tid, Verdict};
+use crate::units::Addr;
+pub(super) use registers::SUPPORTED;
+pub(super) use slots::{answer, dismiss, take_posted};
+
+/// Something that is told when there is a fault in a slot.
+pub(super) trait Kick: Send + Sync {
+    fn kick(&self);
+}
+
+/// A range whose faults are resolved by the threads that have them.
+#[derive(Clone)]
+pub(super) struct Watched {
+    pub(super) bytes: u64,
+    /// Whose slots its faults go to.
+    pub(super) owner: usize,
+    pub(super) kick: Arc<dyn Kick>,
+    pub(super) resolver: Arc<dyn Resolver>,
+}
+
+type Directory = BTreeMap<usize, Watched>;
+
+const COPIES: usize = 8;
+
+/// The watched ranges by address, several times over, so that threads that fault side by side share no cache line. A
+/// leaf. Handlers hold one copy shared, and only try; watch and unwatch take each exclusively in its turn, with signals
+/// blocked, so that no handler runs in a thread that holds it.
+static DIRECTORY: [CachePadded<RwLock<Directory>>; COPIES] =
+    [const { CachePadded::new(RwLock::new(Directory::new())) }; COPIES];
+
+fn change_all(change: impl Fn(&mut Directory)) {
+    let mut before = SigSet::empty();
+    // Fails only for a bad `how`.
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
+    DIRECTORY.iter().for_each(|copy| change(&mut copy.write()));
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+}
+
+/// From now on faults in the range are its resolver's.
+pub(super) fn watch(at: Addr, watched: &Watched) {
+    change_all(|directory| drop(directory.insert(at.0, watched.clone())));
+}
+
+/// No resolver is running for the range any more when this returns; a thread that has posted a fault may still wait.
+pub(super) fn unwatch(at: Addr) {
+    change_all(|directory| drop(directory.remove(&at.0)));
+}
+
+fn find(directory: &Directory, at: Addr) -> Option<&Watched> {
+    let (base, watched) = directory.range(..=at.0).next_back()?;
+    (at.since(Addr(*base)) < watched.bytes).then_some(watched)
+}
+
+/// A copy of the directory that few other threads look at: threads are told apart by where their stacks are.
+fn directory() -> RwLockReadGuard<'static, Directory> {
+    let here = 0u8;
+    let stack = (&raw const here) as usize;
+    let copy = &DIRECTORY[(stack >> 16 ^ stack >> 21) % COPIES];
+    loop {
+        // Whoever holds it exclusively runs, and needs nothing of this thread.
+        if let Some(directory) = copy.try_read() {
+            return directory;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// What is to become of an access that was interrupted by a SIGBUS at `addr`. `None` if it is not ours.
+pub(super) fn resolve(addr: usize, context: &libc::ucontext_t) -> Option<Verdict> {
+    let fault = registers::fault(addr, context)?;
+    let errno = Errno::last_raw();
+    let verdict = serve(fault);
+    Errno::set_raw(errno);
+    verdict
+}
+
+fn serve(mut fault: RawFault) -> Option<Verdict> {
+    let directory = directory();
+    let watched = find(&directory, fault.addr)?;
+    if let Some(verdict) = watched.resolver.resolve(&fault) {
+        return Some(verdict);
+    }
+    fault.tid = Tid(nix::unistd::gettid().as_raw() as u32);
+    let Some(slot) = slots::post(watched.owner, &fault) else {
+        // Every slot is taken: the access repeats, and finds out.
+        drop(directory);
+        std::thread::yield_now();
+        return Some(Verdict::Repeat);
+    };
+    watched.kick.kick();
+    drop(directory);
+    Some(slot.wait())
+}

@@ -1,0 +1,207 @@
+//! Mappings whose faults are resolved by the threads that have them.
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use common::*;
+use daxpager::probe::Point;
+use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume};
+
+const A: u8 = 0xaa;
+const B: u8 = 0xbb;
+
+fn options() -> MapOptions {
+    MapOptions::new().resolve(Resolve::FaultingThread)
+}
+
+fn map(pager: &Pager, file: &File, pages: u64) -> Arc<Mapping> {
+    Arc::new(pager.map_with(file, 0..pages * PAGE, &options()).unwrap())
+}
+
+fn small(blocks: u64) -> (Volume, Pager) {
+    let volume = Volume::format(Device::memfd("direct", blocks * PAGE).unwrap());
+    (volume, Pager::builder().start().unwrap())
+}
+
+/// A page that has its block and its address is there after one fault, which no thread of the pager has seen.
+#[test]
+fn a_hit_is_resolved_without_the_pagers_threads() {
+    let (volume, pager) = small(16);
+    let file = volume.create("a").unwrap();
+    file.write_at(&[A; 4 * PAGE as usize], 0).unwrap();
+    let map = map(&pager, &file, 4);
+    // The first fault points the address at the device, which is a worker's to do.
+    assert_eq!(map.load(0), Ok(u64::from_ne_bytes([A; 8])));
+    let before = pager.stats();
+    assert_eq!(map.load(PAGE), Ok(u64::from_ne_bytes([A; 8])));
+    assert_eq!(map.store(2 * PAGE, 1), Ok(()));
+    assert_eq!(map.store(PAGE, 2), Ok(()));
+    let after = pager.stats();
+    assert_eq!(after.in_thread - before.in_thread, 3);
+    assert_eq!(after.handed_over, before.handed_over);
+    let calls = after.calls.since(&before.calls);
+    assert_eq!((calls.polls, calls.reads, calls.installs, calls.wakes), (0, 0, 3, 0), "{calls:?}");
+    assert_eq!(map.take_dirty().unwrap(), [PAGE..3 * PAGE]);
+}
+
+/// Past the end is SIGBUS, and not for ever.
+#[test]
+fn the_end_of_the_file_is_asked_each_time() {
+    let (volume, pager) = small(16);
+    let file = volume.create("a").unwrap();
+    let map = map(&pager, &file, 4);
+    let past_end =
+        |result: Result<u64, Error>| assert!(matches!(result, Err(Error::Bus(bus)) if bus.offset == 8), "{result:?}");
+    past_end(map.load(8));
+    file.truncate(PAGE).unwrap();
+    assert_eq!(map.load(8), Ok(0));
+    map.store(8, 5).unwrap();
+    file.truncate(0).unwrap();
+    past_end(map.load(8));
+    file.truncate(PAGE).unwrap();
+    assert_eq!(map.load(8), Ok(0));
+}
+
+/// Holes and unwritten pages: a worker prepares them while the thread waits.
+#[test]
+fn stores_to_holes_are_handed_to_a_worker() {
+    let (volume, pager) = small(64);
+    let file = volume.create("a").unwrap();
+    file.truncate(16 * PAGE).unwrap();
+    file.allocate(8 * PAGE, 8 * PAGE, false).unwrap();
+    let map = map(&pager, &file, 16);
+    for page in 0..16 {
+        assert_eq!(map.load(page * PAGE), Ok(0));
+        map.store(page * PAGE, page + 1).unwrap();
+        assert_eq!(map.load(page * PAGE), Ok(page + 1));
+    }
+    assert!(pager.stats().handed_over >= 16);
+    let mut word = [0; 8];
+    file.read_at(&mut word, 15 * PAGE).unwrap();
+    assert_eq!(u64::from_ne_bytes(word), 16);
+}
+
+/// No block is left: the store ends in SIGBUS in its own thread; loads read zeros; with a block free it works.
+#[test]
+fn a_full_volume_is_a_sigbus_for_the_store_alone() {
+    let (volume, pager) = small(2);
+    let (full, file) = (volume.create("full").unwrap(), volume.create("a").unwrap());
+    full.allocate(0, 2 * PAGE, false).unwrap();
+    file.truncate(PAGE).unwrap();
+    let map = map(&pager, &file, 1);
+    assert_eq!(map.load(0), Ok(0));
+    assert!(matches!(map.store(0, 1), Err(Error::Bus(_))));
+    assert_eq!(map.load(0), Ok(0));
+    full.punch_hole(0, PAGE).unwrap();
+    assert_eq!(map.store(0, 1), Ok(()));
+    assert_eq!(map.load(0), Ok(1));
+}
+
+/// The thread's two columns, with the fault in its own thread. Decided under the lock, so the punch waits:
+///
+/// ```text
+/// load of A, page 1, in its handler                 punch A, page 1
+///   L2 shared: block 1 (parked)
+///                                                     waits for L2
+///   install, unlock
+///                                                     publish, zap; B takes the block
+/// ```
+#[test]
+fn a_punch_waits_for_the_handler() {
+    let world = World::new(2, None);
+    let a = world.file("a", 2, A);
+    let map = Arc::new(world.pager().map_with(&a, 0..2 * PAGE, &options()).unwrap());
+    map.load(0).unwrap();
+    let parked = world.park.at_page(Point::Decided, 1);
+    let load = spawn({
+        let map = map.clone();
+        move || map.load(PAGE)
+    });
+    parked.wait();
+    let punched = world.park.at(Point::Invalidated, |_| true);
+    let punch = spawn({
+        let a = a.clone();
+        move || a.punch_hole(PAGE, PAGE)
+    });
+    assert!(punched.caught_within(WATCH).is_none(), "the punch went past a handler that had decided");
+    parked.release();
+    punched.wait();
+    punched.release();
+    assert_eq!(load.join("the load").unwrap(), Ok(u64::from_ne_bytes([A; 8])));
+    punch.join("the punch").unwrap().unwrap();
+    let _b = world.file("b", 1, B);
+    assert_eq!(map.load(PAGE), Ok(0));
+}
+
+/// The pager ends while a thread waits for a worker: SIGBUS, and no hang.
+#[test]
+fn who_waits_is_dismissed_when_the_pager_ends() {
+    let mut world = World::new(4, None);
+    let a = world.volume.create("a").unwrap();
+    a.truncate(PAGE).unwrap();
+    let map = Arc::new(world.pager().map_with(&a, 0..PAGE, &options()).unwrap());
+    let parked = world.park.at_page(Point::Allocated, 0);
+    let store = spawn({
+        let map = map.clone();
+        move || map.store(0, 1)
+    });
+    parked.wait();
+    let pager = world.pager.take().unwrap();
+    let end = spawn(move || drop(pager));
+    parked.release();
+    let stored = store.join("the store").unwrap();
+    end.join("the end").unwrap();
+    // Served before the end, or dismissed by it.
+    assert!(matches!(stored, Ok(()) | Err(Error::Bus(_))), "{stored:?}");
+    assert!(matches!(map.load(0), Err(Error::Bus(_))));
+}
+
+/// A buffer of a system call in a page that is not installed gets EFAULT, as documented; once it is, it works.
+#[test]
+fn system_calls_get_efault_where_nothing_is_installed() {
+    let (volume, pager) = small(16);
+    let file = volume.create("a").unwrap();
+    file.write_at(&[A; PAGE as usize], 0).unwrap();
+    let map = map(&pager, &file, 1);
+    let (from, to) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&to, &[7; 64]).unwrap();
+    let refused = map.read_from(from.as_fd(), 0, 64);
+    assert!(matches!(refused, Err(Error::System { errno: libc::EFAULT, .. })), "{refused:?}");
+    map.store(8, 1).unwrap();
+    assert_eq!(map.read_from(from.as_fd(), 0, 64), Ok(64));
+    assert_eq!(map.load(0), Ok(u64::from_ne_bytes([7; 8])));
+}
+
+/// Mapped and unmapped again and again beside threads that fault: nobody hangs, and no store is lost.
+#[test]
+fn map_and_unmap_beside_faults() {
+    let (volume, pager) = small(256);
+    let file = volume.create("a").unwrap();
+    file.truncate(64 * PAGE).unwrap();
+    let pager = Arc::new(pager);
+    let steady = map(&pager, &file, 64);
+    let stores: Vec<_> = (0..2)
+        .map(|thread| {
+            let (steady, file) = (steady.clone(), file.clone());
+            spawn(move || {
+                for round in 0..2_000 {
+                    let at = (round * 7 + thread * 32) % 64 * PAGE + thread * 8;
+                    steady.store(at, round).unwrap();
+                    assert_eq!(steady.load(at), Ok(round));
+                    if round % 16 == 0 {
+                        file.punch_hole((round + thread) % 64 * PAGE + 16, 8).unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in 0..300 {
+        let other = map(&pager, &file, 64);
+        for page in 0..8 {
+            other.load(page * PAGE).unwrap();
+        }
+    }
+    stores.into_iter().for_each(|store| store.join("the stores").unwrap());
+}
