@@ -1,6 +1,7 @@
 # make demo    build and run the demo
 # make test    build and run every test
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
+# make bench   what a fault costs, beside the kernel's own; or what ARGS says, as in ARGS=--bars or ARGS="--help"
 # make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000
 # make check   formatting, lints, documentation, the tests, some schedules: what CI runs
 # Each installs what is missing first, and says what.
@@ -8,8 +9,9 @@
 CARGO ?= cargo
 
 STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
+BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 
-.PHONY: demo test stress model schedules check setup fmt lint doc clean
+.PHONY: demo test stress bench model schedules check setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --bin daxpager-demo
@@ -26,6 +28,16 @@ ifdef ARGS
 else
 	$(STRESS) --scenario all --seconds 42 --mix-seconds 3 --report target/stress.html
 	$(STRESS) --scenario all --seconds 18 --mix-seconds 3 --inject all --quiet
+endif
+
+# Built before the huge pages are taken.
+bench: setup
+	@mkdir -p target
+	$(CARGO) build --release --bin daxpager-bench
+ifdef ARGS
+	tools/with-hugepages $(BENCH) $(ARGS)
+else
+	tools/with-hugepages $(BENCH) --html target/bench.html
 endif
 
 # What the checkers say of the schedules that fail on purpose goes to a file, and is shown if one fails that must not.

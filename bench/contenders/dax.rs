@@ -1,0 +1,148 @@
+//! The library: the one file that knows how it is asked for its options.
+
+use std::ops::Range;
+
+use daxpager::{Device, File, MapOptions, Mapping, Pager, Volume};
+
+use super::{dax_special as special, file_pages};
+use crate::case::{Case, Options, Outcome, Resolve, Tracking, Work};
+use crate::laps::{self, Contestant, Counts, Ground};
+use crate::raw::{PAGE, View};
+
+/// How much is written at a time.
+const CHUNK: usize = 1 << 20;
+
+/// The options in the library's words; the error is what it lacks for them.
+fn asked(options: Options) -> Result<MapOptions, &'static str> {
+    let resolve = match options.resolve {
+        Resolve::PagerThread => daxpager::Resolve::PagerThread,
+        Resolve::FaultingThread => return Err("the library does not resolve in the faulting thread yet"),
+    };
+    let tracking = match options.tracking {
+        Tracking::Exact => daxpager::Tracking::Exact,
+        Tracking::Coarse => daxpager::Tracking::Coarse,
+        Tracking::Asynchronous => return Err("the library does not track asynchronously yet"),
+    };
+    let asked = MapOptions::new().resolve(resolve).tracking(tracking);
+    Ok(options.around.map_or(asked, |bytes| asked.fault_around(bytes)))
+}
+
+/// Maps a file as the options say.
+pub(crate) fn map(pager: &Pager, file: &File, range: Range<u64>, options: Options) -> anyhow::Result<Mapping> {
+    let options = asked(options).map_err(anyhow::Error::msg)?;
+    Ok(pager.map_with(file, range, &options)?)
+}
+
+pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> {
+    if let Err(lack) = asked(options) {
+        return Ok(Outcome::NotAvailable(lack.into()));
+    }
+    let measured = match case.work {
+        Work::Collect => special::collect(case, options).map(Outcome::Measured),
+        Work::Punch | Work::Truncate => special::take_away(case, options).map(Outcome::Measured),
+        Work::Extents { extents, blocks } => special::extents(case, options, (extents, blocks)),
+        Work::MapSparse => special::map_sparse(case, options).map(Outcome::Measured),
+        Work::HugeRead => special::huge(case, options),
+        Work::ReadBesidePuncher => special::beside_puncher(case, options).map(Outcome::Measured),
+        _ => Dax::new(case, options).and_then(|mut dax| laps::run(case, &mut dax)).map(Outcome::Measured),
+    };
+    match measured {
+        Err(error) if special::is_machine(&error) => Ok(Outcome::Skipped(format!("{error:#}"))),
+        measured => measured,
+    }
+}
+
+/// A volume of blocks that are all in memory, and a pager.
+pub(crate) struct World {
+    pub(crate) volume: Volume,
+    pub(crate) pager: Pager,
+}
+
+impl World {
+    pub(crate) fn new(device: Device) -> anyhow::Result<Self> {
+        Ok(Self { volume: Volume::format(device), pager: Pager::builder().start()? })
+    }
+
+    pub(crate) fn memfd(pages: u64) -> anyhow::Result<Self> {
+        Self::new(Device::memfd("bench", pages * PAGE)?)
+    }
+
+    /// A file of written blocks, in one extent if the volume is empty.
+    pub(crate) fn file(&self, name: &str, pages: u64) -> anyhow::Result<File> {
+        let file = self.volume.create(name)?;
+        fill(&file, 0..pages * PAGE)?;
+        Ok(file)
+    }
+}
+
+/// Puts written blocks under a range.
+pub(crate) fn fill(file: &File, bytes: Range<u64>) -> anyhow::Result<()> {
+    let chunk = vec![1u8; CHUNK];
+    for at in bytes.clone().step_by(CHUNK) {
+        let len = (bytes.end - at).min(CHUNK as u64) as usize;
+        file.write_at(&chunk[..len], at)?;
+    }
+    Ok(())
+}
+
+/// Stores to every page, which maps each writable.
+pub(crate) fn store_all(view: View<'_>) {
+    (0..view.pages()).for_each(|page| view.store(page));
+}
+
+/// The six patterns, and the read of a sparse few.
+struct Dax {
+    world: World,
+    file: File,
+    pages: u64,
+    work: Work,
+    options: Options,
+}
+
+impl Dax {
+    fn new(case: &Case, options: Options) -> anyhow::Result<Self> {
+        let pages = file_pages(case);
+        let world = World::memfd(pages)?;
+        let file = world.file("bench", pages)?;
+        Ok(Self { world, file, pages, work: case.work, options })
+    }
+}
+
+impl Contestant for Dax {
+    fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
+        if self.work == Work::HoleWrite {
+            // The blocks go back, and stay in memory.
+            self.file.truncate(0)?;
+            self.file.truncate(self.pages * PAGE)?;
+        }
+        let map = map(&self.world.pager, &self.file, 0..self.pages * PAGE, self.options)?;
+        if self.work == Work::WriteAfterProtect {
+            store_all(View::of(&map));
+            map.take_dirty()?;
+        }
+        Ok(Box::new(Mapped { map, pager: &self.world.pager }))
+    }
+}
+
+struct Mapped<'a> {
+    map: Mapping,
+    pager: &'a Pager,
+}
+
+impl Ground for Mapped<'_> {
+    fn view(&self) -> View<'_> {
+        View::of(&self.map)
+    }
+
+    fn counts(&self) -> Option<Counts> {
+        Some(counts(self.pager))
+    }
+}
+
+/// What has been called for faults. What changes of the file have zapped is not.
+pub(crate) fn counts(pager: &Pager) -> Counts {
+    let stats = pager.stats();
+    let calls = stats.calls;
+    let all = calls.polls + calls.reads + calls.installs + calls.wakes + calls.repoints;
+    Counts { faults: stats.all_faults(), calls: all }
+}

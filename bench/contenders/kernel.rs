@@ -1,0 +1,96 @@
+//! The kernel alone: mmap of a memfd.
+
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::{file_pages, memory};
+use crate::case::{Case, Contender, Sample, Work};
+use crate::laps::{Contestant, Ground, median};
+use crate::raw::{self, Mapped, Memory, Uffd};
+
+const LAPS: usize = 7;
+
+pub(crate) struct Kernel {
+    contender: Contender,
+    work: Work,
+    pages: u64,
+    memory: Memory,
+    uffd: Option<Uffd>,
+}
+
+impl Kernel {
+    pub(crate) fn new(case: &Case) -> anyhow::Result<Self> {
+        let features = match case.contender {
+            Contender::KernelOnePage => Some(raw::WP_SHMEM),
+            Contender::KernelAsync => Some(raw::WP_SHMEM | raw::WP_ASYNC),
+            _ => None,
+        };
+        let uffd = features.map(Uffd::open).transpose().context("userfaultfd with write-protect on shared memory")?;
+        let (work, pages) = (case.work, file_pages(case));
+        Ok(Self { contender: case.contender.clone(), work, pages, memory: memory(case)?, uffd })
+    }
+}
+
+impl Contestant for Kernel {
+    fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
+        if self.work == Work::HoleWrite {
+            self.memory = Memory::sparse(self.pages)?;
+        }
+        let map = self.memory.map()?;
+        if let Some(uffd) = &self.uffd {
+            // With a range registered for write-protect and nothing protected, the kernel leaves its
+            // fault-around out. MADV_RANDOM does not do that on shared memory.
+            uffd.register(&map, raw::MODE_WP).context("UFFDIO_REGISTER")?;
+            if self.contender == Contender::KernelAsync {
+                let view = map.view();
+                (0..view.pages()).for_each(|page| view.store(page));
+                uffd.protect_all(&map).context("UFFDIO_WRITEPROTECT")?;
+            }
+        }
+        Ok(Box::new(map))
+    }
+}
+
+fn mapped(memory: &Memory, uffd: Option<&Uffd>) -> anyhow::Result<Mapped> {
+    let map = memory.map()?;
+    if let Some(uffd) = uffd {
+        uffd.register(&map, raw::MODE_WP)?;
+        // Else a page that has never been written to counts as written.
+        uffd.protect_all(&map)?;
+    }
+    (0..map.view().pages()).for_each(|page| map.view().store(page));
+    Ok(map)
+}
+
+fn of_laps(pages: u64, mut lap: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<Sample> {
+    let mut times = (0..LAPS).map(|_| lap()).collect::<anyhow::Result<Vec<f64>>>()?;
+    let ns_per_page = median(&mut times) / pages as f64;
+    Ok(Sample { ns_per_page, laps: LAPS as u64, pages: pages * LAPS as u64, ..Sample::default() })
+}
+
+/// MADV_DONTNEED of pages that are all mapped, writable.
+pub(crate) fn drop_entries(case: &Case) -> anyhow::Result<Sample> {
+    let memory = Memory::resident(case.pages)?;
+    of_laps(case.pages, || {
+        let map = mapped(&memory, None)?;
+        let start = Instant::now();
+        map.view().drop_entries().context("MADV_DONTNEED")?;
+        Ok(start.elapsed().as_nanos() as f64)
+    })
+}
+
+/// PAGEMAP_SCAN of pages that have all been stored to.
+pub(crate) fn scan(case: &Case) -> anyhow::Result<Sample> {
+    let memory = Memory::resident(case.pages)?;
+    let uffd = Uffd::open(raw::WP_SHMEM | raw::WP_ASYNC).context("userfaultfd with WP_ASYNC")?;
+    let pagemap = std::fs::File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
+    of_laps(case.pages, || {
+        let map = mapped(&memory, Some(&uffd))?;
+        let start = Instant::now();
+        let found = raw::scan_written(&pagemap, &map).context("PAGEMAP_SCAN")?;
+        let ns = start.elapsed().as_nanos() as f64;
+        anyhow::ensure!(found == case.pages, "PAGEMAP_SCAN found {found} pages written of {}", case.pages);
+        Ok(ns)
+    })
+}

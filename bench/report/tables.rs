@@ -1,0 +1,185 @@
+//! What was measured, as rows and columns.
+
+use std::fmt::Write;
+
+use crate::bars::Verdict;
+use crate::case::{Case, Contender, Outcome, Sample, quantile};
+use crate::run::{Group, Results, Spread};
+
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) columns: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+/// One table for each thing that was done.
+pub(crate) fn all(results: &Results) -> Vec<Table> {
+    let mut tables = Vec::new();
+    for group in &results.groups {
+        let mut left: Vec<&Case> = group.order.iter().collect();
+        while let Some(first) = left.first().copied() {
+            let is_same = |case: &&Case| {
+                (case.work, case.threads, case.regime, case.pages)
+                    == (first.work, first.threads, first.regime, first.pages)
+            };
+            let (same, others): (Vec<&Case>, Vec<&Case>) = left.into_iter().partition(is_same);
+            tables.push(table(group, &same));
+            left = others;
+        }
+    }
+    tables
+}
+
+/// The columns of ratios: what others are compared with.
+fn references<'a>(cases: &[&'a Case]) -> Vec<&'a Case> {
+    let is_reference = |case: &&&Case| {
+        use Contender::{BareHandler, BareLoop, Kernel, KernelAsync};
+        matches!(case.contender, Kernel | KernelAsync | BareLoop | BareHandler)
+    };
+    if cases.len() < 2 {
+        return Vec::new();
+    }
+    cases.iter().filter(is_reference).copied().collect()
+}
+
+pub(crate) fn title(case: &Case) -> String {
+    let threads = if case.threads == 1 { "1 thread".into() } else { format!("{} threads", case.threads) };
+    format!("{}, {threads}, {}, {} pages", case.work.name(), case.regime.name(), case.pages)
+}
+
+fn time(sample: &Sample) -> Option<f64> {
+    Some(sample.ns_per_page)
+}
+
+fn table(group: &Group, cases: &[&Case]) -> Table {
+    let references = references(cases);
+    let mut columns: Vec<String> = ["", "ns/page", "min..max"].map(String::from).into();
+    columns.extend(references.iter().map(|case| format!("× {}", case.contender.name())));
+    columns.extend(["p50", "p99", "p99.9", "faults/page", "calls/fault", "switches/fault"].map(String::from));
+    let rows = cases.iter().map(|case| row(group, case, &references)).collect();
+    Table { title: title(cases[0]), columns, rows }
+}
+
+fn row(group: &Group, case: &Case, references: &[&Case]) -> Vec<String> {
+    let mut cells = vec![case.contender.name()];
+    let Some(ns) = group.figure(case, time) else {
+        cells.push(lack(group.lack(case)).into());
+        cells.resize(references.len() + 9, String::new());
+        return cells;
+    };
+    cells.push(number(ns.median));
+    cells.push(format!("{}..{}", number(ns.min), number(ns.max)));
+    for reference in references {
+        let ratio = group.ratio((case, time), (reference, time));
+        cells.push(ratio.map_or_else(String::new, |ratio| spread(&ratio)));
+    }
+    let latency = group.latency(case);
+    for share in [0.5, 0.99, 0.999] {
+        cells.push(quantile(&latency, share).map_or_else(String::new, number));
+    }
+    let share = |over: fn(&Sample) -> u64, under: fn(&Sample) -> u64| {
+        let share = |sample: &Sample| (under(sample) > 0).then(|| over(sample) as f64 / under(sample) as f64);
+        // Where no fault was counted nothing was: these are zeros of nobody's.
+        let counted = |sample: &Sample| share(sample).filter(|_| sample.faults > 0);
+        group.figure(case, counted).map_or_else(String::new, |share| format!("{:.3}", share.median))
+    };
+    cells.push(share(|sample| sample.faults, |sample| sample.pages));
+    cells.push(share(|sample| sample.calls, |sample| sample.faults));
+    cells.push(share(Sample::all_switches, |sample| sample.faults));
+    cells
+}
+
+fn lack(outcome: Option<&Outcome>) -> &'static str {
+    match outcome {
+        Some(Outcome::NotAvailable(_)) => "not available",
+        Some(Outcome::Skipped(_)) => "skipped",
+        Some(Outcome::Measured(_)) | None => "not measured",
+    }
+}
+
+/// The bars, a line each.
+pub(crate) fn bars(verdicts: &[Verdict]) -> Table {
+    let columns = ["bar", "figure", "min..max", "wanted", "calls/fault", "switches/fault", ""].map(String::from).into();
+    let optional = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));
+    let row = |verdict: &Verdict| {
+        vec![
+            verdict.name.clone(),
+            verdict.figure.map_or("-".into(), |figure| format!("{:.2}{}", figure.median, verdict.unit)),
+            verdict.figure.map_or("-".into(), |figure| format!("{:.2}..{:.2}", figure.min, figure.max)),
+            verdict.bar.clone(),
+            optional(verdict.calls_per_fault),
+            optional(verdict.switches_per_fault),
+            verdict.verdict.clone(),
+        ]
+    };
+    Table { title: "What is to be reached".into(), columns, rows: verdicts.iter().map(row).collect() }
+}
+
+fn spread(ratio: &Spread) -> String {
+    format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.min, ratio.max)
+}
+
+/// Nanoseconds, with commas.
+pub(crate) fn number(value: f64) -> String {
+    if value < 100.0 {
+        return format!("{value:.1}");
+    }
+    let digits = format!("{value:.0}");
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Columns padded to the same width: the first and the last to the left, numbers to the right.
+pub(crate) fn aligned(table: &Table) -> String {
+    let lines: Vec<&Vec<String>> = std::iter::once(&table.columns).chain(&table.rows).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
+    let mut out = String::new();
+    for line in lines {
+        let mut text = String::new();
+        for (index, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            let is_text = index == 0 || table.columns[index].is_empty();
+            let _ = if is_text { write!(text, "  {cell:<width$}") } else { write!(text, "  {cell:>width$}") };
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// The verdicts in colour, for a terminal.
+pub(crate) fn coloured(text: &str, colours: bool) -> String {
+    if !colours || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        return text.to_owned();
+    }
+    let line = |line: &str| match line.rsplit_once("  ") {
+        Some((rest, "ok")) => format!("{rest}  \x1b[32mok\x1b[0m\n"),
+        Some((rest, "short")) => format!("{rest}  \x1b[31mshort\x1b[0m\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_commas() {
+        assert_eq!([0.0, 99.94, 100.4, 1234.0, 1_234_567.0].map(number), ["0.0", "99.9", "100", "1,234", "1,234,567"]);
+    }
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let row = |cells: [&str; 2]| cells.map(String::from).to_vec();
+        let table =
+            Table { title: String::new(), columns: row(["", "ns"]), rows: vec![row(["× a", "1"]), row(["b", "10"])] };
+        assert_eq!(aligned(&table), "       ns\n  × a   1\n  b    10\n");
+    }
+}
