@@ -16,7 +16,7 @@ const CHUNK: usize = 1 << 20;
 fn asked(options: Options) -> Result<MapOptions, &'static str> {
     let resolve = match options.resolve {
         Resolve::PagerThread => daxpager::Resolve::PagerThread,
-        Resolve::FaultingThread => return Err("the library does not resolve in the faulting thread yet"),
+        Resolve::FaultingThread => daxpager::Resolve::FaultingThread,
     };
     let tracking = match options.tracking {
         Tracking::Exact => daxpager::Tracking::Exact,
