@@ -65,7 +65,7 @@ fn bench(args: &Args) -> anyhow::Result<bool> {
     let summary = report::Summary::new(args, &results, &verdicts);
     report::print(&summary, std::io::stdout().is_terminal());
     if let Some(path) = &args.json {
-        report::write(path, &(serde_json::to_string_pretty(&report::Document::new(&summary))? + "\n"))?;
+        report::write(path, &(serde_json::to_string(&report::Document::new(&summary))? + "\n"))?;
     }
     if let Some(path) = &args.html {
         report::write(path, &report::page(&summary))?;

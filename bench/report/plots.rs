@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::svg::{Axis, Curve, draw};
 use super::tables::{number, title};
-use crate::case::{Case, Contender, Work};
+use crate::case::{Case, Contender, Regime, Work};
 use crate::run::{Group, Results};
 
 /// A drawing under its title.
@@ -34,7 +34,7 @@ fn distribution(group: &Group, cases: &[&Case]) -> Option<Plot> {
     let first = curves.first()?;
     let end = first.points.last()?.0;
     let x = Axis {
-        name: "nanoseconds an access took at least, the clock included",
+        name: "time that an access took at least, the clock included",
         logarithmic: true,
         within: Some((20.0, end)),
         label: ns_label,
@@ -77,6 +77,10 @@ pub(crate) fn dependencies(results: &Results) -> Vec<Plot> {
                     let name = format!("daxpager, {}", case.regime.name());
                     add(&mut around, name, bytes.max(4096) >> 10);
                 }
+                // The same whatever daxpager does: a line to compare with.
+                (Contender::Kernel, Work::SequentialRead) if (case.threads, case.regime) == (1, Regime::Pinned) => {
+                    [4, 2048].into_iter().for_each(|kib| add(&mut around, "kernel, pinned".into(), kib));
+                }
                 (contender, Work::RandomRead) if case.threads == 1 => {
                     let name = format!("{}, {}", contender.name(), case.regime.name());
                     add(&mut windows, name, case.pages << 2);
@@ -107,7 +111,11 @@ fn dependency(title: &str, curves: BTreeMap<String, Vec<(f64, f64)>>, x: &'stati
         return None;
     }
     let across = Axis { name: x, logarithmic: true, within: None, label: count_label };
-    let up = Axis { name: "ns per page", logarithmic: true, within: None, label: count_label };
+    let times = || curves.iter().flat_map(|curve| &curve.points).map(|point| point.1.max(1.0).log10());
+    let (low, high) = (times().fold(f64::MAX, f64::min).floor(), times().fold(0.0, f64::max).ceil());
+    // Whole powers of ten: a wobble is not to look like a mountain.
+    let within = Some((10f64.powf(low), 10f64.powf(high)));
+    let up = Axis { name: "ns per page", logarithmic: true, within, label: count_label };
     let svg = draw(title, &curves, &across, &up);
     Some(Plot { title: title.into(), svg })
 }

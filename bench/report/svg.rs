@@ -99,15 +99,12 @@ pub(crate) fn draw(label: &str, curves: &[Curve], x: &Axis, y: &Axis) -> String 
     for (index, curve) in curves.iter().enumerate() {
         let class = index % COLOURS;
         let place = |point: &(f64, f64)| (at_x(point.0), at_y(point.1));
-        let path: Vec<String> = curve.points.iter().map(place).map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
+        let path = path(curve.points.iter().map(place));
         if !path.is_empty() {
             let dashes = if index >= COLOURS { " dashed" } else { "" };
             let title = escape(&curve.name);
-            let _ = write!(
-                body,
-                "\n<path class=\"curve s{class}{dashes}\" d=\"M{}\"><title>{title}</title></path>",
-                path.join("L")
-            );
+            let _ =
+                write!(body, "\n<path class=\"curve s{class}{dashes}\" d=\"M{}\"><title>{title}</title></path>", path);
         }
         for (x, y) in curve.points.iter().filter(|_| curve.marked).map(place) {
             let _ = write!(body, r#"<circle class="dot s{class}" cx="{x:.1}" cy="{y:.1}" r="3"/>"#);
@@ -118,6 +115,19 @@ pub(crate) fn draw(label: &str, curves: &[Curve], x: &Axis, y: &Axis) -> String 
     }
     let height = HEIGHT.max(TOP + 20.0 + curves.len() as f64 * 18.0);
     format!("<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {WIDTH} {height}\">{body}</svg>\n", escape(label))
+}
+
+/// Points that nobody could tell apart are left out, but for the last.
+fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
+    let mut kept: Vec<(f64, f64)> = Vec::new();
+    let mut points = points.peekable();
+    while let Some(point) = points.next() {
+        let is_far = kept.last().is_none_or(|last| (last.0 - point.0).abs() + (last.1 - point.1).abs() > 1.0);
+        if is_far || points.peek().is_none() {
+            kept.push(point);
+        }
+    }
+    kept.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect::<Vec<_>>().join("L")
 }
 
 fn line(out: &mut String, class: &str, from: (f64, f64), to: (f64, f64)) {
