@@ -15,7 +15,7 @@ mod kernel;
 use std::sync::Arc;
 
 use daxpager::fake::FakePageTable;
-use daxpager::{Device, Error, File, Mapping, Pager, Volume};
+use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume};
 use kernel::RealFile;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -343,6 +343,10 @@ fn steps_wanted() -> u64 {
 }
 
 fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str) {
+    run_with(cpu, volume, pager, name, &MapOptions::new());
+}
+
+fn run_with(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str, options: &MapOptions) {
     let real = RealFile::new(name, PAGES * PAGE);
     let config = Config { cases: 20, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let steps = proptest::collection::vec(step(), 1..2 * STEPS_A_CASE);
@@ -351,8 +355,8 @@ fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str) {
         let _ = volume.remove("oracle");
         let ours = volume.create("oracle").unwrap();
         real.truncate(0);
-        let whole = Arc::new(pager.map(&ours, 0..PAGES * PAGE).unwrap());
-        let part = Arc::new(pager.map(&ours, 3 * PAGE..PAGES * PAGE).unwrap());
+        let whole = Arc::new(pager.map_with(&ours, 0..PAGES * PAGE, options).unwrap());
+        let part = Arc::new(pager.map_with(&ours, 3 * PAGE..PAGES * PAGE, options).unwrap());
         let mut trio = Trio { cpu, ours, maps: [whole, part], real: &real, model: Model::new() };
         for step in &steps {
             trio.apply(step)?;
@@ -392,4 +396,23 @@ fn agrees_with_the_kernel_on_the_fake_page_table() {
     let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
     let pager = Pager::builder().start_on_fake(&fake).unwrap();
     run(&FakeCpu(fake), &volume, &pager, "fake");
+}
+
+/// The same where the threads resolve their own faults.
+#[test]
+fn agrees_with_the_kernel_in_the_faulting_thread() {
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    run_with(&RealCpu, &volume, &pager, "direct", &MapOptions::new().resolve(Resolve::FaultingThread));
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
+}
+
+/// And on the fake page table.
+#[test]
+fn agrees_with_the_kernel_in_the_faulting_thread_of_the_fake() {
+    let fake = FakePageTable::new();
+    let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
+    let pager = Pager::builder().start_on_fake(&fake).unwrap();
+    run_with(&FakeCpu(fake), &volume, &pager, "fake-direct", &MapOptions::new().resolve(Resolve::FaultingThread));
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }

@@ -56,7 +56,7 @@ fn store_against_punch_and_reuse(world: &mut World) -> Verdict {
     check(page_of(&a, 0) == expected, || "the store is not in the first file's new block, alone".to_owned())?;
     check(map.load(0) == Ok(MARK), || "the store is not in the mapping".to_owned())
 }
-rule_test!(store_parked_while_its_block_goes_to_another_file, Rule::Revalidate, 2, store_against_punch_and_reuse);
+rule_tests!(store_parked_while_its_block_goes_to_another_file, Rule::Revalidate, 2, store_against_punch_and_reuse);
 
 /// The same for a load: where is a read fault validated? Under the same hold as its install.
 fn load_against_punch_and_reuse(world: &mut World) -> Verdict {
@@ -75,7 +75,7 @@ fn load_against_punch_and_reuse(world: &mut World) -> Verdict {
     check(loaded == Ok(0), || format!("a load that was served after the punch gave {loaded:x?}"))?;
     check(map.load(0) == Ok(0), || "the mapping shows another file's bytes".to_owned())
 }
-rule_test!(load_parked_while_its_page_is_punched, Rule::Revalidate, 2, load_against_punch_and_reuse);
+rule_tests!(load_parked_while_its_page_is_punched, Rule::Revalidate, 2, load_against_punch_and_reuse);
 
 /// The same against truncate: the answer is SIGBUS then.
 fn load_against_truncate_and_reuse(world: &mut World) -> Verdict {
@@ -94,7 +94,7 @@ fn load_against_truncate_and_reuse(world: &mut World) -> Verdict {
     check(is_bus(&loaded), || format!("a load past the end gave {loaded:x?}"))?;
     check(is_bus(&map.load(0)), || "a load past the end gave bytes".to_owned())
 }
-rule_test!(load_parked_while_its_file_is_truncated, Rule::Revalidate, 2, load_against_truncate_and_reuse);
+rule_tests!(load_parked_while_its_file_is_truncated, Rule::Revalidate, 2, load_against_truncate_and_reuse);
 
 /// A page whose address points at the right block already and has no entry: its fault is answered with
 /// nothing to prepare. The page holds `A` up to byte 100, where the file ends.
@@ -150,7 +150,7 @@ fn store_decided_against_punch(world: &mut World) -> Verdict {
     b_is_whole(&b)?;
     check(page_of(&a, 0)[16..24] == MARK.to_ne_bytes(), || "a later store is lost".to_owned())
 }
-rule_test!(store_parked_between_check_and_install, Rule::GuardThroughInstall, 2, store_decided_against_punch);
+rule_tests!(store_parked_between_check_and_install, Rule::GuardThroughInstall, 2, store_decided_against_punch);
 
 /// The thread's case itself: a write-protect fault. Its entry is gone when it is resolved, and
 /// unprotecting nothing does nothing (the kernel's pte_same). But a load may have put zeros there since:
@@ -191,7 +191,7 @@ fn mkwrite_against_punch_and_load(world: &mut World) -> Verdict {
     map.store(8, MARK).unwrap();
     check(page_of(&a, 0)[8..16] == MARK.to_ne_bytes(), || "a later store is lost".to_owned())
 }
-rule_test!(
+rule_tests!(
     mkwrite_parked_while_its_page_is_punched_and_read,
     Rule::GuardThroughInstall,
     2,
@@ -226,7 +226,7 @@ fn mkwrite_after_reuse(world: &mut World) -> Verdict {
     b_is_whole(&b)?;
     check(page_of(&a, 0)[..8] == MARK.to_ne_bytes(), || "the store is not in the file".to_owned())
 }
-rule_test!(mkwrite_taken_up_after_its_block_is_gone, Rule::MkwriteNeverAllocates, 3, mkwrite_after_reuse);
+rule_tests!(mkwrite_taken_up_after_its_block_is_gone, Rule::MkwriteNeverAllocates, 3, mkwrite_after_reuse);
 
 // A retry that wakes nobody: the same, and the thread sleeps for ever on a fault that is answered.
 rule_test!(mkwrite_is_woken_to_fault_again, Rule::WakeOnRetry, 3, mkwrite_after_reuse);
@@ -253,7 +253,7 @@ fn size_read_too_early(world: &mut World) -> Verdict {
     let after = map.load(PAGE);
     check(is_bus(&after), || format!("after the truncate, a load past the end gave {after:x?}"))
 }
-rule_test!(an_isize_check_outside_the_lock_is_not_enough, Rule::SizeUnderLock, 2, size_read_too_early);
+rule_tests!(an_isize_check_outside_the_lock_is_not_enough, Rule::SizeUnderLock, 2, size_read_too_early);
 
 /// A write-protect fault past the end. The page table would save us there (nothing is mapped, so nothing
 /// is made writable); what is wrong is that the page counts as written.
@@ -274,7 +274,7 @@ fn mkwrite_past_the_end(world: &mut World) -> Verdict {
     let dirty = map.take_dirty().unwrap();
     check(dirty.is_empty(), || format!("pages past the end count as written: {dirty:?}"))
 }
-rule_test!(a_mkwrite_looks_at_the_size, Rule::SizeOnMkwrite, 3, mkwrite_past_the_end);
+rule_tests!(a_mkwrite_looks_at_the_size, Rule::SizeOnMkwrite, 3, mkwrite_past_the_end);
 
 /// Zapped first and published afterwards: a fault in between installs the old block again.
 fn fault_between_zap_and_publish(world: &mut World) -> Verdict {
@@ -294,7 +294,7 @@ fn fault_between_zap_and_publish(world: &mut World) -> Verdict {
     let loaded = map.load(0);
     check(loaded == Ok(0), || format!("a punched page shows {loaded:x?}"))
 }
-rule_test!(published_before_zapped, Rule::PublishBeforeZap, 2, fault_between_zap_and_publish);
+rule_tests!(published_before_zapped, Rule::PublishBeforeZap, 2, fault_between_zap_and_publish);
 
 /// Freed before it is zapped, a block has two owners.
 fn store_between_free_and_zap(world: &mut World) -> Verdict {
@@ -320,7 +320,7 @@ fn store_between_free_and_zap(world: &mut World) -> Verdict {
     }
     b_is_whole(&b)
 }
-rule_test!(zapped_before_freed, Rule::ZapBeforeFree, 3, store_between_free_and_zap);
+rule_tests!(zapped_before_freed, Rule::ZapBeforeFree, 3, store_between_free_and_zap);
 
 /// Publish and zap under two holds instead of one: in between, one mapping shows the new
 /// file and another the old.
@@ -345,7 +345,7 @@ fn two_mappings_between_publish_and_zap(world: &mut World) -> Verdict {
         format!("a mapping shows {second:x} after another has shown the hole (parked: {was_in_between})")
     })
 }
-rule_test!(published_and_zapped_under_one_hold, Rule::InvalidateUnderLock, 2, two_mappings_between_publish_and_zap);
+rule_tests!(published_and_zapped_under_one_hold, Rule::InvalidateUnderLock, 2, two_mappings_between_publish_and_zap);
 
 /// A block with another file's old bytes goes under a hole.
 fn secrets_in_a_new_block(world: &mut World) -> Verdict {
@@ -358,7 +358,7 @@ fn secrets_in_a_new_block(world: &mut World) -> Verdict {
     let loaded = map.load(0);
     check(loaded == Ok(0), || format!("beside the store, a new block shows {loaded:x?}"))
 }
-rule_test!(a_new_block_is_zeroed, Rule::ZeroNewBlock, 2, secrets_in_a_new_block);
+rule_tests!(a_new_block_is_zeroed, Rule::ZeroNewBlock, 2, secrets_in_a_new_block);
 
 /// The same for blocks that were allocated before they are written.
 fn secrets_in_an_unwritten_block(world: &mut World) -> Verdict {
@@ -373,7 +373,7 @@ fn secrets_in_an_unwritten_block(world: &mut World) -> Verdict {
     let loaded = map.load(0);
     check(loaded == Ok(0), || format!("beside the store, an unwritten block shows {loaded:x?}"))
 }
-rule_test!(an_unwritten_block_is_zeroed, Rule::ZeroUnwritten, 2, secrets_in_an_unwritten_block);
+rule_tests!(an_unwritten_block_is_zeroed, Rule::ZeroUnwritten, 2, secrets_in_an_unwritten_block);
 
 /// Two faults on one hole: one block. The loser must not zero what the winner has stored.
 fn two_stores_into_one_hole(world: &mut World) -> Verdict {
@@ -396,7 +396,7 @@ fn two_stores_into_one_hole(world: &mut World) -> Verdict {
     check(page_of(&a, 0) == expected, || "one of two stores into a hole is gone".to_owned())?;
     check(world.volume.used_blocks() == 1, || format!("{} blocks for one page", world.volume.used_blocks()))
 }
-rule_test!(the_loser_of_two_faults_leaves_the_block_alone, Rule::LoserLeavesBlock, 4, two_stores_into_one_hole);
+rule_tests!(the_loser_of_two_faults_leaves_the_block_alone, Rule::LoserLeavesBlock, 4, two_stores_into_one_hole);
 
 /// A write to a part of a hole is held before it takes the lock. A store to another part fills the hole. The write
 /// goes on: the page is no hole any more, and the store stays.
@@ -417,7 +417,7 @@ fn write_beside_a_store(world: &mut World) -> Verdict {
     check(words == (Ok(9), Ok(u64::from_ne_bytes([7; 8]))), || format!("a store and a write to one page: {words:?}"))
 }
 
-rule_test!(a_write_zeroes_no_store, Rule::ZeroWhatIsAHole, 4, write_beside_a_store);
+rule_tests!(a_write_zeroes_no_store, Rule::ZeroWhatIsAHole, 4, write_beside_a_store);
 
 /// A block goes under a hole: zeros that other mappings show must go.
 fn zeros_in_another_mapping(world: &mut World) -> Verdict {
@@ -432,7 +432,7 @@ fn zeros_in_another_mapping(world: &mut World) -> Verdict {
     let loaded = reader.load(PAGE);
     check(loaded == Ok(MARK), || format!("after a write over a hole: {loaded:x?}"))
 }
-rule_test!(a_block_under_a_hole_replaces_zeros_everywhere, Rule::ZapZerosOnAllocate, 3, zeros_in_another_mapping);
+rule_tests!(a_block_under_a_hole_replaces_zeros_everywhere, Rule::ZapZerosOnAllocate, 3, zeros_in_another_mapping);
 
 /// What was behind the new end must be gone when the file grows again.
 fn down_and_up(world: &mut World) -> Verdict {
@@ -446,7 +446,7 @@ fn down_and_up(world: &mut World) -> Verdict {
     let tail = map.load(96);
     check(tail == Ok(0), || format!("truncated down and up: {tail:x?}"))
 }
-rule_test!(the_tail_is_zeroed_on_truncate, Rule::ZeroTailOnTruncate, 2, down_and_up);
+rule_tests!(the_tail_is_zeroed_on_truncate, Rule::ZeroTailOnTruncate, 2, down_and_up);
 
 /// A store past the end, in the last page, succeeds and is gone on any later growth.
 fn stores_past_the_end(world: &mut World) -> Verdict {
@@ -470,8 +470,8 @@ fn stores_past_the_end(world: &mut World) -> Verdict {
     }
     Ok(())
 }
-rule_test!(the_tail_is_zeroed_on_growth, Rule::ZeroTailOnGrowth, 16, stores_past_the_end);
-rule_test!(only_the_tail_is_zeroed_on_growth, Rule::ZeroOnlyTheTail, 16, stores_past_the_end);
+rule_tests!(the_tail_is_zeroed_on_growth, Rule::ZeroTailOnGrowth, 16, stores_past_the_end);
+rule_tests!(only_the_tail_is_zeroed_on_growth, Rule::ZeroOnlyTheTail, 16, stores_past_the_end);
 
 /// A fault of a mapping that is gone must not land in what is mapped at its address now.
 ///
@@ -540,7 +540,7 @@ fn store_while_collecting(world: &mut World) -> Verdict {
     check(second == vec![0..PAGE], || format!("a store during take_dirty is in neither: {second:?}"))
 }
 
-rule_test!(dirty_pages_are_forgotten_before_they_are_protected, Rule::ForgetBeforeProtect, 2, store_while_collecting);
+rule_tests!(dirty_pages_are_forgotten_before_they_are_protected, Rule::ForgetBeforeProtect, 2, store_while_collecting);
 
 /// Every way in which an entry becomes writable marks the page.
 fn every_store_is_dirty(world: &mut World) -> Verdict {
@@ -558,4 +558,4 @@ fn every_store_is_dirty(world: &mut World) -> Verdict {
     }
     Ok(())
 }
-rule_test!(every_store_marks_its_page, Rule::MarkDirty, 8, every_store_is_dirty);
+rule_tests!(every_store_marks_its_page, Rule::MarkDirty, 8, every_store_is_dirty);

@@ -8,6 +8,7 @@ use crate::pager::stats::{Counters, Kind, Latencies};
 use crate::policy::Fault;
 use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
+use crate::resolve::{Patience, lock_regions};
 use crate::sabotage::Switches;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock};
 use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid};
@@ -261,11 +262,11 @@ impl Core {
         self.table.wake(fault.addr.align_down(bytes), bytes);
     }
 
-    /// Tells the pager's observer of a fault, with no lock held while it looks. The reader does not wait to
-    /// find out which page of which file it is: if the region is busy, it is the largest there is, of none.
-    pub(crate) fn tell(&self, point: Point, fault: &RawFault) {
+    /// Tells the pager's observer of a fault, with no lock held while it looks. Who does not wait does not find
+    /// out which page of which file it is if the region is busy: then it is the largest there is, of none.
+    pub(crate) fn tell(&self, point: Point, fault: &RawFault, patience: Patience) {
         let Some(probe) = &self.probe else { return };
-        let regions = if point == Point::FaultRead { self.regions.try_read() } else { Some(self.regions.read()) };
+        let regions = lock_regions(self, patience);
         let found = regions.and_then(|regions| {
             let region = regions.find(fault.addr)?;
             Some((region.inode.number(), region.window.page_at(fault.addr)))

@@ -11,6 +11,7 @@ use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::pager::threads::{message_of, record};
 use crate::policy::Fault;
+use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt};
 use crate::sync::{Arc, thread};
 use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verdict, process};
@@ -18,6 +19,7 @@ use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verd
 impl Resolver for Core {
     fn resolve(&self, fault: &RawFault) -> Option<Verdict> {
         let started = self.latencies.is_some().then(std::time::Instant::now);
+        self.tell(Point::FaultTaken, fault, Patience::Try);
         let looked = catch_unwind(AssertUnwindSafe(|| attempt(self, fault, Patience::Try)));
         let verdict = match looked {
             Ok(Attempt::Done) => Verdict::Repeat,

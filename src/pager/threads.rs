@@ -52,7 +52,7 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     let kind = kind_of(&fault);
     core.stats.fault(kind);
     let read_at = core.latencies.is_some().then(Instant::now);
-    core.tell(Point::FaultRead, &fault);
+    core.tell(Point::FaultRead, &fault, Patience::Try);
     let losing = core.losers.is_losing(fault.tid, fault.addr);
     let answer = if core.reader_answers && !losing { attempt(core, &fault, patience(core)) } else { Attempt::Busy };
     match answer {
@@ -103,7 +103,7 @@ pub(super) fn worker(core: &Core) {
 }
 
 fn serve_handed(core: &Core, handed: Handed) {
-    core.tell(Point::FaultTaken, &handed.fault);
+    core.tell(Point::FaultTaken, &handed.fault, Patience::Wait);
     let verdict = match resolve(core, handed) {
         Served::Done => Verdict::Repeat,
         Served::Sigbus => Verdict::Sigbus,

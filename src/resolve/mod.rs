@@ -42,7 +42,7 @@ use refuse::{end_in_sigbus, lost_page, stranger};
 /// Whether locks that are taken are waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// The reader: it must keep reading, so it never waits.
+    /// The reader, which must keep reading, and a signal handler.
     Try,
     /// A worker.
     Wait,
@@ -216,7 +216,7 @@ fn tell_decided(inode: &Inode, view: &View) {
     inode.probe(Point::Decided, view.page, block);
 }
 
-fn lock_regions(core: &Core, patience: Patience) -> Option<RwLockReadGuard<'_, Regions>> {
+pub(crate) fn lock_regions(core: &Core, patience: Patience) -> Option<RwLockReadGuard<'_, Regions>> {
     match patience {
         Patience::Wait => Some(core.regions.read()),
         Patience::Try => core.regions.try_read(),

@@ -2,13 +2,14 @@
 //! test of a rule, the one in which it holds and the one in which it is broken.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
-use daxpager::{Device, Error, File, Injection, Mapping, Pager, Volume};
+use daxpager::{Device, Error, File, Injection, MapOptions, Mapping, Pager, Resolve, Volume};
 
 pub const PAGE: u64 = 4096;
 
@@ -141,6 +142,7 @@ pub struct World {
     pub pager: Option<Pager>,
     pub park: Arc<Park>,
     pub rule: Option<Rule>,
+    pub options: MapOptions,
 }
 
 impl World {
@@ -165,7 +167,12 @@ impl World {
             volume.sabotage(rule, true);
             pager.sabotage(rule, true);
         }
-        Self { volume, pager: Some(pager), park, rule }
+        Self { volume, pager: Some(pager), park, rule, options: MapOptions::new() }
+    }
+
+    /// From now on its mappings are resolved by the threads that fault.
+    pub fn directly(self) -> Self {
+        Self { options: self.options.resolve(Resolve::FaultingThread), ..self }
     }
 
     pub fn pager(&self) -> &Pager {
@@ -173,7 +180,11 @@ impl World {
     }
 
     pub fn map(&self, file: &File, pages: u64) -> Arc<Mapping> {
-        Arc::new(self.pager().map(file, 0..pages * PAGE).unwrap())
+        self.map_range(file, 0..pages * PAGE)
+    }
+
+    pub fn map_range(&self, file: &File, range: Range<u64>) -> Arc<Mapping> {
+        Arc::new(self.pager().map_with(file, range, &self.options).unwrap())
     }
 
     /// A file of `pages` written pages, each filled with `byte`.
@@ -195,7 +206,11 @@ pub fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
 
 /// Runs a scenario with every rule intact: it must find nothing.
 pub fn intact(scenario: impl Fn(&mut World) -> Verdict, blocks: u64) {
-    let mut world = World::new(blocks, None);
+    intact_in(World::new(blocks, None), scenario);
+}
+
+/// The same in a world of one's own.
+pub fn intact_in(mut world: World, scenario: impl Fn(&mut World) -> Verdict) {
     if let Err(violation) = scenario(&mut world) {
         // Threads may hang in it: the process ends without them.
         std::mem::forget(world);
@@ -205,7 +220,11 @@ pub fn intact(scenario: impl Fn(&mut World) -> Verdict, blocks: u64) {
 
 /// Runs a scenario with one rule broken: it must find something, or it proves nothing.
 pub fn broken(rule: Rule, scenario: impl Fn(&mut World) -> Verdict, blocks: u64) {
-    let mut world = World::new(blocks, Some(rule));
+    broken_in(World::new(blocks, Some(rule)), rule, scenario);
+}
+
+/// The same in a world of one's own, in which the rule is broken.
+pub fn broken_in(mut world: World, rule: Rule, scenario: impl Fn(&mut World) -> Verdict) {
     let verdict = scenario(&mut world);
     // A broken pager need not be able to end in order.
     std::mem::forget(world);
@@ -213,6 +232,32 @@ pub fn broken(rule: Rule, scenario: impl Fn(&mut World) -> Verdict, blocks: u64)
         Ok(()) => panic!("{} was broken, and nothing noticed", rule.name()),
         Err(violation) => println!("{} broken: {violation}", rule.name()),
     }
+}
+
+/// Both halves of a rule's test, and both again where threads resolve their own faults.
+#[macro_export]
+macro_rules! rule_tests {
+    ($name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
+        mod $name {
+            use super::*;
+            #[test]
+            fn holds() {
+                intact($scenario, $blocks);
+            }
+            #[test]
+            fn is_noticed_when_broken() {
+                broken($rule, $scenario, $blocks);
+            }
+            #[test]
+            fn holds_in_the_faulting_thread() {
+                intact_in(World::new($blocks, None).directly(), $scenario);
+            }
+            #[test]
+            fn is_noticed_when_broken_in_the_faulting_thread() {
+                broken_in(World::new($blocks, Some($rule)).directly(), $rule, $scenario);
+            }
+        }
+    };
 }
 
 /// The two halves of a rule's test: `name::holds` and `name::is_noticed_when_broken`.

@@ -7,10 +7,9 @@
 //! ```text
 //! thread                                            pager
 //!   SIGBUS
-//!     directory shared: whose address is it?
-//!       resolver: busy, or a block is wanted
-//!       post the fault in a slot, kick
-//!     unlock
+//!     directory: whose address is it?
+//!     resolver: busy, or a block is wanted
+//!     post the fault in a slot, kick
 //!     sleep at the slot                               read: the slot's fault
 //!                                                     serve it, answer the slot, wake
 //!   repeat the access, or pass the SIGBUS on
@@ -25,7 +24,7 @@ use std::sync::Arc;
 use crossbeam::utils::CachePadded;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::RwLock;
 
 use super::{RawFault, Resolver, Tid, Verdict};
 use crate::units::Addr;
@@ -47,17 +46,18 @@ pub(super) struct Watched {
     pub(super) resolver: Arc<dyn Resolver>,
 }
 
-type Directory = BTreeMap<usize, Watched>;
+/// Each copy has entries of its own: a handler counts itself in where few others do.
+type Directory = BTreeMap<usize, Arc<Watched>>;
 
 const COPIES: usize = 8;
 
 /// The watched ranges by address, several times over, so that threads that fault side by side share no cache line. A
-/// leaf. Handlers hold one copy shared, and only try; watch and unwatch take each exclusively in its turn, with signals
-/// blocked, so that no handler runs in a thread that holds it.
+/// leaf. Handlers hold one copy shared for the time of a look-up, and only try; watch and unwatch take each exclusively in
+/// its turn, with signals blocked, so that no handler runs in a thread that holds it.
 static DIRECTORY: [CachePadded<RwLock<Directory>>; COPIES] =
     [const { CachePadded::new(RwLock::new(Directory::new())) }; COPIES];
 
-fn change_all(change: impl Fn(&mut Directory)) {
+fn change_all(mut change: impl FnMut(&mut Directory)) {
     let mut before = SigSet::empty();
     // Fails only for a bad `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
@@ -67,31 +67,38 @@ fn change_all(change: impl Fn(&mut Directory)) {
 
 /// From now on faults in the range are its resolver's.
 pub(super) fn watch(at: Addr, watched: &Watched) {
-    change_all(|directory| drop(directory.insert(at.0, watched.clone())));
+    change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
 }
 
-/// No resolver is running for the range any more when this returns; a thread that has posted a fault may still wait.
+/// No resolver is running for the range any more when this returns, and none of its faults is about to be posted; a thread
+/// that has posted one may still wait. Called under locks that resolvers try to take: they do not wait for them.
 pub(super) fn unwatch(at: Addr) {
-    change_all(|directory| drop(directory.remove(&at.0)));
+    let mut gone = Vec::with_capacity(COPIES);
+    change_all(|directory| gone.extend(directory.remove(&at.0)));
+    for watched in gone {
+        // The last one is dropped here: what it frees is nothing for a signal handler.
+        while Arc::strong_count(&watched) > 1 {
+            std::thread::yield_now();
+        }
+        // Acquires what the handler has done.
+        drop(watched);
+    }
 }
 
-fn find(directory: &Directory, at: Addr) -> Option<&Watched> {
-    let (base, watched) = directory.range(..=at.0).next_back()?;
-    (at.since(Addr(*base)) < watched.bytes).then_some(watched)
-}
-
-/// A copy of the directory that few other threads look at: threads are told apart by where their stacks are.
-fn directory() -> RwLockReadGuard<'static, Directory> {
+/// Whose range it is. Threads are told apart by where their stacks are.
+fn find(at: Addr) -> Option<Arc<Watched>> {
     let here = 0u8;
     let stack = (&raw const here) as usize;
     let copy = &DIRECTORY[(stack >> 16 ^ stack >> 21) % COPIES];
-    loop {
+    let directory = loop {
         // Whoever holds it exclusively runs, and needs nothing of this thread.
-        if let Some(directory) = copy.try_read() {
-            return directory;
+        match copy.try_read() {
+            Some(directory) => break directory,
+            None => std::thread::yield_now(),
         }
-        std::thread::yield_now();
-    }
+    };
+    let (base, watched) = directory.range(..=at.0).next_back()?;
+    (at.since(Addr(*base)) < watched.bytes).then(|| watched.clone())
 }
 
 /// What is to become of an access that was interrupted by a SIGBUS at `addr`. `None` if it is not ours.
@@ -104,19 +111,18 @@ pub(super) fn resolve(addr: usize, context: &libc::ucontext_t) -> Option<Verdict
 }
 
 fn serve(mut fault: RawFault) -> Option<Verdict> {
-    let directory = directory();
-    let watched = find(&directory, fault.addr)?;
+    let watched = find(fault.addr)?;
     if let Some(verdict) = watched.resolver.resolve(&fault) {
         return Some(verdict);
     }
     fault.tid = Tid(nix::unistd::gettid().as_raw() as u32);
     let Some(slot) = slots::post(watched.owner, &fault) else {
         // Every slot is taken: the access repeats, and finds out.
-        drop(directory);
+        drop(watched);
         std::thread::yield_now();
         return Some(Verdict::Repeat);
     };
     watched.kick.kick();
-    drop(directory);
+    drop(watched);
     Some(slot.wait())
 }
