@@ -57,6 +57,11 @@ impl Layout {
         backing.plus(page.0 - range.start.0)
     }
 
+    /// Where the piece that holds `page` ends: up to there, each page points at what follows.
+    pub(crate) fn piece_end(&self, page: PageIndex) -> PageIndex {
+        self.piece_at(page).0.end
+    }
+
     /// Of `range`, which is to point at `first` and what follows, the part around `page` that points
     /// elsewhere: as large as possible, so that the neighbours need no re-pointing of their own,
     /// and no larger, so that no entry is lost that is right.

@@ -93,9 +93,11 @@ macro_rules! counters {
 counters! {
     /// Blocks installed, writable or not.
     installs,
+    /// Faults answered by installing blocks: one, or several that follow each other.
+    runs,
     /// Pages of zeros installed.
     zeros,
-    /// Write-protected entries opened for stores.
+    /// Faults answered by opening write-protected entries for stores: one, or several that follow each other.
     unprotects,
     /// Holes that a store has filled.
     allocations,

@@ -19,6 +19,7 @@
 //!   L2 shared: X is a hole again: Allocate. Once more.
 //! ```
 
+mod around;
 pub(crate) mod losers;
 mod prepare;
 mod refuse;
@@ -36,6 +37,7 @@ use crate::sys::{Outcome, Protection, RawFault};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::grace::Grace;
 use crate::volume::inode::Inode;
+use around::{Answer, Reach, reach};
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, lost_page, stranger};
 
@@ -197,15 +199,17 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attemp
         let (inode, window) = (region.inode.clone(), region.window.clone());
         return Attempt::Prepare(Need { inode, window, page, what });
     }
+    let reach = reach(region, &shared, &view, decision, raw.tid);
     if lets_go(inode) {
         let (inode, window) = (region.inode.clone(), region.window.clone());
         drop(shared);
         drop(regions);
         tell_decided(&inode, &view);
-        return act(core, raw, &window, &inode, &view, decision, &inode.space.unguarded());
+        let answer = Answer { window: &window, inode: &inode, view, decision, reach };
+        return act(core, raw, &answer, &inode.space.unguarded());
     }
     tell_decided(inode, &view);
-    act(core, raw, window, inode, &view, decision, &shared)
+    act(core, raw, &Answer { window, inode, view, decision, reach }, &shared)
 }
 
 fn tell_decided(inode: &Inode, view: &View) {
@@ -315,19 +319,13 @@ fn act_unguarded(
     decision: Decision,
 ) -> Attempt {
     let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros };
-    act(core, raw, window, inode, &view, decision, &inode.space.unguarded())
+    let answer = Answer { window, inode, view, decision, reach: Reach::one(page) };
+    act(core, raw, &answer, &inode.space.unguarded())
 }
 
 /// Does what was decided, under the guard it was decided under.
-fn act(
-    core: &Core,
-    raw: &RawFault,
-    window: &Window,
-    inode: &Inode,
-    view: &View,
-    decision: Decision,
-    shared: &Shared<'_>,
-) -> Attempt {
+fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) -> Attempt {
+    let Answer { window, inode, ref view, decision, .. } = *answer;
     let page = view.page;
     let stats = &core.stats;
     let mark = !inode.broken(Rule::MarkDirty);
@@ -339,9 +337,9 @@ fn act(
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
-        Decision::InstallReadOnly => (shared.install(window, page, Protection::ReadOnly, false), &stats.installs),
-        Decision::InstallWritable => (shared.install(window, page, Protection::Writable, mark), &stats.installs),
-        Decision::Unprotect => (shared.unprotect(window, page, mark), &stats.unprotects),
+        Decision::InstallReadOnly => (answer.install(core, shared, Protection::ReadOnly, false), &stats.runs),
+        Decision::InstallWritable => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
+        Decision::Unprotect => (answer.unprotect(shared, mark), &stats.unprotects),
         Decision::Retry => {
             if !inode.broken(Rule::WakeOnRetry) && !window.is_direct() {
                 core.wake(raw);

@@ -109,7 +109,7 @@ impl Change<'_> {
     }
 
     pub(crate) fn mark_in(&self, window: &Window, range: PageRange) {
-        range.iter().for_each(|page| window.mark_dirty(page));
+        window.mark_dirty_range(range);
     }
 
     /// Write-protects `range` in `window`, so that the next store to each page is noticed.

@@ -34,6 +34,19 @@ impl DirtyBits {
         self.summary.get((word / 64) as usize).fetch_or(1 << (word % 64), Ordering::Relaxed);
     }
 
+    /// Marks every page of a range.
+    pub(crate) fn mark_range(&self, range: PageRange) {
+        let mut at = range.start;
+        while at < range.end {
+            let word = PageRange::at(PageIndex(at.0 / 64 * 64), 64);
+            let cut = word.intersect(PageRange::new(at, range.end));
+            let ones = if cut.pages() == 64 { u64::MAX } else { (1 << cut.pages()) - 1 };
+            self.bits.get((at.0 / 64) as usize).fetch_or(ones << (at.0 % 64), Ordering::Relaxed);
+            self.summary.get((at.0 / 64 / 64) as usize).fetch_or(1 << (at.0 / 64 % 64), Ordering::Relaxed);
+            at = word.end;
+        }
+    }
+
     /// Calls `each` for every word of `range` that has bits set: its index, and a mask of the bits within the range.
     fn for_words(&self, range: PageRange, mut each: impl FnMut(u64, u64)) {
         if range.is_empty() {
@@ -106,11 +119,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_a_set(pages in proptest::collection::btree_set(0..9000u64, 0..60), forget in (0..9000u64, 0..300u64)) {
+        fn agrees_with_a_set(
+            mut pages in proptest::collection::btree_set(0..9000u64, 0..60),
+            run in (0..8600u64, 0..400u64),
+            forget in (0..9000u64, 0..300u64),
+        ) {
             let bits = DirtyBits::new(9000).unwrap();
             for page in &pages {
                 bits.mark(PageIndex(*page));
             }
+            bits.mark_range(PageRange::at(PageIndex(run.0), run.1));
+            pages.extend(run.0..run.0 + run.1);
             let all = PageRange::at(PageIndex(0), 9000);
             let got = |range| bits.marked(range).iter().flat_map(|run| run.iter()).map(|page| page.0).collect::<Vec<_>>();
             prop_assert_eq!(got(all), pages.iter().copied().collect::<Vec<_>>());

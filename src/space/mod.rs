@@ -22,13 +22,14 @@ mod change;
 mod check;
 mod dirty;
 pub(crate) mod extents;
+pub(crate) mod streams;
 mod window;
 
 use nix::errno::Errno;
 
 use crate::policy::{Backing, View};
 use crate::sync::{Arc, Held, RwLock, RwLockReadGuard};
-use crate::sys::{Outcome, Protection};
+use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) use change::Change;
 use change::Pending;
@@ -138,15 +139,30 @@ impl Shared<'_> {
         window.table.install(window.addr_of(page), self.page.bytes(), protection)
     }
 
+    /// Installs the blocks of several pages, which this guard has been asked about one by one or as one extent. `mark`
+    /// as above: a page that is not reached, because one before it has an entry, is marked even so.
+    pub(crate) fn install_run(
+        &self,
+        window: &Window,
+        pages: PageRange,
+        protection: Protection,
+        mark: bool,
+    ) -> Result<Filled, Errno> {
+        if mark {
+            window.mark_dirty_range(pages);
+        }
+        window.table.install_run(window.addr_of(pages.start), self.page.bytes_of(pages.pages()), protection)
+    }
+
     pub(crate) fn install_zeros(&self, window: &Window, at: Addr) -> Result<Outcome, Errno> {
         window.table.install_zeros(at.align_down(window.table.base_page()))
     }
 
-    pub(crate) fn unprotect(&self, window: &Window, page: PageIndex, mark: bool) -> Result<Outcome, Errno> {
+    pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {
         if mark {
-            window.mark_dirty(page);
+            window.mark_dirty_range(pages);
         }
-        window.table.unprotect(window.addr_of(page), self.page.bytes())
+        window.table.unprotect(window.addr_of(pages.start), self.page.bytes_of(pages.pages()))
     }
 
     /// Poisons the page that `at` lies in.

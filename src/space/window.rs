@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use super::dirty::DirtyBits;
+use super::streams::Streams;
 use crate::mapping::options::{MapOptions, Resolve};
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, Ordering};
@@ -18,6 +19,8 @@ pub(crate) struct Window {
     /// The pages of the file that it shows.
     pub(super) pages: PageRange,
     page: PageSize,
+    /// The sequential streams of faults among the last ones.
+    pub(crate) streams: Streams,
     /// Pages stored to through this mapping, counted from its start.
     pub(super) dirty: DirtyBits,
     /// Set when the application has moved a part of the range away: none of it is ours to unmap.
@@ -37,7 +40,8 @@ impl Window {
     ) -> Result<Self, Errno> {
         let dirty = DirtyBits::new(pages.pages())?;
         let (lost, alive) = (AtomicBool::new(false), AtomicBool::new(true));
-        Ok(Self { table, options, base, pages, page, dirty, lost, alive })
+        let streams = Streams::default();
+        Ok(Self { table, options, base, pages, page, streams, dirty, lost, alive })
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -87,6 +91,15 @@ impl Window {
 
     pub(crate) fn mark_dirty(&self, page: PageIndex) {
         self.dirty.mark(PageIndex(page.0 - self.pages.start.0));
+    }
+
+    pub(crate) fn mark_dirty_range(&self, range: PageRange) {
+        self.dirty.mark_range(self.own(range));
+    }
+
+    /// The most pages that one fault installs.
+    pub(crate) fn largest_run(&self) -> u64 {
+        self.page.pages_in(self.options.fault_around).max(1)
     }
 
     /// What to poison for an access at `at`: a base page where zeros are backed, a whole one on the device.

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Ticket, Tid,
-    Verdict,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Ticket,
+    Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -28,7 +28,7 @@ pub struct Injection {
     pub exist_ppm: u32,
     /// ENOMEM, and nothing done, to an install, a poisoning, or a re-point.
     pub nomem_ppm: u32,
-    /// The first half of a range of several pages is protected, then EAGAIN.
+    /// The first half of a range of several pages is protected or installed, then EAGAIN.
     pub partial_ppm: u32,
     /// A fault's message is delivered by one of the next reads. One that was late may find its page punched meanwhile, and
     /// put a block under it for nobody, as one that a worker is slow to serve.
@@ -158,10 +158,15 @@ impl Injecting {
         }
     }
 
-    /// Where to cut a range in two, if it is of several pages. What may be huge pages is taken for them.
-    fn half(&self, at: Addr, bytes: u64) -> Option<u64> {
+    /// The bytes of a page of a range. What may be huge pages is taken for them.
+    fn unit(&self, at: Addr, bytes: u64) -> u64 {
         let unit = 1 << (at.0 as u64 | bytes).trailing_zeros();
-        let unit = if unit < HUGE_BYTES { self.base_page() } else { unit };
+        if unit < HUGE_BYTES { self.base_page() } else { unit }
+    }
+
+    /// Where to cut a range in two, if it is of several pages.
+    fn half(&self, at: Addr, bytes: u64) -> Option<u64> {
+        let unit = self.unit(at, bytes);
         Some(bytes / unit / 2 * unit).filter(|half| *half > 0)
     }
 }
@@ -265,6 +270,27 @@ impl PageTable for Injecting {
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
         self.put(at, Entry::Page(bytes, protection))
+    }
+
+    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+        if let Some(refused) = self.refuse() {
+            return Ok(Filled::Nothing(refused));
+        }
+        self.short_of_memory()?;
+        let page = self.unit(at, bytes);
+        if self.strikes(What::Exist) && self.table.put_quietly(at, Entry::Page(page, protection))? == Outcome::Installed
+        {
+            self.count(What::Exist);
+            return Ok(Filled::Nothing(Outcome::AlreadyPresent));
+        }
+        match self.half(at, bytes) {
+            // As if the page in the middle had an entry.
+            Some(half) if self.strikes(What::Partial) => {
+                self.count(What::Partial);
+                self.table.install_run(at, half, protection)
+            }
+            _ => self.table.install_run(at, bytes, protection),
+        }
     }
 
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {

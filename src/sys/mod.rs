@@ -114,6 +114,18 @@ pub(crate) enum Outcome {
     Gone,
 }
 
+/// What came of an attempt to install a run of pages, in order from the first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(crate) enum Filled {
+    /// So many bytes are done, the first page at least, and every thread waiting on those is woken. If that is not all,
+    /// something is in the way of the next page; the kernel says what when it is asked for that page.
+    Bytes(u64),
+    /// Nothing is done, and nobody woken. The reason may be any page's if it is not [`Outcome::AlreadyPresent`], which is
+    /// said of the first.
+    Nothing(Outcome),
+}
+
 /// What came of sending a thread its SIGBUS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Delivery {
@@ -168,6 +180,10 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Installs the device page that the range points at.
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno>;
+
+    /// Installs the device pages of a range, up to the first that has an entry: in one call, which wakes once. An
+    /// error is of the first page, or of the range as a whole; then nothing is done.
+    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno>;
 
     /// Installs a page of zeros, write-protected, in a range that points at zeros.
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno>;

@@ -187,6 +187,10 @@ impl World {
         Arc::new(self.pager().map_with(file, range, &self.options).unwrap())
     }
 
+    pub fn map_with(&self, file: &File, pages: u64, options: &MapOptions) -> Arc<Mapping> {
+        Arc::new(self.pager().map_with(file, 0..pages * PAGE, options).unwrap())
+    }
+
     /// A file of `pages` written pages, each filled with `byte`.
     pub fn file(&self, name: &str, pages: u64, byte: u8) -> File {
         let file = self.volume.create(name).unwrap();

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::sync::Arc;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Calls, Delivery, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
 
@@ -95,6 +95,16 @@ impl PageTable for Shared {
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
         self.ioctl(at, |space| space.install(at, bytes, protection == Protection::ReadOnly))
+    }
+
+    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+        let mut done = 0;
+        let outcome = self.ioctl(at, |space| {
+            let answer = space.install(at, bytes, protection == Protection::ReadOnly);
+            done = answer.1;
+            answer
+        })?;
+        Ok(if done > 0 { Filled::Bytes(done) } else { Filled::Nothing(outcome) })
     }
 
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {

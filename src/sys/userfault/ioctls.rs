@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::{Userfault, count};
-use crate::sys::{Outcome, PageTable, Protection, abi};
+use crate::sys::{Filled, Outcome, PageTable, Protection, abi};
 use crate::units::Addr;
 
 /// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
@@ -43,6 +43,23 @@ impl Userfault {
         // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
         let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
         outcome(answer, argument.done)
+    }
+
+    /// UFFDIO_CONTINUE of several pages. It ends at the first that has an entry, says EAGAIN, and has woken who waits on
+    /// those before; or EEXIST, if that is the very first.
+    pub(super) fn continue_run(&self, at: Addr, bytes: u64, mode: u64) -> Result<Filled, Errno> {
+        count(&self.calls.installs);
+        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
+        // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
+        let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
+        match u64::try_from(argument.done) {
+            // Whatever stopped it: these are done. (Of an error the field holds the negative errno, or nothing.)
+            Ok(done) if done > 0 => Ok(Filled::Bytes(done)),
+            Ok(_) | Err(_) => Ok(match outcome(answer, 0)? {
+                Outcome::Installed => Filled::Bytes(bytes),
+                other => Filled::Nothing(other),
+            }),
+        }
     }
 
     /// UFFDIO_COPY of a page of zeros.

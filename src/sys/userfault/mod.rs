@@ -22,8 +22,8 @@ use userfaultfd::Uffd;
 use super::abi;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
-    Access, Calls, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver,
-    Ticket, Tid, Verdict, access, process, trap,
+    Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault,
+    Resolver, Ticket, Tid, Verdict, access, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -216,6 +216,10 @@ impl PageTable for Userfault {
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
         self.continue_(at, bytes, continue_mode(protection))
+    }
+
+    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+        self.continue_run(at, bytes, continue_mode(protection))
     }
 
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {

@@ -1,0 +1,154 @@
+//! Fault-around: how many of the pages behind a fault its answer is for as well.
+//!
+//! The answer is an install, or an unprotect, of a block: `Written`, before the end, under an address that points at it.
+//! All of that holds for the next page too if it lies in the same extent, before the end, and in the same piece of
+//! the mapping's layout: one look at three borders is the same decision for each page. It is made, and
+//! acted upon, under the one hold of L2 that the fault itself is decided under, so a truncate or a punch comes
+//! before all of it or after all of it.
+
+use nix::errno::Errno;
+
+use crate::mapping::options::Tracking;
+use crate::pager::core::Core;
+use crate::pager::regions::Region;
+use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
+use crate::space::streams::Place;
+use crate::space::{Shared, Window};
+use crate::sync::Ordering;
+use crate::sys::{Filled, Outcome, Protection, Tid};
+use crate::units::{PageIndex, PageRange};
+use crate::volume::inode::Inode;
+
+/// The pages that one answer is for, the one that has faulted first.
+pub(super) struct Reach {
+    pub(super) pages: PageRange,
+    /// Where the fault belongs among the streams; none for one that is none of theirs.
+    place: Option<Place>,
+}
+
+impl Reach {
+    /// One page, whatever there was before.
+    pub(super) fn one(page: PageIndex) -> Self {
+        Self { pages: PageRange::one(page), place: None }
+    }
+
+    /// The fault is answered, with so many pages: the next of its stream is expected behind them, or behind
+    /// the entry that was in the way.
+    pub(super) fn answered(&self, window: &Window, pages: u64) {
+        if let Some(place) = self.place {
+            window.streams.expect(place, self.pages.start.plus(pages));
+        }
+    }
+}
+
+/// How far the answer to a fault of `tid` reaches, under the guard that it was decided under.
+pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision: Decision, tid: Tid) -> Reach {
+    let page = view.page;
+    let window = &*region.window;
+    let largest = window.largest_run();
+    if largest == 1 || !takes_neighbours(window, decision) {
+        return Reach::one(page);
+    }
+    let place = window.streams.find(tid, page, largest);
+    let wanted = to_border(page, place.pages());
+    let pages = if wanted == 1 { PageRange::one(page) } else { alike(region, shared, view, wanted) };
+    debug_assert!(pages.iter().skip(1).all(|next| is_alike(region, shared, decision, next)));
+    Reach { pages, place: Some(place) }
+}
+
+/// How many pages there are from `page` to the next multiple of `pages`, which is a power of two: windows are aligned, so that
+/// streams which began at different pages meet at borders.
+fn to_border(page: PageIndex, pages: u64) -> u64 {
+    pages - (page.0 & (pages - 1))
+}
+
+/// Whether the pages behind may be answered likewise. A page that is writable is not noticed when it is stored to: under
+/// exact tracking a store is for its own page alone.
+fn takes_neighbours(window: &Window, decision: Decision) -> bool {
+    match (decision, window.options.tracking) {
+        (Decision::InstallReadOnly, _) => true,
+        (Decision::InstallWritable | Decision::Unprotect, Tracking::Coarse) => true,
+        (Decision::InstallWritable | Decision::Unprotect, Tracking::Exact) => false,
+        (Decision::Sigbus | Decision::InstallZeros | Decision::Retry, _) => false,
+        (Decision::Repoint(_) | Decision::Allocate | Decision::Convert(_), _) => false,
+    }
+}
+
+/// From the page of `view`, which is written and points at its block, the pages of which the same is true, `wanted` at most.
+pub(super) fn alike(region: &Region, shared: &Shared<'_>, view: &View, wanted: u64) -> PageRange {
+    let Some(extent) = shared.extents().find(view.page) else { return PageRange::one(view.page) };
+    // The size is asked of this guard, even where a broken rule has a view of another.
+    let eof = region.inode.page().ceil(shared.size());
+    let end = extent.range().end.min(eof).min(region.layout.piece_end(view.page));
+    PageRange::at(view.page, wanted).intersect(region.window.pages()).intersect(PageRange::new(view.page, end))
+}
+
+/// What [`alike`] is to be sure of, asked the long way.
+fn is_alike(region: &Region, shared: &Shared<'_>, decision: Decision, page: PageIndex) -> bool {
+    let view = shared.view(page, region.layout.backing(page));
+    let fault = match decision {
+        Decision::InstallWritable => Fault { access: Access::Store, kind: FaultKind::Minor },
+        Decision::Unprotect => Fault { access: Access::Store, kind: FaultKind::WriteProtect },
+        _ => Fault { access: Access::Load, kind: FaultKind::Minor },
+    };
+    decide(fault, &view) == decision
+}
+
+/// What was decided, and of what.
+pub(super) struct Answer<'a> {
+    pub(super) window: &'a Window,
+    pub(super) inode: &'a Inode,
+    pub(super) view: View,
+    pub(super) decision: Decision,
+    pub(super) reach: Reach,
+}
+
+impl Answer<'_> {
+    /// Installs the page that has faulted, and those behind it that the answer reaches. What is in the way of those is no
+    /// business of the fault's: it is answered if its own page is.
+    pub(super) fn install(
+        &self,
+        core: &Core,
+        shared: &Shared<'_>,
+        protection: Protection,
+        mark: bool,
+    ) -> Result<Outcome, Errno> {
+        let (window, pages) = (self.window, self.reach.pages);
+        if pages.pages() > 1 {
+            match shared.install_run(window, pages, protection, mark) {
+                Ok(Filled::Bytes(bytes)) => {
+                    let done = self.inode.page().pages_in(bytes);
+                    core.stats.installs.fetch_add(done, Ordering::Relaxed);
+                    self.reach.answered(window, done);
+                    return Ok(Outcome::Installed);
+                }
+                // These are of the page itself.
+                Ok(Filled::Nothing(outcome @ (Outcome::AlreadyPresent | Outcome::Retry))) => return Ok(outcome),
+                // This may be of a neighbour: the application has unmapped it, or the kernel has an address range of its own there.
+                Ok(Filled::Nothing(Outcome::Gone | Outcome::Installed)) | Err(_) => {}
+            }
+        }
+        let outcome = shared.install(window, pages.start, protection, mark)?;
+        if outcome == Outcome::Installed {
+            core.stats.add(&core.stats.installs);
+            self.reach.answered(window, 1);
+        }
+        Ok(outcome)
+    }
+
+    /// Lets stores through to the page that has faulted and those behind it that the answer reaches. Where those have no entry
+    /// nothing is done to them.
+    pub(super) fn unprotect(&self, shared: &Shared<'_>, mark: bool) -> Result<Outcome, Errno> {
+        let (window, pages) = (self.window, self.reach.pages);
+        let outcome = match shared.unprotect(window, pages, mark) {
+            Ok(Outcome::Gone) | Err(_) if pages.pages() > 1 => {
+                shared.unprotect(window, PageRange::one(pages.start), mark)?
+            }
+            other => other?,
+        };
+        if outcome == Outcome::Installed {
+            self.reach.answered(window, pages.pages());
+        }
+        Ok(outcome)
+    }
+}

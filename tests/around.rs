@@ -1,0 +1,259 @@
+//! Fault-around: how many faults sequential and random accesses take, what is installed along with a page and what
+//! never is, and truncates and punches that race with a window.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::*;
+use daxpager::probe::Point;
+use daxpager::sabotage::Rule;
+use daxpager::{File, MapOptions, Mapping, Tracking};
+
+const MARK: u64 = 0x4d41_524b_4d41_524b;
+/// Pages in 2 MiB.
+const WINDOW: u64 = 512;
+
+/// The faults that `body` takes.
+fn faults(world: &World, body: impl FnOnce()) -> u64 {
+    let before = world.pager().stats().all_faults();
+    body();
+    world.pager().stats().all_faults() - before
+}
+
+fn coarse(world: &World, file: &File, pages: u64) -> Arc<Mapping> {
+    world.map_with(file, pages, &MapOptions::new().tracking(Tracking::Coarse))
+}
+
+/// A mapping of a file of written blocks, its first page loaded: so the address points at them.
+fn pointed(world: &World, pages: u64, options: &MapOptions) -> (File, Arc<Mapping>) {
+    let file = world.file("a", pages, 0xaa);
+    let map = world.map_with(&file, pages, options);
+    map.load((pages - 1) * PAGE).unwrap();
+    (file, map)
+}
+
+fn load_all(map: &Mapping, pages: impl IntoIterator<Item = u64>) {
+    pages.into_iter().for_each(|page| assert_eq!(map.load(page * PAGE).unwrap(), 0xaaaa_aaaa_aaaa_aaaa, "page {page}"));
+}
+
+fn store_all(map: &Mapping, pages: impl IntoIterator<Item = u64>) {
+    pages.into_iter().for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
+}
+
+/// The pages that a mapping reports as dirty.
+fn dirty(map: &Mapping) -> Vec<u64> {
+    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
+}
+
+/// Pages in an order in which none follows another: every fault is a surprise.
+fn shuffled(pages: u64) -> impl Iterator<Item = u64> {
+    (0..pages).map(move |i| i * 389 % pages)
+}
+
+#[test]
+fn sequential_loads_take_a_fault_for_2_mib() {
+    let world = World::with_reader(8 * WINDOW, None, true);
+    let (_file, map) = pointed(&world, 8 * WINDOW, &MapOptions::new());
+    let before = world.pager().stats();
+    let taken = faults(&world, || load_all(&map, 0..8 * WINDOW));
+    let calls = world.pager().stats().calls.since(&before.calls);
+    println!("{taken} faults, {calls:?}");
+    assert!(taken <= 12, "{taken} faults: 1, 8 and 64 pages, then eight windows, and a page that was there");
+    assert!(calls.installs + calls.wakes <= taken && calls.reads <= taken + 1, "{calls:?}");
+}
+
+#[test]
+fn random_loads_take_a_fault_for_each_page() {
+    let world = World::with_reader(1000, None, true);
+    let (_file, map) = pointed(&world, 1000, &MapOptions::new());
+    assert_eq!(faults(&world, || load_all(&map, shuffled(999))), 999);
+}
+
+#[test]
+fn a_page_at_most_is_one_page() {
+    let world = World::with_reader(200, None, true);
+    for bytes in [0, 1, PAGE] {
+        let (_file, map) = pointed(&world, 100, &MapOptions::new().fault_around(bytes));
+        assert_eq!(faults(&world, || load_all(&map, 0..99)), 99, "{bytes} bytes");
+        drop(map);
+        world.volume.remove("a").unwrap();
+    }
+    let (_file, map) = pointed(&world, 100, &MapOptions::new().fault_around(4 * PAGE));
+    let taken = faults(&world, || load_all(&map, 0..99));
+    assert!((99 / 4..99 / 4 + 6).contains(&taken), "{taken} faults of up to four pages");
+}
+
+/// As memcpy from one part of a mapping to another, with something else in between.
+#[test]
+fn several_streams_in_one_thread() {
+    let world = World::with_reader(6 * WINDOW, None, true);
+    let (_file, map) = pointed(&world, 6 * WINDOW, &MapOptions::new());
+    let taken = faults(&world, || {
+        for page in 0..2 * WINDOW {
+            load_all(&map, [page, 2 * WINDOW + page]);
+            if page % 64 == 63 {
+                load_all(&map, [4 * WINDOW + page * 389 % WINDOW]);
+            }
+        }
+    });
+    assert!(taken <= 2 * 8 + 16, "{taken} faults");
+}
+
+/// The application has touched every third page before.
+#[test]
+fn pages_that_are_there_are_skipped() {
+    let world = World::with_reader(600, None, true);
+    let (_file, map) = pointed(&world, 600, &MapOptions::new());
+    load_all(&map, (0..599).filter(|page| page % 3 == 2));
+    let taken = faults(&world, || load_all(&map, 0..600));
+    assert!((100..=300).contains(&taken), "{taken} faults for 400 pages with gaps between");
+}
+
+/// The first store to each page is noticed, whatever has been loaded or stored before.
+#[test]
+fn exact_tracking_never_has_a_writable_neighbour() {
+    let world = World::with_reader(600, None, true);
+    let (_file, map) = pointed(&world, 600, &MapOptions::new());
+    load_all(&map, 0..300);
+    store_all(&map, [7, 100, 101, 102, 103, 104, 299]);
+    assert_eq!(dirty(&map), [7, 100, 101, 102, 103, 104, 299]);
+    // No entries here yet.
+    store_all(&map, 300..320);
+    assert_eq!(dirty(&map), (300..320).collect::<Vec<_>>());
+    assert_eq!(faults(&world, || store_all(&map, 320..599)), 279);
+    store_all(&map, [320, 7]);
+    assert_eq!(dirty(&map), [7].into_iter().chain(320..599).collect::<Vec<_>>());
+}
+
+#[test]
+fn coarse_tracking_never_loses_a_dirty_page() {
+    let world = World::with_reader(2 * WINDOW, None, true);
+    let (file, map) = pointed(&world, 2 * WINDOW, &MapOptions::new().tracking(Tracking::Coarse));
+    let all: Vec<u64> = (0..2 * WINDOW).collect();
+    // No entries, then write-protected ones, then those of loads.
+    let taken = faults(&world, || store_all(&map, all.iter().copied()));
+    assert!(taken <= 8, "{taken} faults");
+    assert_eq!(dirty(&map), all);
+    let taken = faults(&world, || store_all(&map, all.iter().copied()));
+    assert!(taken <= 8, "{taken} write-protect faults");
+    assert_eq!(dirty(&map), all);
+    let fresh = coarse(&world, &file, 2 * WINDOW);
+    fresh.load(0).unwrap();
+    assert_eq!(dirty(&fresh), [0u64; 0], "loads make nothing dirty");
+    for page in 0..2 * WINDOW {
+        assert_eq!(fresh.load(page * PAGE).unwrap(), MARK + page);
+    }
+    assert_eq!(dirty(&fresh), [0u64; 0], "loads make nothing dirty");
+    store_all(&fresh, shuffled(300));
+    let got = dirty(&fresh);
+    assert!((0..300).all(|page| got.contains(&page)), "{got:?}");
+}
+
+/// The end of the file, of an extent, and of the mapping, each in the middle of a window.
+#[test]
+fn a_window_ends_where_the_blocks_do() {
+    let world = World::with_reader(400, None, true);
+    let file = world.file("a", 100, 0xaa);
+    // Blocks past the end of the file, and a file that ends within a page.
+    file.allocate(0, 120 * PAGE, true).unwrap();
+    file.write_at(&[0xaa; 8], 100 * PAGE).unwrap();
+    let map = world.map(&file, 300);
+    load_all(&map, 0..101);
+    for page in 101..103 {
+        assert!(is_bus(&map.load(page * PAGE)), "page {page} is past the end");
+    }
+    // A hole, and behind it other blocks.
+    file.punch_hole(50 * PAGE, 3 * PAGE).unwrap();
+    let other = world.file("other", 3, 0xbb);
+    file.write_at(&[0xaa; PAGE as usize], 52 * PAGE).unwrap();
+    let part = Arc::new(world.pager().map(&file, 10 * PAGE..90 * PAGE).unwrap());
+    load_all(&part, 0..40);
+    assert_eq!(part.load(40 * PAGE), Ok(0));
+    assert_eq!(part.load(41 * PAGE), Ok(0));
+    load_all(&part, 42..80);
+    drop(part);
+    assert_eq!(page_of(&other, 2), vec![0xbb; PAGE as usize]);
+}
+
+/// A window reaches to a page that is about to be taken away and given to another file.
+///
+/// ```text
+/// load of page 8                            punch of page 20
+///   L2 shared: pages 8 to 63; parked
+///                                             L2 exclusive: waits
+///   install all of them
+///   unlock
+///                                             zap, free; B takes the block
+/// load of page 20: faults
+/// ```
+fn window_against_punch(world: &mut World) -> Verdict {
+    let a = world.file("a", 64, 0xaa);
+    let map = world.map(&a, 64);
+    map.load(63 * PAGE).unwrap();
+    let parked = world.park.at_page(Point::Decided, 8);
+    let load = spawn({
+        let map = map.clone();
+        move || (0..63).try_for_each(|page| map.load(page * PAGE).map(drop))
+    });
+    parked.wait();
+    let punch = spawn({
+        let a = a.clone();
+        move || a.punch_hole(20 * PAGE, PAGE)
+    });
+    let waits = punch.within(WATCH).is_none();
+    if waits {
+        parked.release();
+        punch.join("the punch")?.unwrap();
+    }
+    let b = world.file("b", 1, 0xbb);
+    parked.release();
+    load.join("the loads")?.map_err(|error| error.to_string())?;
+    check(map.load(20 * PAGE) == Ok(0), || "a punched page shows another file's bytes".to_owned())?;
+    map.store(20 * PAGE, MARK).unwrap();
+    check(page_of(&b, 0) == vec![0xbb; PAGE as usize], || "a store went into another file".to_owned())
+}
+
+rule_test!(window_parked_while_a_page_of_it_is_punched, Rule::GuardThroughInstall, 66, window_against_punch);
+
+/// The same with a truncate, and stores that would go into another file's blocks.
+fn window_against_truncate(world: &mut World) -> Verdict {
+    let a = world.file("a", 64, 0xaa);
+    let map = coarse(world, &a, 64);
+    map.load(0).unwrap();
+    // The third window of the stream, of 56 pages.
+    let parked = world.park.at_page(Point::Decided, 8);
+    let store = spawn({
+        let map = map.clone();
+        move || (0..9).try_for_each(|page| map.store(page * PAGE, MARK))
+    });
+    parked.wait();
+    let truncate = spawn({
+        let a = a.clone();
+        move || a.truncate(9 * PAGE)
+    });
+    if truncate.within(WATCH).is_none() {
+        parked.release();
+        truncate.join("the truncate")?.unwrap();
+    }
+    let b = world.file("b", 55, 0xbb);
+    parked.release();
+    store.join("the store")?.map_err(|error| error.to_string())?;
+    for page in 9..64 {
+        check(map.store(page * PAGE, MARK).is_err(), || format!("a store past the end, to page {page}, got through"))?;
+    }
+    check((0..55).all(|page| page_of(&b, page) == vec![0xbb; PAGE as usize]), || "B has changed".to_owned())?;
+    check(dirty(&map) == (0..9).collect::<Vec<_>>(), || "a page past the end is dirty".to_owned())
+}
+
+rule_test!(window_parked_while_its_file_is_truncated, Rule::GuardThroughInstall, 64, window_against_truncate);
+
+/// What is marked late would be lost.
+fn stores_beside_a_window(world: &mut World) -> Verdict {
+    let a = world.file("a", 64, 0xaa);
+    let map = coarse(world, &a, 64);
+    store_all(&map, 0..64);
+    let got = dirty(&map);
+    check(got == (0..64).collect::<Vec<_>>(), || format!("of 64 pages stored to these are dirty: {got:?}"))
+}
+rule_test!(neighbours_are_marked_dirty, Rule::MarkDirty, 64, stores_beside_a_window);
