@@ -43,6 +43,7 @@ impl Inode {
         let old = self.space.shared().size();
         let page = self.page();
         let mut change = self.invalidate(PageRange::from(page.page_of(old.min(len))));
+        change.give_back_ahead(&self.store);
         if len > old {
             self.grow(&mut change, len);
         } else {
@@ -129,6 +130,7 @@ impl Inode {
         let page = self.page();
         let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
         let mut change = self.invalidate(page.touched(&bytes).and(page.page_of(old)));
+        change.keep(page.touched(&bytes));
         let whole = page.whole(&bytes);
         let written: Vec<Extent> = change.extents().within(whole).filter(|extent| extent.written).collect();
         for extent in written {
@@ -154,6 +156,7 @@ impl Inode {
         let grows = !keep_size && bytes.end > old;
         let zapped = if grows { PageRange::from(page.page_of(old)) } else { PageRange::at(PageIndex(0), 0) };
         let mut change = self.invalidate(zapped);
+        change.keep(page.touched(&bytes));
         self.fill_with_unwritten(&mut change, page.touched(&bytes), &mut reserved);
         if grows {
             self.grow(&mut change, bytes.end);
@@ -304,6 +307,10 @@ impl Inode {
     /// Writes under L2 held shared if every page has a written block.
     pub(crate) fn write_written(&self, shared: &Shared<'_>, bytes: Range<u64>, copy: &[u8]) -> Result<(), PageIndex> {
         let page = self.page();
+        if shared.is_ahead(page.touched(&bytes)) {
+            // Written by somebody who relies on the block: to be told so exclusively.
+            return Err(page.page_of(bytes.start));
+        }
         let written = |index| matches!(shared.extents().state(index), PageState::Written(_));
         if let Some(first) = page.touched(&bytes).iter().find(|index| !written(*index)) {
             return Err(first);
@@ -329,6 +336,7 @@ impl Inode {
         reserved: &mut Reservation,
     ) {
         let page = self.page();
+        change.keep(PageRange::one(index));
         let write = |block| self.store.memory.write(page.device_offset(block) + part.start, bytes);
         // Filled before it is published; zeroed first where the bytes do not cover it.
         let fill = |block| {

@@ -49,10 +49,10 @@ pub use device::Device;
 pub use error::{BusError, Error, Result};
 pub use file::{ExtentInfo, ExtentKind, File, PhysicalExtent};
 pub use mapping::Mapping;
+pub use mapping::advice::Advice;
 pub use mapping::options::{MapOptions, Resolve, Tracking};
 pub use pager::stats::{Kind, LatencySummary, Stats};
 pub use pager::{Pager, PagerBuilder};
-pub use sys::Calls;
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sys::access::checked;
@@ -62,6 +62,7 @@ pub use sys::fake;
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sys::inject::Injection;
+pub use sys::{Access, Calls};
 pub use units::{BlockIndex, PageIndex};
 #[cfg(feature = "shuttle")]
 #[doc(hidden)]

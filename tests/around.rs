@@ -257,3 +257,138 @@ fn stores_beside_a_window(world: &mut World) -> Verdict {
     check(got == (0..64).collect::<Vec<_>>(), || format!("of 64 pages stored to these are dirty: {got:?}"))
 }
 rule_test!(neighbours_are_marked_dirty, Rule::MarkDirty, 64, stores_beside_a_window);
+
+/// A file that is one hole, and a mapping of it with coarse tracking.
+fn hole(world: &World, name: &str, pages: u64) -> (File, Arc<Mapping>) {
+    let file = world.volume.create(name).unwrap();
+    file.truncate(pages * PAGE).unwrap();
+    let map = coarse(world, &file, pages);
+    (file, map)
+}
+
+#[test]
+fn sequential_stores_into_a_hole_take_few_faults() {
+    let world = World::with_reader(16 * WINDOW, None, true);
+    let (file, map) = hole(&world, "a", 4 * WINDOW);
+    let before = world.pager().stats();
+    let taken = faults(&world, || store_all(&map, 0..4 * WINDOW));
+    let after = world.pager().stats();
+    assert!(taken <= 10, "{taken} faults");
+    assert!(after.repoints - before.repoints <= taken, "one re-point for a run");
+    assert_eq!(file.fiemap().len(), 1, "in one piece: {:?}", file.fiemap());
+    assert_eq!(dirty(&map), (0..4 * WINDOW).collect::<Vec<_>>());
+    for page in 0..4 * WINDOW {
+        let bytes = page_of(&file, page);
+        assert_eq!(bytes[..8], (MARK + page).to_ne_bytes(), "page {page}");
+        assert!(bytes[8..].iter().all(|byte| *byte == 0), "page {page} shows what the block held");
+    }
+}
+
+/// Blocks that another file has had: zeroed before anybody can see them.
+fn secrets_in_a_run(world: &mut World) -> Verdict {
+    drop(world.file("secret", 256, 0x5e));
+    world.volume.remove("secret").unwrap();
+    let (file, map) = hole(world, "a", 200);
+    store_all(&map, 0..20);
+    let shows = (0..200).find(|page| (8..PAGE).step_by(8).any(|at| map.load(page * PAGE + at) != Ok(0)));
+    check(shows.is_none(), || format!("page {shows:?} shows another file's bytes"))?;
+    check((0..200).all(|page| page_of(&file, page)[8..].iter().all(|byte| *byte == 0)), || "read shows them".to_owned())
+}
+rule_test!(a_run_is_zeroed, Rule::ZeroNewBlock, 256, secrets_in_a_run);
+
+/// Another mapping has loaded the hole before: its zeros must go when the run is published.
+fn zeros_over_a_run(world: &mut World) -> Verdict {
+    let (file, map) = hole(world, "a", 64);
+    let other = world.map(&file, 64);
+    (0..64).for_each(|page| assert_eq!(other.load(page * PAGE), Ok(0)));
+    store_all(&map, 0..64);
+    let lost = (0..64).find(|page| other.load(page * PAGE) != Ok(MARK + page));
+    check(lost.is_none(), || format!("the other mapping still shows zeros on page {lost:?}"))
+}
+rule_test!(a_run_takes_zeros_away, Rule::ZapZerosOnAllocate, 256, zeros_over_a_run);
+
+#[test]
+fn exact_tracking_allocates_what_is_stored_to() {
+    let world = World::with_reader(200, None, true);
+    let file = world.volume.create("a").unwrap();
+    file.truncate(100 * PAGE).unwrap();
+    let map = world.map(&file, 100);
+    store_all(&map, 0..20);
+    assert_eq!(file.blocks(), 20);
+    assert_eq!(dirty(&map), (0..20).collect::<Vec<_>>());
+}
+
+/// What nobody has stored to is given back when the mapping goes, and when the file is truncated to the size it has.
+#[test]
+fn blocks_ahead_are_given_back() {
+    let world = World::with_reader(1000, None, true);
+    let give_back: [fn(&File, Arc<Mapping>); 2] = [|_, map| drop(map), |file, _map| file.truncate(file.len()).unwrap()];
+    for give_back in give_back {
+        let (file, map) = hole(&world, "a", 200);
+        store_all(&map, 0..20);
+        // One in the middle of what has been allocated ahead.
+        map.store(40 * PAGE, MARK).unwrap();
+        assert!(file.blocks() > 21, "{} blocks", file.blocks());
+        give_back(&file, map);
+        let kept = file.blocks();
+        assert!(kept == 21, "{kept} blocks");
+        assert_eq!(page_of(&file, 19)[..8], (MARK + 19).to_ne_bytes());
+        assert_eq!(page_of(&file, 40)[..8], MARK.to_ne_bytes());
+        let again = world.map(&file, 200);
+        assert_eq!((again.load(39 * PAGE), again.load(40 * PAGE)), (Ok(0), Ok(MARK)));
+        again.store(39 * PAGE, 1).unwrap();
+        drop(again);
+        world.volume.remove("a").unwrap();
+    }
+}
+
+/// Another mapping's entries of such a page go first: a store through it is kept, or faults anew.
+#[test]
+fn giving_back_loses_no_store_through_another_mapping() {
+    let world = World::with_reader(1000, None, true);
+    let (file, map) = hole(&world, "a", 200);
+    store_all(&map, 0..20);
+    let other = world.map(&file, 200);
+    other.store(50 * PAGE, MARK).unwrap();
+    assert_eq!(other.load(51 * PAGE), Ok(0));
+    drop(map);
+    assert_eq!(other.load(50 * PAGE), Ok(MARK));
+    other.store(51 * PAGE, MARK + 1).unwrap();
+    assert_eq!(page_of(&file, 51)[..8], (MARK + 1).to_ne_bytes());
+    assert_eq!(file.blocks(), 22);
+}
+
+/// Blocks that somebody has asked for meanwhile stay, zeros or not.
+#[test]
+fn what_is_asked_for_is_not_given_back() {
+    let world = World::with_reader(1000, None, true);
+    let (file, map) = hole(&world, "a", 64);
+    store_all(&map, 0..10);
+    assert_eq!(file.blocks(), 64);
+    file.write_at(&[0; PAGE as usize], 20 * PAGE).unwrap();
+    file.allocate(30 * PAGE, 2 * PAGE, true).unwrap();
+    map.write_at(&[0; 8], 40 * PAGE).unwrap();
+    drop(map);
+    assert_eq!(file.blocks(), 10 + 1 + 2 + 1);
+}
+
+/// A store does not fail while blocks are held that nobody has asked for, and neither does a write.
+#[test]
+fn a_full_volume_takes_back_what_is_ahead() {
+    let world = World::with_reader(100, None, true);
+    let (a, stream) = hole(&world, "a", 64);
+    store_all(&stream, 0..10);
+    let ahead = a.blocks() - 10;
+    assert!(ahead > 0);
+    let free = world.volume.free_blocks();
+    let b = world.volume.create("b").unwrap();
+    b.write_at(&vec![0xbb; ((free + 1) * PAGE) as usize], 0).unwrap();
+    assert_eq!(a.blocks(), 10);
+    let (_c, map) = hole(&world, "c", 200);
+    (0..world.volume.free_blocks()).for_each(|page| map.store(page * 2 % 200 * PAGE, MARK).unwrap());
+    assert!((0..10).all(|page| stream.load(page * PAGE) == Ok(MARK + page)));
+    assert_eq!(stream.load(11 * PAGE), Ok(0));
+    // The stream goes on where it was, as far as there are blocks.
+    let full = stream.store(12 * PAGE, MARK).map(|()| 0);
+    assert!(is_bus(&full), "{full:?}");
+}

@@ -6,16 +6,20 @@
 //! Past the end, within the last page, the kernel is no oracle: writeback clears those bytes at
 //! a moment of its own choice. There, and everywhere else too, a plain array says what ought to be.
 //!
+//! Populating and advising change nothing that is compared; what has been stored through the first mapping must be among its
+//! dirty ranges, under exact tracking and under coarse.
+//!
 //! `DAXPAGER_ORACLE_STEPS` says how many steps, 20,000 unless set; `DAXPAGER_ORACLE_DIR` where the real
 //! file is put, if the build directory is on neither ext4 nor XFS.
 
 #[path = "common/kernel.rs"]
 mod kernel;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use daxpager::fake::FakePageTable;
-use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume};
+use daxpager::{Access, Advice, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
 use kernel::RealFile;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -37,6 +41,8 @@ enum Step {
     Write { offset: u64, len: usize, byte: u8 },
     MappedWrite { offset: u64, len: usize, byte: u8 },
     Collect,
+    Populate { mapping: usize, page: u64, pages: u64, access: Access },
+    Advise { mapping: usize, page: u64, pages: u64, advice: Advice },
 }
 
 /// Offsets that like page borders, one to either side of them, and words.
@@ -47,6 +53,11 @@ fn offset() -> impl Strategy<Value = u64> {
 
 fn len() -> impl Strategy<Value = u64> {
     prop_oneof![2 => 1..64u64, 2 => 1..3 * PAGE, 1 => (1..4u64).prop_map(|pages| pages * PAGE), 1 => Just(1u64)]
+}
+
+fn advice() -> impl Strategy<Value = Advice> {
+    let all = [Advice::Normal, Advice::Sequential, Advice::Random, Advice::WillNeed, Advice::DontNeed];
+    proptest::sample::select(all.to_vec())
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -61,6 +72,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (offset(), 1..9000usize, any::<u8>()).prop_map(|(offset, len, byte)| Step::Write { offset, len, byte }),
         1 => (offset(), 1..5000usize, any::<u8>()).prop_map(|(offset, len, byte)| Step::MappedWrite { offset, len, byte }),
         1 => Just(Step::Collect),
+        1 => (0..2usize, 0..PAGES, 0..PAGES, prop_oneof![Just(Access::Load), Just(Access::Store)])
+            .prop_map(|(mapping, page, pages, access)| Step::Populate { mapping, page, pages, access }),
+        1 => (0..2usize, 0..PAGES, 0..PAGES, advice())
+            .prop_map(|(mapping, page, pages, advice)| Step::Advise { mapping, page, pages, advice }),
     ]
 }
 
@@ -179,6 +194,8 @@ struct Trio<'a> {
     maps: [Arc<Mapping>; 2],
     real: &'a RealFile,
     model: Model,
+    /// Pages stored to through the first mapping since its dirty ranges were taken, and not taken away since.
+    stored: BTreeSet<u64>,
 }
 
 macro_rules! agree {
@@ -200,7 +217,70 @@ impl Trio<'_> {
         self.maps[mapping].file_offset()
     }
 
+    /// Forgets what has been stored to pages that a step may take away.
+    fn forget_stored(&mut self, step: &Step) {
+        let (offset, len) = match *step {
+            Step::Truncate(size) => {
+                // Pages of zeros may have been given back.
+                let zeros = |page: u64| {
+                    self.model.bytes[(page * PAGE) as usize..][..PAGE as usize].iter().all(|byte| *byte == 0)
+                };
+                self.stored.retain(|page| page * PAGE < size && !zeros(*page));
+                return;
+            }
+            Step::Punch(offset, len) | Step::Zero(offset, len, _) => (offset, len),
+            _ => return,
+        };
+        self.stored.retain(|page| (page + 1) * PAGE <= offset || page * PAGE >= offset + len);
+    }
+
+    fn collect(&mut self) -> Result<(), TestCaseError> {
+        let taken = self.maps[0].take_dirty().unwrap();
+        let is_taken = |page: &&u64| taken.iter().any(|range| range.contains(&(**page * PAGE)));
+        let lost: Vec<_> = self.stored.iter().filter(|page| !is_taken(page)).collect();
+        agree!("pages stored to and not dirty", lost, Vec::<&u64>::new());
+        self.stored.clear();
+        Ok(())
+    }
+
+    /// A range of pages of a mapping, in bytes from its start.
+    fn pages_of(&self, mapping: usize, page: u64, pages: u64) -> std::ops::Range<u64> {
+        let len = self.maps[mapping].len();
+        (page * PAGE).min(len)..((page + pages) * PAGE).min(len)
+    }
+
+    fn populate(&mut self, mapping: usize, range: std::ops::Range<u64>, access: Access) -> Result<(), TestCaseError> {
+        let base = self.map_base(mapping);
+        let (start, end) = (base + range.start, base + range.end);
+        let valid = end.min(self.model.mapped()).max(start);
+        match self.maps[mapping].populate(range, access) {
+            Ok(()) => agree!("populated", end, valid),
+            Err(Error::PastEnd { page, .. }) => agree!("the first page past the end", page * PAGE, valid),
+            Err(error) => return Err(TestCaseError::fail(format!("populate: {error}"))),
+        }
+        if mapping == 0 && access == Access::Store {
+            self.stored.extend(start / PAGE..valid / PAGE);
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        self.forget_stored(step);
+        match *step {
+            Step::Populate { mapping, page, pages, access } => {
+                return self.populate(mapping, self.pages_of(mapping, page, pages), access);
+            }
+            Step::Advise { mapping, page, pages, advice } => {
+                self.maps[mapping].advise(self.pages_of(mapping, page, pages), advice).unwrap();
+                return Ok(());
+            }
+            Step::Collect => return self.collect(),
+            _ => {}
+        }
+        self.change(step)
+    }
+
+    fn change(&mut self, step: &Step) -> Result<(), TestCaseError> {
         let model = &mut self.model;
         match *step {
             Step::Store { mapping, offset, len, byte } => return self.store(mapping, offset, len, byte),
@@ -238,11 +318,15 @@ impl Trio<'_> {
                 model.write(offset, len, byte);
             }
             Step::MappedWrite { offset, len, byte } => return self.mapped_write(offset, len, byte),
-            Step::Collect => {
-                self.maps[0].take_dirty().unwrap();
-            }
+            Step::Collect | Step::Populate { .. } | Step::Advise { .. } => unreachable!("no change"),
         }
         Ok(())
+    }
+
+    fn note_stored(&mut self, offset: u64, len: usize) {
+        if len > 0 {
+            self.stored.extend(offset / PAGE..(offset + len as u64).div_ceil(PAGE));
+        }
     }
 
     /// What of a range of the mapping lies in pages that are no SIGBUS.
@@ -264,6 +348,9 @@ impl Trio<'_> {
         let real = self.real.store(offset, &bytes);
         agree!(format!("the kernel's store at {offset}: no SIGBUS"), real, valid == len);
         self.model.write(offset, valid, byte);
+        if mapping == 0 {
+            self.note_stored(offset, valid);
+        }
         Ok(())
     }
 
@@ -294,6 +381,7 @@ impl Trio<'_> {
         }
         self.real.store(offset, &bytes);
         self.model.write(offset, valid, byte);
+        self.note_stored(offset, valid);
         Ok(())
     }
 
@@ -342,11 +430,7 @@ fn steps_wanted() -> u64 {
     std::env::var("DAXPAGER_ORACLE_STEPS").ok().map_or(20_000, |text| text.parse().expect("a number of steps"))
 }
 
-fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str) {
-    run_with(cpu, volume, pager, name, &MapOptions::new());
-}
-
-fn run_with(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str, options: &MapOptions) {
+fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, options: &MapOptions, name: &str) {
     let real = RealFile::new(name, PAGES * PAGE);
     let config = Config { cases: 20, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let steps = proptest::collection::vec(step(), 1..2 * STEPS_A_CASE);
@@ -357,7 +441,8 @@ fn run_with(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str, options: 
         real.truncate(0);
         let whole = Arc::new(pager.map_with(&ours, 0..PAGES * PAGE, options).unwrap());
         let part = Arc::new(pager.map_with(&ours, 3 * PAGE..PAGES * PAGE, options).unwrap());
-        let mut trio = Trio { cpu, ours, maps: [whole, part], real: &real, model: Model::new() };
+        let mut trio =
+            Trio { cpu, ours, maps: [whole, part], real: &real, model: Model::new(), stored: BTreeSet::new() };
         for step in &steps {
             trio.apply(step)?;
             trio.compare()?;
@@ -377,7 +462,17 @@ fn run_with(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, name: &str, options: 
 fn agrees_with_the_kernel() {
     let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
     let pager = Pager::builder().start().unwrap();
-    run(&RealCpu, &volume, &pager, "real");
+    run(&RealCpu, &volume, &pager, &MapOptions::new(), "real");
+}
+
+/// The same with neighbours that are writable, and runs of blocks allocated ahead.
+#[test]
+fn agrees_with_the_kernel_under_coarse_tracking() {
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, &MapOptions::new().tracking(Tracking::Coarse), "coarse");
+    let stats = pager.stats();
+    assert!(stats.installs > stats.runs + stats.runs / 8, "hardly any neighbours: {stats:?}");
 }
 
 /// The same with so few address ranges that mappings are given up and blocks moved together all the time.
@@ -385,7 +480,7 @@ fn agrees_with_the_kernel() {
 fn agrees_with_the_kernel_when_address_ranges_are_short() {
     let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
     let pager = Pager::builder().address_ranges_max(1).gather_blocks().start().unwrap();
-    run(&RealCpu, &volume, &pager, "short");
+    run(&RealCpu, &volume, &pager, &MapOptions::new(), "short");
     assert!(pager.stats().evictions > 0, "address ranges were never short");
 }
 
@@ -395,7 +490,7 @@ fn agrees_with_the_kernel_on_the_fake_page_table() {
     let fake = FakePageTable::new();
     let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
     let pager = Pager::builder().start_on_fake(&fake).unwrap();
-    run(&FakeCpu(fake), &volume, &pager, "fake");
+    run(&FakeCpu(fake), &volume, &pager, &MapOptions::new(), "fake");
 }
 
 /// The same where the threads resolve their own faults.
@@ -403,7 +498,7 @@ fn agrees_with_the_kernel_on_the_fake_page_table() {
 fn agrees_with_the_kernel_in_the_faulting_thread() {
     let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
     let pager = Pager::builder().start().unwrap();
-    run_with(&RealCpu, &volume, &pager, "direct", &MapOptions::new().resolve(Resolve::FaultingThread));
+    run(&RealCpu, &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "direct");
     assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }
 
@@ -413,6 +508,6 @@ fn agrees_with_the_kernel_in_the_faulting_thread_of_the_fake() {
     let fake = FakePageTable::new();
     let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
     let pager = Pager::builder().start_on_fake(&fake).unwrap();
-    run_with(&FakeCpu(fake), &volume, &pager, "fake-direct", &MapOptions::new().resolve(Resolve::FaultingThread));
+    run(&FakeCpu(fake), &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "fake-direct");
     assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }

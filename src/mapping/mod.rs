@@ -1,6 +1,7 @@
 //! Mappings as the embedder sees them.
 
 mod accesses;
+pub(crate) mod advice;
 pub(crate) mod options;
 
 use std::ops::Range;

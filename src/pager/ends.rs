@@ -73,6 +73,8 @@ impl Core {
         RwLockWriteGuard::unlock_fair(regions);
         // The last reference to a removed file frees its blocks: after the lock.
         drop(removed);
+        // With the mapping gone: its entries are, too.
+        inode.give_back_ahead();
     }
 
     /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::mapping::advice::Advised;
 use crate::pager::layout::Layout;
 use crate::space::Window;
 use crate::sync::Arc;
@@ -13,6 +14,8 @@ pub(crate) struct Region {
     pub(crate) inode: Arc<Inode>,
     pub(crate) window: Arc<Window>,
     pub(crate) layout: Layout,
+    /// What the embedder has said of how it will be accessed.
+    pub(crate) advised: Advised,
     /// Where the next eviction begins.
     cursor: PageIndex,
 }
@@ -20,7 +23,7 @@ pub(crate) struct Region {
 impl Region {
     pub(crate) fn new(inode: Arc<Inode>, window: Arc<Window>) -> Self {
         let (layout, cursor) = (Layout::new(window.pages()), window.pages().start);
-        Self { inode, window, layout, cursor }
+        Self { inode, window, layout, advised: Advised::default(), cursor }
     }
 
     /// The piece with which the next eviction begins: round and round, so that what has just been put

@@ -8,6 +8,7 @@
 
 use nix::errno::Errno;
 
+use crate::mapping::advice::Pattern;
 use crate::mapping::options::Tracking;
 use crate::pager::core::Core;
 use crate::pager::regions::Region;
@@ -49,11 +50,22 @@ pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision:
     if largest == 1 || !takes_neighbours(window, decision) {
         return Reach::one(page);
     }
-    let place = window.streams.find(tid, page, largest);
-    let wanted = to_border(page, place.pages());
+    let (wanted, place) = worth(region, page, tid, largest);
     let pages = if wanted == 1 { PageRange::one(page) } else { alike(region, shared, view, wanted) };
     debug_assert!(pages.iter().skip(1).all(|next| is_alike(region, shared, decision, next)));
-    Reach { pages, place: Some(place) }
+    Reach { pages, place }
+}
+
+/// How many pages a fault is worth: what has been advised, or what the faults before it suggest.
+fn worth(region: &Region, page: PageIndex, tid: Tid, largest: u64) -> (u64, Option<Place>) {
+    match region.advised.at(page) {
+        Some(Pattern::Random) => (1, None),
+        Some(Pattern::Sequential) => (to_border(page, 1 << largest.ilog2()), None),
+        None => {
+            let place = region.window.streams.find(tid, page, largest);
+            (to_border(page, place.pages()), Some(place))
+        }
+    }
 }
 
 /// How many pages there are from `page` to the next multiple of `pages`, which is a power of two: windows are aligned, so that
@@ -81,6 +93,24 @@ pub(super) fn alike(region: &Region, shared: &Shared<'_>, view: &View, wanted: u
     let eof = region.inode.page().ceil(shared.size());
     let end = extent.range().end.min(eof).min(region.layout.piece_end(view.page));
     PageRange::at(view.page, wanted).intersect(region.window.pages()).intersect(PageRange::new(view.page, end))
+}
+
+/// The pages that a store to `page`, which has no block or an unwritten one, prepares: under coarse tracking as many as
+/// will be installed.
+pub(super) fn reach_of_store(region: &Region, shared: &Shared<'_>, page: PageIndex, tid: Option<Tid>) -> PageRange {
+    let window = &*region.window;
+    let largest = window.largest_run();
+    let (Some(tid), Tracking::Coarse) = (tid, window.options.tracking) else { return PageRange::one(page) };
+    if largest == 1 {
+        return PageRange::one(page);
+    }
+    let (wanted, _) = worth(region, page, tid, largest);
+    let same = match shared.extents().find(page) {
+        Some(unwritten) => unwritten.range(),
+        None => shared.extents().hole_around(page),
+    };
+    let eof = region.inode.page().ceil(shared.size());
+    PageRange::at(page, wanted).intersect(same).intersect(window.pages()).intersect(PageRange::new(page, eof))
 }
 
 /// What [`alike`] is to be sure of, asked the long way.
@@ -136,18 +166,21 @@ impl Answer<'_> {
         Ok(outcome)
     }
 
-    /// Lets stores through to the page that has faulted and those behind it that the answer reaches. Where those have no entry
-    /// nothing is done to them.
-    pub(super) fn unprotect(&self, shared: &Shared<'_>, mark: bool) -> Result<Outcome, Errno> {
+    /// Lets stores through to the page that has faulted and those behind it that the answer reaches.
+    ///
+    /// Several are not unprotected but zapped and installed anew: an entry that is unprotected takes a fault more, inside
+    /// the kernel, before the first store gets through, which costs three times as much as a new one. Who faults
+    /// on one of them in between is woken by the install, or answered after it; nothing in it depends on the
+    /// entries that were there.
+    pub(super) fn unprotect(&self, core: &Core, shared: &Shared<'_>, mark: bool) -> Result<Outcome, Errno> {
         let (window, pages) = (self.window, self.reach.pages);
-        let outcome = match shared.unprotect(window, pages, mark) {
-            Ok(Outcome::Gone) | Err(_) if pages.pages() > 1 => {
-                shared.unprotect(window, PageRange::one(pages.start), mark)?
-            }
-            other => other?,
-        };
+        if pages.pages() > 1 {
+            window.zap(pages);
+            return self.install(core, shared, Protection::Writable, mark);
+        }
+        let outcome = shared.unprotect(window, pages, mark)?;
         if outcome == Outcome::Installed {
-            self.reach.answered(window, pages.pages());
+            self.reach.answered(window, 1);
         }
         Ok(outcome)
     }

@@ -21,6 +21,7 @@
 
 mod around;
 pub(crate) mod losers;
+pub(crate) mod populate;
 mod prepare;
 mod refuse;
 
@@ -33,11 +34,11 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::{Shared, Window};
 use crate::sync::{self, Arc, RwLockReadGuard};
-use crate::sys::{Outcome, Protection, RawFault};
+use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::grace::Grace;
-use crate::volume::inode::Inode;
-use around::{Answer, Reach, reach};
+use crate::volume::inode::{Inode, Wanted};
+use around::{Answer, Reach, reach, reach_of_store};
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, lost_page, stranger};
 
@@ -87,8 +88,12 @@ pub(crate) struct Need {
 enum What {
     /// Point these pages elsewhere; the first of them at this.
     Repoint(PageRange, Backing),
-    Allocate,
-    Convert,
+    /// Put blocks under these pages, of which the first is the one that is stored to.
+    Allocate(PageRange, Wanted),
+    /// Make these pages written; likewise.
+    Convert(PageRange),
+    /// Keep the blocks that these pages have.
+    Keep(PageRange),
 }
 
 /// Rounds that a fault gets before it makes room for others and queues up again.
@@ -132,7 +137,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
         }
         match prepare(core, &need) {
             Prepared::Ready => {}
-            Prepared::NoBlock => return end_in_sigbus(core, handed),
+            Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
             Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Prepared::NoMemory => return short_of_memory(handed),
         }
@@ -192,7 +197,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attemp
         view.eof = inode.page().ceil(size);
     }
     let decision = decide_for(inode, Fault { access: raw.access, kind: raw.kind }, &view);
-    if let Some(what) = need(region, &shared, page, decision) {
+    if let Some(what) = need(region, &shared, page, decision, Some(raw.tid)) {
         if patience == Patience::Try {
             return Attempt::Busy;
         }
@@ -263,12 +268,12 @@ fn decide_for(inode: &Inode, fault: Fault, view: &View) -> Decision {
     decision
 }
 
-/// What has to be put in place before the decision can be acted upon.
-fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decision) -> Option<What> {
+/// What has to be put in place before the decision can be acted upon, for a fault of `tid`.
+fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decision, tid: Option<Tid>) -> Option<What> {
     let to = match decision {
         Decision::Repoint(to) => to,
-        Decision::Allocate => return Some(What::Allocate),
-        Decision::Convert(_) => return Some(What::Convert),
+        Decision::Allocate => return Some(What::Allocate(reach_of_store(region, shared, page, tid), Wanted::First)),
+        Decision::Convert(_) => return Some(What::Convert(reach_of_store(region, shared, page, tid))),
         Decision::Sigbus
         | Decision::InstallZeros
         | Decision::InstallReadOnly
@@ -292,7 +297,7 @@ fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decisio
 
 impl Need {
     fn takes_a_block(&self) -> bool {
-        matches!(self.what, What::Allocate | What::Convert)
+        matches!(self.what, What::Allocate(..) | What::Convert(_))
     }
 
     /// What the fault deserved before the preparation, where a broken rule acts upon it.
@@ -300,12 +305,12 @@ impl Need {
         let mkwrite_allocates = self.inode.broken(Rule::MkwriteNeverAllocates) && raw.kind == FaultKind::WriteProtect;
         match (&self.what, raw.access) {
             // A block has been put into the file, and the entry still names the one that was taken away.
-            (What::Allocate, _) if mkwrite_allocates => Some(Decision::InstallWritable),
+            (What::Allocate(..), _) if mkwrite_allocates => Some(Decision::InstallWritable),
             _ if !self.inode.broken(Rule::Revalidate) => None,
             (What::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
             (What::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
             (What::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
-            (What::Allocate | What::Convert, _) => None,
+            (What::Allocate(..) | What::Convert(_) | What::Keep(_), _) => None,
         }
     }
 }
@@ -339,7 +344,7 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
         Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
         Decision::InstallReadOnly => (answer.install(core, shared, Protection::ReadOnly, false), &stats.runs),
         Decision::InstallWritable => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
-        Decision::Unprotect => (answer.unprotect(shared, mark), &stats.unprotects),
+        Decision::Unprotect => (answer.unprotect(core, shared, mark), &stats.unprotects),
         Decision::Retry => {
             if !inode.broken(Rule::WakeOnRetry) && !window.is_direct() {
                 core.wake(raw);

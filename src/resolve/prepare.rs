@@ -4,6 +4,7 @@
 use nix::errno::Errno;
 
 use super::{Need, What};
+use crate::error::Error;
 use crate::pager::core::Core;
 use crate::pager::regions::Regions;
 use crate::policy::Backing;
@@ -12,13 +13,14 @@ use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, RwLockWriteGuard};
 use crate::units::{PageIndex, PageRange};
+use crate::volume::inode::Inode;
 
 /// What came of a preparation.
 pub(super) enum Prepared {
     /// Done, or no longer wanted: look again.
     Ready,
-    /// No block is free.
-    NoBlock,
+    /// No block is free, or none with memory behind it.
+    NoBlock(Error),
     /// The kernel has no memory, or no address range, left for the moment.
     NoMemory,
 }
@@ -32,16 +34,20 @@ const GATHER_PAGES: u64 = 512;
 
 pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
     match need.what {
-        What::Allocate => match need.inode.fill_hole(need.page) {
+        What::Allocate(pages, wanted) => match Inode::fill_hole(&need.inode, pages, wanted) {
             Ok(()) => {
                 core.stats.add(&core.stats.allocations);
                 Prepared::Ready
             }
-            Err(_) => Prepared::NoBlock,
+            Err(error) => Prepared::NoBlock(error),
         },
-        What::Convert => {
-            need.inode.convert(need.page);
+        What::Convert(pages) => {
+            need.inode.convert(pages);
             core.stats.add(&core.stats.conversions);
+            Prepared::Ready
+        }
+        What::Keep(pages) => {
+            need.inode.keep(pages);
             Prepared::Ready
         }
         What::Repoint(range, first) => repoint(core, need, range, first),

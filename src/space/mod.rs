@@ -17,6 +17,7 @@
 //! The reader thread only ever tries. A re-point waits for the reader to read its event, so it holds
 //! `regions` and nothing below. No lock but L1 is held while a user's buffer is touched.
 
+mod ahead;
 mod change;
 #[cfg(feature = "shuttle")]
 mod check;
@@ -40,6 +41,8 @@ struct State {
     i_size: u64,
     extents: ExtentMap,
     windows: Vec<Arc<Window>>,
+    /// Pages with blocks that nobody has asked for; see [`ahead`].
+    ahead: Vec<PageRange>,
 }
 
 /// Size, extents and mappings of one file, under L2.
@@ -58,7 +61,7 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new(page: PageSize, number: u64) -> Self {
-        let state = State { i_size: 0, extents: ExtentMap::default(), windows: Vec::new() };
+        let state = State { i_size: 0, extents: ExtentMap::default(), windows: Vec::new(), ahead: Vec::new() };
         Self { number, page, state: RwLock::new(state) }
     }
 

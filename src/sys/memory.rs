@@ -250,6 +250,12 @@ impl DeviceMemory {
         std::sync::atomic::fence(Ordering::Release);
     }
 
+    /// Whether whole words hold nothing but zeros.
+    pub(crate) fn is_zero(&self, offset: u64, bytes: u64) -> bool {
+        step();
+        (offset / 8..(offset + bytes) / 8).all(|index| self.word(index).load(Ordering::Relaxed) == 0)
+    }
+
     /// Copies whole words within the device.
     pub(crate) fn copy(&self, from: u64, to: u64, bytes: u64) {
         step();

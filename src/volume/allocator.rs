@@ -10,6 +10,8 @@ use crate::units::BlockIndex;
 
 /// How many freed runs are remembered in order. Older ones are found by address.
 const RECENT: usize = 1024;
+/// How many free runs are looked at for one that is long enough.
+const RUNS_LOOKED_AT: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Allocator {
@@ -62,6 +64,16 @@ impl Allocator {
         }
         let (start, blocks) = self.free.first_key_value().map(|(start, blocks)| (*start, *blocks))?;
         let taken = Run { start: BlockIndex(start), blocks: want.min(blocks) };
+        self.carve(taken);
+        Some(taken)
+    }
+
+    /// One to `want` consecutive blocks, in one run if there is one among the first: other than [`Allocator::take`], which
+    /// takes what was freed last even if that is short.
+    pub(crate) fn take_run(&mut self, want: u64) -> Option<Run> {
+        let fits = self.free.iter().take(RUNS_LOOKED_AT).find(|(_, blocks)| **blocks >= want);
+        let Some((start, _)) = fits.filter(|_| want > 1) else { return self.take(want) };
+        let taken = Run { start: BlockIndex(*start), blocks: want };
         self.carve(taken);
         Some(taken)
     }

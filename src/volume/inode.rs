@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::policy::PageState;
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::space::extents::{Extent, Run};
+use crate::space::extents::Extent;
 use crate::space::{Change, Space};
 use crate::sync::{Arc, Mutex, RwLock};
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
@@ -13,6 +13,14 @@ use crate::volume::store::Store;
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;
+
+/// Which of the pages of a hole somebody wants blocks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// The first: the others are likely to be next, and their blocks are given back if they are not.
+    First,
+    All,
+}
 
 pub(crate) struct Inode {
     pub(crate) store: Arc<Store>,
@@ -91,48 +99,79 @@ impl Inode {
         }
     }
 
-    /// Puts a zeroed block under a hole, for a store that found one. Another fault may have been
+    /// Puts zeroed blocks under a hole that begins at the first of `pages`, for a store that found one: under as many pages
+    /// as there are free blocks that follow each other, and under one at least. Another fault may have been
     /// first: then its block stays, with what has been stored in it since.
     ///
     /// # Errors
     /// [`Error::NoSpace`](crate::Error::NoSpace) and [`Error::DeviceMemory`](crate::Error::DeviceMemory).
-    pub(crate) fn fill_hole(&self, page: PageIndex) -> Result<()> {
-        let mut reserved = self.store.reserve(1)?;
-        let run = reserved.runs().next().expect("one block was reserved");
+    pub(crate) fn fill_hole(inode: &Arc<Self>, pages: PageRange, wanted: Wanted) -> Result<()> {
+        let page = pages.start;
+        let ahead = wanted == Wanted::First && pages.pages() > 1;
+        let mut reserved = inode.store.reserve_run(pages.pages(), wanted)?;
+        let run = reserved.runs().next().expect("one block at least was reserved");
         // Zeroed before anybody can see it, and outside the lock: nobody else knows it (rule 3).
-        if !self.broken(Rule::ZeroNewBlock) {
-            self.store.zero_block(run.start);
+        if !inode.broken(Rule::ZeroNewBlock) {
+            inode.store.zero_run(run);
         }
-        self.probe(Point::Allocated, page, Some(run.start));
-        let mut change = self.space.change();
-        let past_end = page >= self.page().ceil(change.size());
+        inode.probe(Point::Allocated, page, Some(run.start));
+        if ahead {
+            // Before it has any: whoever runs short asks those who are known.
+            inode.store.allocates_ahead(inode);
+        }
+        let mut change = inode.space.change();
+        let eof = inode.page().ceil(change.size());
         match change.extents().state(page) {
-            PageState::Hole if !past_end => {
-                let run = reserved.take(1);
+            PageState::Hole if page < eof => {
+                let hole = change.extents().hole_around(page).intersect(PageRange::new(page, eof));
+                let run = reserved.take(hole.intersect(PageRange::at(page, run.blocks)).pages());
+                let filled = PageRange::at(page, run.blocks);
                 change.put(Extent { page, run, written: true });
-                if !self.broken(Rule::ZapZerosOnAllocate) {
-                    change.zap(PageRange::one(page));
+                if wanted == Wanted::First {
+                    change.put_ahead(filled);
+                }
+                if !inode.broken(Rule::ZapZerosOnAllocate) {
+                    change.zap(filled);
                 }
             }
-            PageState::Written(block) if self.broken(Rule::LoserLeavesBlock) => self.store.zero_block(block),
+            PageState::Written(block) if inode.broken(Rule::LoserLeavesBlock) => inode.store.zero_block(block),
             PageState::Hole | PageState::Unwritten(_) | PageState::Written(_) => {}
         }
-        change.commit(&self.store);
+        change.commit(&inode.store);
         Ok(())
     }
 
-    /// Makes an unwritten page written, for a store to it. The block is in the file already, so it is
-    /// zeroed under the lock: zeroed outside, the loser of two faults would wipe what the winner has stored.
-    pub(crate) fn convert(&self, page: PageIndex) {
+    /// Makes unwritten pages written from the first of `pages` on, for a store to it. The blocks are in the file already, so they
+    /// are zeroed under the lock: zeroed outside, the loser of two faults would wipe what the winner has stored.
+    pub(crate) fn convert(&self, pages: PageRange) {
         let mut change = self.space.change();
-        if let PageState::Unwritten(block) = change.extents().state(page) {
+        let first = change.extents().within(pages).next();
+        if let Some(extent) = first.filter(|extent| extent.page == pages.start && !extent.written) {
             if !self.broken(Rule::ZeroUnwritten) {
-                self.store.zero_block(block);
+                self.store.zero_run(extent.run);
             }
-            change.put(Extent { page, run: Run { start: block, blocks: 1 }, written: true });
-            change.zap(PageRange::one(page));
+            change.put(Extent { written: true, ..extent });
+            change.zap(extent.range());
         }
         change.commit(&self.store);
+    }
+
+    /// Keeps blocks that were allocated ahead of a store: they are asked for now.
+    pub(crate) fn keep(&self, pages: PageRange) {
+        let mut change = self.space.change();
+        change.keep(pages);
+        change.commit(&self.store);
+    }
+
+    /// Frees the blocks that were allocated ahead of a store and that none has reached. Whether there were any.
+    pub(crate) fn give_back_ahead(&self) -> bool {
+        if !self.space.shared().has_ahead() {
+            return false;
+        }
+        let mut change = self.space.change();
+        change.give_back_ahead(&self.store);
+        change.commit(&self.store);
+        true
     }
 
     /// Moves the blocks of `range` together, so that one address range shows them. A change of the

@@ -1,5 +1,6 @@
 //! A device's blocks, handed out and taken back. What files and faults share of a volume.
 
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -10,10 +11,14 @@ use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
 use crate::sys::memory::DeviceMemory;
 use crate::units::{BlockIndex, PageIndex, PageSize};
 use crate::volume::allocator::Allocator;
+use crate::volume::inode::{Inode, Wanted};
 
 /// How often, and how long apart, blocks in transit are waited for.
 const TRANSIT_TRIES: u32 = 1000;
 const TRANSIT_BACK_OFF: Duration = Duration::from_micros(50);
+
+/// What is allocated ahead of a store is no more than one of so many blocks that are free.
+const AHEAD_PART: u64 = 4;
 
 /// Blocks whose device memory the kernel is asked for at once.
 const POPULATE_BLOCKS: u64 = 512;
@@ -30,6 +35,8 @@ pub(crate) struct Store {
     in_transit: AtomicU64,
     /// How often blocks have been freed.
     frees: AtomicU64,
+    /// Files that may have blocks which nobody has asked for. A leaf.
+    ahead: Mutex<Vec<Weak<Inode>>>,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
@@ -48,6 +55,7 @@ impl Store {
             allocator: Mutex::new(Allocator::new(blocks)),
             in_transit: AtomicU64::new(0),
             frees: AtomicU64::new(0),
+            ahead: Mutex::new(Vec::new()),
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             files_made: AtomicU64::new(0),
             probe,
@@ -87,17 +95,57 @@ impl Store {
     ///
     /// Blocks that are on their way are waited for, a tenth of a second at most: a volume is not full while a
     /// punch that has been seen has yet to free its blocks. Their holders wait for nobody who allocates.
+    ///
+    /// Blocks that other files have allocated ahead of stores are given back first: the caller holds no L2.
     pub(crate) fn reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
+        self.until_space(|| self.try_reserve(want))
+    }
+
+    /// One run of one to `want` blocks that follow each other, likewise. If only the first is wanted, the run is a small part
+    /// of what is free at most.
+    pub(crate) fn reserve_run(self: &Arc<Self>, want: u64, wanted: Wanted) -> Result<Reservation> {
+        self.until_space(|| {
+            let mut held = Reservation::new(self);
+            {
+                let mut allocator = self.allocator.lock();
+                let free = allocator.free_blocks();
+                let want = if wanted == Wanted::First { want.min(1 + free / AHEAD_PART) } else { want };
+                held.push(allocator.take_run(want).ok_or(Error::NoSpace { wanted: 1, free })?);
+            }
+            let run = held.runs[0];
+            self.populate(run)?;
+            Ok(held)
+        })
+    }
+
+    fn until_space(&self, reserve: impl Fn() -> Result<Reservation>) -> Result<Reservation> {
         for _ in 0..TRANSIT_TRIES {
             let frees = self.frees.load(Ordering::Acquire);
-            match self.try_reserve(want) {
+            match reserve() {
+                Err(Error::NoSpace { .. }) if self.give_back_ahead() => {}
                 Err(Error::NoSpace { .. }) if self.in_transit() || frees != self.frees.load(Ordering::Acquire) => {
                     sync::back_off(TRANSIT_BACK_OFF);
                 }
                 other => return other,
             }
         }
-        self.try_reserve(want)
+        reserve()
+    }
+
+    /// A file is about to have blocks that nobody has asked for.
+    pub(crate) fn allocates_ahead(&self, inode: &Arc<Inode>) {
+        let mut ahead = self.ahead.lock();
+        if !ahead.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(inode))) {
+            ahead.retain(|known| known.strong_count() > 0);
+            ahead.push(Arc::downgrade(inode));
+        }
+    }
+
+    /// Has all files give back what they have allocated ahead; whether there was any.
+    fn give_back_ahead(&self) -> bool {
+        let known: Vec<_> = std::mem::take(&mut *self.ahead.lock());
+        // All of them: no short cut.
+        known.iter().filter_map(Weak::upgrade).filter(|inode| inode.give_back_ahead()).count() > 0
     }
 
     fn in_transit(&self) -> bool {
@@ -193,6 +241,15 @@ impl Store {
     /// Zeroes a part of a block.
     pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) {
         self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start);
+    }
+
+    pub(crate) fn zero_run(&self, run: Run) {
+        self.memory.zero(self.page.device_offset(run.start), self.page.bytes_of(run.blocks));
+    }
+
+    /// Whether a block holds nothing but zeros.
+    pub(crate) fn is_zero(&self, block: BlockIndex) -> bool {
+        self.memory.is_zero(self.page.device_offset(block), self.page.bytes())
     }
 
     /// Copies blocks that no mapped store can reach.

@@ -1,0 +1,202 @@
+//! Faults taken in advance, by the thread that asks for them: the same look, decision and guard as for a fault, for a
+//! run of pages at a time, and nobody asleep.
+
+use nix::errno::Errno;
+
+use super::around::alike;
+use super::prepare::{Prepared, prepare};
+use super::{BACK_OFF, Need, SHORTAGES_MAX, What, need};
+use crate::error::{Error, Result};
+use crate::pager::core::Core;
+use crate::pager::regions::Region;
+use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
+use crate::space::{Shared, Window};
+use crate::sync::{self, Arc, Ordering};
+use crate::sys::{Filled, Outcome, Protection};
+use crate::units::{LARGEST_WINDOW, PageIndex, PageRange};
+use crate::volume::inode::{Inode, Wanted};
+
+/// What is to be there afterwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// What a load, or a store, to each page would leave there.
+    Like(Access),
+    /// The blocks that there are, for loads.
+    Resident,
+}
+
+/// What came of one look.
+enum Step {
+    /// Everything up to this page is done.
+    UpTo(PageIndex),
+    Prepare(Need),
+    /// The kernel refuses for the moment.
+    Refused(Errno),
+}
+
+/// Installs what is wanted in `range`, which lies in the window. Waits for locks, and for the reader where addresses are
+/// pointed elsewhere. What has been installed before an error stays.
+pub(crate) fn populate(
+    core: &Core,
+    inode: &Arc<Inode>,
+    window: &Arc<Window>,
+    range: PageRange,
+    want: Want,
+) -> Result<()> {
+    let mut left = range;
+    let mut refusals = 0;
+    while !left.is_empty() {
+        let refused = match look(core, inode, window, left, want)? {
+            Step::UpTo(page) => {
+                left.start = page;
+                refusals = 0;
+                continue;
+            }
+            Step::Prepare(need) => match prepare(core, &need) {
+                Prepared::Ready => continue,
+                Prepared::NoBlock(error) => return Err(error),
+                Prepared::NoMemory => Errno::ENOMEM,
+            },
+            Step::Refused(errno) => errno,
+        };
+        refusals += 1;
+        if refusals > SHORTAGES_MAX {
+            return Err(Error::system("ioctl(UFFDIO_CONTINUE)", refused));
+        }
+        sync::back_off(BACK_OFF);
+    }
+    Ok(())
+}
+
+fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, want: Want) -> Result<Step> {
+    let regions = core.regions.read();
+    let region = regions.find(window.base()).filter(|region| Arc::ptr_eq(&region.window, window));
+    let Some(region) = region else {
+        return Err(if window.is_lost() { Error::MappingLost { addr: window.base().0 } } else { core.gone() });
+    };
+    let shared = inode.space.shared();
+    let page = left.start;
+    let view = shared.view(page, region.layout.backing(page));
+    let access = match want {
+        Want::Like(access) => access,
+        Want::Resident => Access::Load,
+    };
+    // As if there were no entry: one that is there is met when the run is installed.
+    let decision = decide(Fault { access, kind: FaultKind::Missing }, &view);
+    if want == Want::Resident {
+        match decision {
+            Decision::Sigbus => return Ok(Step::UpTo(left.end)),
+            Decision::InstallZeros | Decision::Repoint(crate::policy::Backing::Zeros) => {
+                let end = match shared.extents().find(page) {
+                    Some(unwritten) => unwritten.range().end,
+                    None => shared.extents().hole_around(page).end,
+                };
+                return Ok(Step::UpTo(end.min(left.end)));
+            }
+            _ => {}
+        }
+    }
+    if decision == Decision::InstallWritable && shared.is_ahead(left) {
+        let what = What::Keep(left);
+        return Ok(Step::Prepare(Need { inode: inode.clone(), window: window.clone(), page, what }));
+    }
+    let filling = Filling { core, region, shared: &shared, view: &view, left };
+    match decision {
+        Decision::Sigbus => Err(Error::PastEnd { page: page.0, file_bytes: shared.size() }),
+        Decision::InstallZeros => filling.zeros(),
+        Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),
+        Decision::InstallWritable => filling.blocks(Protection::Writable),
+        Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
+            let what = match need(region, &shared, page, decision, None) {
+                Some(What::Allocate(..)) => {
+                    let hole = shared.extents().hole_around(page).intersect(PageRange::new(page, view.eof));
+                    What::Allocate(hole.intersect(filling.step()), Wanted::All)
+                }
+                Some(What::Convert(_)) => What::Convert(filling.step()),
+                Some(other) => other,
+                None => unreachable!("{decision:?} needs a preparation"),
+            };
+            Ok(Step::Prepare(Need { inode: inode.clone(), window: window.clone(), page, what }))
+        }
+        Decision::Unprotect | Decision::Retry => unreachable!("{decision:?} answers a write-protect fault"),
+    }
+}
+
+/// One run, under the guard it was looked at under.
+struct Filling<'a> {
+    core: &'a Core,
+    region: &'a Region,
+    shared: &'a Shared<'a>,
+    view: &'a View,
+    left: PageRange,
+}
+
+impl Filling<'_> {
+    /// What is done under one hold of the lock at most.
+    fn step(&self) -> PageRange {
+        let most = self.region.inode.page().pages_in(LARGEST_WINDOW).max(1);
+        PageRange::at(self.left.start, most).intersect(self.left)
+    }
+
+    fn zeros(&self) -> Result<Step> {
+        let window = &self.region.window;
+        let page = self.view.page;
+        let bytes = self.region.inode.page().bytes();
+        for within in (0..bytes).step_by(window.table.base_page() as usize) {
+            match self.shared.install_zeros(window, window.addr_of(page).plus(within)) {
+                Ok(Outcome::Installed) => self.core.stats.add(&self.core.stats.zeros),
+                Ok(Outcome::AlreadyPresent) => {}
+                Ok(Outcome::Retry) => return Ok(Step::Refused(Errno::EAGAIN)),
+                Ok(Outcome::Gone) => return Err(Error::system("ioctl(UFFDIO_COPY)", Errno::ENOENT)),
+                Err(Errno::ENOMEM) => return Ok(Step::Refused(Errno::ENOMEM)),
+                Err(errno) => return Err(Error::system("ioctl(UFFDIO_COPY)", errno)),
+            }
+        }
+        Ok(Step::UpTo(page.plus(1)))
+    }
+
+    fn blocks(&self, protection: Protection) -> Result<Step> {
+        let window = &self.region.window;
+        let pages = alike(self.region, self.shared, self.view, self.step().pages());
+        let mark = protection == Protection::Writable;
+        let mut at = pages.start;
+        let mut met = false;
+        let mut longest = pages.pages();
+        while at < pages.end {
+            let run = PageRange::at(at, longest).intersect(pages);
+            match self.shared.install_run(window, run, protection, mark) {
+                Ok(Filled::Bytes(bytes)) => {
+                    let done = self.region.inode.page().pages_in(bytes);
+                    self.core.stats.installs.fetch_add(done, Ordering::Relaxed);
+                    at = at.plus(done);
+                }
+                Ok(Filled::Nothing(Outcome::AlreadyPresent)) => {
+                    met = true;
+                    at = at.plus(1);
+                }
+                Ok(Filled::Nothing(Outcome::Retry)) => return Ok(Step::Refused(Errno::EAGAIN)),
+                Err(Errno::ENOMEM) => return Ok(Step::Refused(Errno::ENOMEM)),
+                // It may be of another page of the run.
+                Ok(Filled::Nothing(Outcome::Gone | Outcome::Installed)) | Err(_) if run.pages() > 1 => longest = 1,
+                Ok(Filled::Nothing(Outcome::Gone | Outcome::Installed)) => {
+                    return Err(Error::system("ioctl(UFFDIO_CONTINUE)", Errno::ENOENT));
+                }
+                Err(errno) => return Err(Error::system("ioctl(UFFDIO_CONTINUE)", errno)),
+            }
+        }
+        if met && mark {
+            // What was there may be write-protected.
+            return self.unprotect(pages);
+        }
+        Ok(Step::UpTo(pages.end))
+    }
+
+    fn unprotect(&self, pages: PageRange) -> Result<Step> {
+        match self.shared.unprotect(&self.region.window, pages, true) {
+            Ok(Outcome::Installed | Outcome::AlreadyPresent) => Ok(Step::UpTo(pages.end)),
+            Ok(Outcome::Retry) => Ok(Step::Refused(Errno::EAGAIN)),
+            Ok(Outcome::Gone) => Err(Error::system("ioctl(UFFDIO_WRITEPROTECT)", Errno::ENOENT)),
+            Err(errno) => Err(Error::system("ioctl(UFFDIO_WRITEPROTECT)", errno)),
+        }
+    }
+}
