@@ -1,4 +1,5 @@
 //! Mappings whose faults are resolved by the threads that have them.
+#![allow(unsafe_code, reason = "a system call with a buffer in a mapping")]
 
 mod common;
 
@@ -158,20 +159,40 @@ fn who_waits_is_dismissed_when_the_pager_ends() {
     assert!(matches!(map.load(0), Err(Error::Bus(_))));
 }
 
-/// A buffer of a system call in a page that is not installed gets EFAULT, as documented; once it is, it works.
+/// A buffer of a system call in a page that is not installed gets EFAULT, as documented; the library's own calls put it in
+/// place first, also while a thread punches it.
 #[test]
 fn system_calls_get_efault_where_nothing_is_installed() {
     let (volume, pager) = small(16);
     let file = volume.create("a").unwrap();
     file.write_at(&[A; PAGE as usize], 0).unwrap();
-    let map = map(&pager, &file, 1);
+    let map = map(&pager, &file, 2);
     let (from, to) = nix::unistd::pipe().unwrap();
-    nix::unistd::write(&to, &[7; 64]).unwrap();
-    let refused = map.read_from(from.as_fd(), 0, 64);
-    assert!(matches!(refused, Err(Error::System { errno: libc::EFAULT, .. })), "{refused:?}");
-    map.store(8, 1).unwrap();
-    assert_eq!(map.read_from(from.as_fd(), 0, 64), Ok(64));
-    assert_eq!(map.load(0), Ok(u64::from_ne_bytes([7; 8])));
+    let refused = raw_write(&to, &map);
+    assert_eq!(refused, Err(nix::errno::Errno::EFAULT));
+    for _ in 0..200 {
+        let punch = spawn({
+            let file = file.clone();
+            move || file.punch_hole(0, PAGE).unwrap()
+        });
+        nix::unistd::write(&to, &[7; 64]).unwrap();
+        assert_eq!(map.read_from(from.as_fd(), 0, 2 * PAGE), Ok(64));
+        punch.join("the punch").unwrap();
+        assert_eq!(map.write_to(to.as_fd(), 0, 64), Ok(64));
+        let mut got = [0; 64];
+        nix::unistd::read(&from, &mut got).unwrap();
+        assert!([[7; 64], [0; 64]].contains(&got), "{got:?}");
+    }
+    file.truncate(0).unwrap();
+    let past_end = map.write_to(to.as_fd(), 0, 64);
+    assert!(matches!(past_end, Err(Error::System { errno: libc::EFAULT, .. })), "{past_end:?}");
+}
+
+/// write(2) straight from the mapping, with nobody's help.
+fn raw_write(to: &std::os::fd::OwnedFd, map: &Mapping) -> nix::Result<usize> {
+    // SAFETY: the mapping lives, and the kernel only reads it, or says EFAULT.
+    let bytes = unsafe { std::slice::from_raw_parts(map.as_ptr(), 64) };
+    nix::unistd::write(to, bytes)
 }
 
 /// Mapped and unmapped again and again beside threads that fault: nobody hangs, and no store is lost.

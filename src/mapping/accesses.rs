@@ -2,9 +2,15 @@
 
 use std::os::fd::BorrowedFd;
 
+use nix::errno::Errno;
+
 use super::{BusError, Mapping};
 use crate::error::{Error, Result};
-use crate::sys::access;
+use crate::sys::{Access, access};
+
+/// How much of a mapping is put in place for one system call, where that cannot fault, and how often.
+const POPULATE_BYTES: u64 = 1 << 20;
+const POPULATE_TRIES: u32 = 64;
 
 /// Single accesses by the CPU through the mapping, which fault as any others do; a SIGBUS is caught and
 /// returned. The first one installs a SIGBUS handler for the process, which passes on everything else
@@ -83,8 +89,34 @@ impl Mapping {
 
 /// System calls whose buffer lies in the mapping: the faults come from inside the kernel. Where the pager does not
 /// serve those ([`Pager::serves_kernel_faults`](crate::Pager::serves_kernel_faults)), a page that has not been touched yet
-/// ends the call as the end of the file does. No SIGBUS comes of them, and no handler is installed.
+/// ends the call as the end of the file does. No SIGBUS comes of them, and no handler is installed. Where threads resolve their own
+/// faults ([`Resolve::FaultingThread`](crate::Resolve::FaultingThread)) the pages are put in place first, 1 MiB of them at most.
 impl Mapping {
+    /// Makes a system call with its pages in place, where nobody serves faults from inside of it. A punch may take them
+    /// away in between: then again.
+    fn installed(
+        &self,
+        offset: u64,
+        len: u64,
+        access: Access,
+        call: impl Fn(usize) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
+        if !self.window.is_direct() || len == 0 {
+            return call(len as usize);
+        }
+        // What is put in place for nothing costs blocks. A call may do less than it is asked.
+        let len = len.min(POPULATE_BYTES);
+        for _ in 0..POPULATE_TRIES {
+            // What is not to be had is the kernel's to say.
+            let _ = self.populate(offset..offset + len, access);
+            match call(len as usize) {
+                Err(Errno::EFAULT) => {}
+                done => return done,
+            }
+        }
+        Err(Errno::EFAULT)
+    }
+
     /// read(2), once: up to `len` bytes from the descriptor straight into the mapping from `offset` on. How many were
     /// read: 0 at the end of what is read, and fewer than `len` also where the mapping met the end of its file. Blocks as
     /// long as the descriptor does, and for faults.
@@ -95,7 +127,8 @@ impl Mapping {
     /// it may have been transferred even so: that is up to the kind of descriptor.
     pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
         let at = self.inside(offset, len)?;
-        access::read_into(fd, at, len as usize).map_err(|errno| Error::system("read", errno))
+        self.installed(offset, len, Access::Store, |len| access::read_into(fd, at, len))
+            .map_err(|errno| Error::system("read", errno))
     }
 
     /// write(2), once: up to `len` bytes of the mapping from `offset` on straight to the descriptor. How many were
@@ -106,6 +139,7 @@ impl Mapping {
     /// As [`Mapping::read_from`].
     pub fn write_to(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
         let at = self.inside(offset, len)?;
-        access::write_from(fd, at, len as usize).map_err(|errno| Error::system("write", errno))
+        self.installed(offset, len, Access::Load, |len| access::write_from(fd, at, len))
+            .map_err(|errno| Error::system("write", errno))
     }
 }

@@ -85,11 +85,9 @@ pub(super) fn unwatch(at: Addr) {
     }
 }
 
-/// Whose range it is. Threads are told apart by where their stacks are.
-fn find(at: Addr) -> Option<Arc<Watched>> {
-    let here = 0u8;
-    let stack = (&raw const here) as usize;
-    let copy = &DIRECTORY[(stack >> 16 ^ stack >> 21) % COPIES];
+/// Whose range it is.
+fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
+    let copy = &DIRECTORY[thread.0 as usize % COPIES];
     let directory = loop {
         // Whoever holds it exclusively runs, and needs nothing of this thread.
         match copy.try_read() {
@@ -111,7 +109,7 @@ pub(super) fn resolve(addr: usize, context: &libc::ucontext_t) -> Option<Verdict
 }
 
 fn serve(mut fault: RawFault) -> Option<Verdict> {
-    let watched = find(fault.addr)?;
+    let watched = find(fault.addr, fault.tid)?;
     if let Some(verdict) = watched.resolver.resolve(&fault) {
         return Some(verdict);
     }
