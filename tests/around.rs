@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::*;
 use daxpager::probe::Point;
 use daxpager::sabotage::Rule;
-use daxpager::{File, MapOptions, Mapping, Tracking};
+use daxpager::{Access, File, Injection, MapOptions, Mapping, Tracking};
 
 const MARK: u64 = 0x4d41_524b_4d41_524b;
 /// Pages in 2 MiB.
@@ -391,4 +391,34 @@ fn a_full_volume_takes_back_what_is_ahead() {
     // The stream goes on where it was, as far as there are blocks.
     let full = stream.store(12 * PAGE, MARK).map(|()| 0);
     assert!(is_bus(&full), "{full:?}");
+}
+
+/// On a page table that refuses, is beaten to it, and does half of what it is told.
+#[test]
+fn windows_bear_what_is_put_in() {
+    let injection = Injection {
+        seed: 7,
+        again_ppm: 20_000,
+        exist_ppm: 50_000,
+        nomem_ppm: 20_000,
+        partial_ppm: 300_000,
+        ..Injection::default()
+    };
+    let world = World::injected(8 * WINDOW, None, true, injection);
+    for round in 0..8 {
+        let name = format!("{round}");
+        let (file, map) = hole(&world, &name, WINDOW);
+        let all: Vec<u64> = (0..WINDOW).collect();
+        store_all(&map, all.iter().copied());
+        assert_eq!(dirty(&map), all, "stores into a hole");
+        store_all(&map, all.iter().copied());
+        assert_eq!(dirty(&map), all, "stores to protected pages");
+        let other = world.map(&file, WINDOW);
+        other.populate(0..WINDOW / 2 * PAGE, Access::Load).unwrap();
+        all.iter().for_each(|page| assert_eq!(other.load(page * PAGE), Ok(MARK + page)));
+        other.populate(0..WINDOW * PAGE, Access::Store).unwrap();
+        assert_eq!(dirty(&other), all);
+    }
+    let put_in = world.pager().injected();
+    assert!(put_in.iter().all(|(name, count)| *count > 0 || ["delay", "duplicate"].contains(name)), "{put_in:?}");
 }

@@ -174,6 +174,8 @@ impl Filling<'_> {
                     met = true;
                     at = at.plus(1);
                 }
+                // What has been done so far is done: or a run of many pages that are there would never be through.
+                Ok(Filled::Nothing(Outcome::Retry)) | Err(Errno::ENOMEM) if at > pages.start => break,
                 Ok(Filled::Nothing(Outcome::Retry)) => return Ok(Step::Refused(Errno::EAGAIN)),
                 Err(Errno::ENOMEM) => return Ok(Step::Refused(Errno::ENOMEM)),
                 // It may be of another page of the run.
@@ -186,9 +188,9 @@ impl Filling<'_> {
         }
         if met && mark {
             // What was there may be write-protected.
-            return self.unprotect(pages);
+            return self.unprotect(PageRange::new(pages.start, at));
         }
-        Ok(Step::UpTo(pages.end))
+        Ok(Step::UpTo(at))
     }
 
     fn unprotect(&self, pages: PageRange) -> Result<Step> {
