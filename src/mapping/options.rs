@@ -32,6 +32,10 @@ pub enum Tracking {
     Exact,
     /// The neighbours that are installed along with a page that is stored to are writable as well, and reported
     /// as dirty as well: never too few pages, sometimes too many, and far fewer faults.
+    ///
+    /// Sequential stores into a hole get blocks in growing runs, up to 2 MiB ahead of the store, which
+    /// [`File::extents`](crate::File::extents) shows and [`Volume::free_blocks`](crate::Volume::free_blocks) misses. Those that
+    /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
     Coarse,
 }
 
