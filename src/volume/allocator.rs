@@ -21,12 +21,14 @@ pub(crate) struct Allocator {
     recent: Vec<Run>,
     free_blocks: u64,
     total_blocks: u64,
+    /// No block from here on has ever been handed out.
+    used_up_to: u64,
 }
 
 impl Allocator {
     pub(crate) fn new(blocks: u64) -> Self {
         let free = BTreeMap::from([(0, blocks)]);
-        Self { free, recent: Vec::new(), free_blocks: blocks, total_blocks: blocks }
+        Self { free, recent: Vec::new(), free_blocks: blocks, total_blocks: blocks, used_up_to: 0 }
     }
 
     pub(crate) fn free_blocks(&self) -> u64 {
@@ -70,12 +72,20 @@ impl Allocator {
 
     /// One to `want` consecutive blocks, in one run if there is one among the first: other than [`Allocator::take`], which
     /// takes what was freed last even if that is short.
-    pub(crate) fn take_run(&mut self, want: u64) -> Option<Run> {
+    ///
+    /// With it, whether none of them has ever been handed out.
+    pub(crate) fn take_run(&mut self, want: u64) -> Option<(Run, bool)> {
+        let used_up_to = self.used_up_to;
         let fits = self.free.iter().take(RUNS_LOOKED_AT).find(|(_, blocks)| **blocks >= want);
-        let Some((start, _)) = fits.filter(|_| want > 1) else { return self.take(want) };
-        let taken = Run { start: BlockIndex(*start), blocks: want };
-        self.carve(taken);
-        Some(taken)
+        let taken = match fits.filter(|_| want > 1) {
+            Some((start, _)) => {
+                let taken = Run { start: BlockIndex(*start), blocks: want };
+                self.carve(taken);
+                taken
+            }
+            None => self.take(want)?,
+        };
+        Some((taken, taken.start.0 >= used_up_to))
     }
 
     /// Exactly `want` consecutive blocks, from the smallest free run that has them.
@@ -89,6 +99,7 @@ impl Allocator {
 
     /// Removes a run, all of which is free, from the free ones.
     fn carve(&mut self, taken: Run) {
+        self.used_up_to = self.used_up_to.max(taken.start.0 + taken.blocks);
         let run = self.run_with(taken.start).expect("only free blocks are carved");
         self.free.remove(&run.start.0);
         let before = taken.start.0 - run.start.0;
@@ -150,6 +161,20 @@ mod tests {
         assert_eq!(blocks.take(1), Some(all[4]));
         assert_eq!(blocks.take(9), Some(all[3]));
         assert_eq!(blocks.take(1), None);
+    }
+
+    #[test]
+    fn a_run_is_in_one_piece_and_known_to_be_fresh() {
+        let mut blocks = Allocator::new(20);
+        let all: Vec<Run> = (0..8).filter_map(|_| blocks.take(1)).collect();
+        blocks.give(all[2]);
+        blocks.give(all[6]);
+        let run = |start, blocks| Run { start: BlockIndex(start), blocks };
+        assert_eq!(blocks.take_run(4), Some((run(8, 4), true)), "not the two that were freed last");
+        assert_eq!(blocks.take_run(1), Some((run(6, 1), false)));
+        blocks.give(run(8, 4));
+        assert_eq!(blocks.take_run(12), Some((run(8, 12), false)), "some of them have been used");
+        assert_eq!(blocks.take_run(9), Some((run(2, 1), false)), "what there is");
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Inode {
         let mut reserved = inode.store.reserve_run(pages.pages(), wanted)?;
         let run = reserved.runs().next().expect("one block at least was reserved");
         // Zeroed before anybody can see it, and outside the lock: nobody else knows it (rule 3).
-        if !inode.broken(Rule::ZeroNewBlock) {
+        if !inode.broken(Rule::ZeroNewBlock) && !reserved.is_fresh() {
             inode.store.zero_run(run);
         }
         inode.probe(Point::Allocated, page, Some(run.start));

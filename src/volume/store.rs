@@ -110,7 +110,9 @@ impl Store {
                 let mut allocator = self.allocator.lock();
                 let free = allocator.free_blocks();
                 let want = if wanted == Wanted::First { want.min(1 + free / AHEAD_PART) } else { want };
-                held.push(allocator.take_run(want).ok_or(Error::NoSpace { wanted: 1, free })?);
+                let (run, fresh) = allocator.take_run(want).ok_or(Error::NoSpace { wanted: 1, free })?;
+                held.push(run);
+                held.fresh = fresh;
             }
             let run = held.runs[0];
             self.populate(run)?;
@@ -278,12 +280,14 @@ pub(crate) struct Reservation {
     /// In reverse order: the next one is the last.
     runs: Vec<Run>,
     counted: bool,
+    /// None of the blocks has been anybody's: the device has zeros there, and the kernel has the work of them.
+    fresh: bool,
 }
 
 impl Reservation {
     /// An empty one. In transit only once it has blocks, so that two that find none do not wait for each other.
     fn new(store: &Arc<Store>) -> Self {
-        Self { store: store.clone(), runs: Vec::new(), counted: false }
+        Self { store: store.clone(), runs: Vec::new(), counted: false, fresh: false }
     }
 
     /// Under the allocator's lock: whoever misses the block finds it in transit.
@@ -310,6 +314,11 @@ impl Reservation {
         run.start = run.start.plus(want);
         run.blocks -= want;
         part
+    }
+
+    /// Whether the blocks are zeros already, since nobody has had them.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// What is left, next first.
