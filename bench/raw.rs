@@ -264,6 +264,8 @@ fn resolve(fd: i32, answer: Answer, start: u64, bytes: u64) -> nix::Result<()> {
 static HANDLER_FD: AtomicI32 = AtomicI32::new(-1);
 static HANDLER_ANSWER: AtomicI32 = AtomicI32::new(0);
 static HANDLED: AtomicU64 = AtomicU64::new(0);
+/// Where the last fault was. Once in a long while the kernel has taken an entry away, and unprotecting nothing helps nobody.
+static HANDLED_AT: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO a valid siginfo_t.
@@ -271,7 +273,9 @@ extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void
     // SAFETY: of a SIGBUS for an access, `si_addr` is the field that is set.
     let at = unsafe { info.si_addr() } as u64;
     let unprotect = HANDLER_ANSWER.load(Ordering::Relaxed) == Answer::Unprotect as i32;
-    let answer = if unprotect { Answer::Unprotect } else { Answer::Continue };
+    let again = HANDLED_AT.load(Ordering::Relaxed) == at;
+    HANDLED_AT.store(at, Ordering::Relaxed);
+    let answer = if unprotect && !again { Answer::Unprotect } else { Answer::Continue };
     HANDLED.fetch_add(1, Ordering::Relaxed);
     match resolve(HANDLER_FD.load(Ordering::Relaxed), answer, at & !(PAGE - 1), PAGE) {
         Ok(()) | Err(Errno::EEXIST) => {}
