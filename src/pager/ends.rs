@@ -116,12 +116,13 @@ impl Core {
             // What the kernel refuses is unmapped in a moment.
             let _ = window.table.zap(start, end.since(start));
         }
-        change.commit(&removed.inode.store);
         if let Some(to) = moved {
             Self::condemn_if_ours(&*window.table, to, bytes);
-            // MREMAP_DONTUNMAP leaves the range where it was, too.
+            // MREMAP_DONTUNMAP leaves the range where it was, too; and a worker that had not heard of the move may have
+            // pointed it elsewhere since.
             Self::condemn_if_ours(&*window.table, hole, bytes);
         }
+        change.commit(&removed.inode.store);
         window.set_lost();
         for (start, end) in rest {
             window.table.unmap(start, end.since(start));

@@ -6,10 +6,11 @@ mod hunt;
 mod scenarios;
 mod world;
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use hunt::{How, unbroken};
-use scenarios::{ALL, named};
+use scenarios::{ALL, REFUSED, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
 
 /// Schedules of each scenario for each scheduler, unless `MODEL_SCHEDULES` says otherwise.
@@ -34,6 +35,19 @@ fn every_schedule_is_fine() {
         println!("{:12} {}", scenario.name, runs.join(", "));
     }
     println!("{total} schedules in {:.1?}", start.elapsed());
+}
+
+/// The page table's own EAGAIN, for an event that nobody has read or whose thread has not run again, is met by installs
+/// and protects. In every other scenario it never is: re-points keep installs away (`World::end`).
+#[test]
+fn unread_events_refuse_installs() {
+    for how in [How::Random, How::Pct] {
+        let before = REFUSED.load(Ordering::Relaxed);
+        unbroken(how.scheduler(SEED, 1000), named("moved"));
+        let refused = REFUSED.load(Ordering::Relaxed) - before;
+        println!("{how:?}: {refused} refused in 1000 schedules");
+        assert!(refused > 0, "{how:?}");
+    }
 }
 
 /// Under a scheduler that lets every thread have its turn, a thread that stores and loads gets there against one

@@ -20,6 +20,7 @@ pub struct World {
     pub volume: Volume,
     pub pager: Pager,
     broken: Option<Rule>,
+    moves: bool,
 }
 
 /// How a [`World`] is to be.
@@ -28,6 +29,8 @@ pub struct Plan {
     pub blocks: u64,
     pub workers: usize,
     pub injection: Option<Injection>,
+    /// Whether the application moves mappings, so that installs may be refused.
+    pub moves: bool,
     /// Told of what the pager's threads do, and may hold them.
     pub probe: Option<Arc<dyn Probe>>,
 }
@@ -54,7 +57,7 @@ impl Plan {
             pager.sabotage(rule, true);
         }
         watch(Invariants::new(&volume, &fake));
-        World { fake, volume, pager, broken }
+        World { fake, volume, pager, broken, moves: self.moves }
     }
 }
 
@@ -76,6 +79,9 @@ impl World {
     /// Ends it all: every mapping is condemned and every thread of the pager ends, and none of them has panicked.
     pub fn end(self) {
         assert_eq!(self.fake.stray_signals(), 0, "a SIGBUS has hit a thread that was in no fault");
+        if self.broken.is_none() && !self.moves {
+            assert_eq!(self.fake.refused(), 0, "the pager's own re-points are in the way of its installs");
+        }
         self.pager.shutdown().unwrap();
         if self.broken != Some(Rule::CondemnBeforeClose) {
             assert_eq!(self.fake.waiting(), 0);

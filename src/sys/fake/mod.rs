@@ -14,10 +14,11 @@ mod table;
 mod tests;
 mod threads;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::{Calls, PageTable, Tid};
+use super::{Calls, Message, PageTable, Tid};
 use crate::sync::{Arc, Condvar, Mutex, thread};
+use crate::units::Addr;
 use direct::Direct;
 use entries::Op;
 use space::Space;
@@ -146,6 +147,17 @@ impl FakePageTable {
     pub fn stray_signals(&self) -> u64 {
         self.shared.state.lock().strays
     }
+
+    /// Moves a whole range elsewhere, as mremap(2) by the application does, and waits for the pager to have read of
+    /// it. Entries and registration go along. The new address; none if nothing is mapped at some page of the range.
+    pub fn move_away(&self, at: usize, bytes: u64) -> Option<usize> {
+        self.half(at).move_away(Addr(at), bytes).map(|to| to.0)
+    }
+
+    /// How many answers to faults have been refused because the thread of an event had not run again.
+    pub fn refused(&self) -> u64 {
+        self.shared.state.lock().refused + self.direct.state.lock().refused
+    }
 }
 
 /// A page table that is looked at without a lock, as long as it is there.
@@ -154,11 +166,12 @@ pub(crate) struct Glimpse([crate::sync::Weak<Shared>; 2]);
 
 #[cfg(feature = "shuttle")]
 impl Glimpse {
-    /// Every entry; none while somebody is at it, who will have done one step of its own when it is looked at again.
+    /// Every entry but those that the application has moved away, which no invalidation finds. None while somebody is at
+    /// it: what is wrong then is wrong still when it is looked at again.
     pub(crate) fn entries(&self) -> Option<Vec<FakeEntry>> {
         let mut entries = Vec::new();
         for half in &self.0 {
-            entries.extend(half.upgrade()?.state.peek()?.space.entries());
+            entries.extend(half.upgrade()?.state.peek()?.space.entries_in_place());
         }
         Some(entries)
     }
@@ -176,6 +189,8 @@ struct State {
     /// By number, which is the order in which their messages are read.
     sleepers: BTreeMap<u64, Sleeper>,
     next_sleeper: u64,
+    /// What is unread; those of our own re-points say nothing.
+    events: VecDeque<Option<Message>>,
     events_queued: u64,
     events_read: u64,
     /// Re-points whose thread has not run again since its event was queued: `mmap_changing`.
@@ -186,6 +201,7 @@ struct State {
     strays: u64,
     /// Only in the half whose faults their own threads resolve.
     direct: Option<Direct>,
+    refused: u64,
     calls: Calls,
 }
 

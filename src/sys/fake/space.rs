@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 use super::BASE_PAGE;
+#[cfg(feature = "shuttle")]
+use super::FakeEntry;
 use super::entries::Entry;
 use crate::sync::Arc;
 use crate::sys::memory::DeviceMemory;
@@ -42,6 +44,8 @@ impl Backing {
 struct Area {
     bytes: u64,
     backing: Backing,
+    /// The application has moved it here.
+    moved: bool,
 }
 
 pub(super) struct Space {
@@ -120,7 +124,7 @@ impl Space {
             Some(index) => self.given_back.remove(index).0,
             None => self.fresh(bytes, align)?,
         };
-        self.areas.insert(at.0, Area { bytes, backing: Backing::Zeros });
+        self.areas.insert(at.0, Area { bytes, backing: Backing::Zeros, moved: false });
         Ok(at)
     }
 
@@ -142,7 +146,7 @@ impl Space {
             return;
         }
         let before = (at - start) as u64;
-        let rest = Area { bytes: area.bytes - before, backing: area.backing.plus(before) };
+        let rest = Area { bytes: area.bytes - before, backing: area.backing.plus(before), moved: area.moved };
         self.areas.insert(at, rest);
         if let Some(area) = self.areas.get_mut(&start) {
             area.bytes = before;
@@ -166,7 +170,36 @@ impl Space {
     /// Puts another area in the place of what is there, with no entry.
     pub(super) fn replace(&mut self, at: Addr, bytes: u64, backing: Backing) {
         self.clear(at, bytes);
-        self.areas.insert(at.0, Area { bytes, backing });
+        self.areas.insert(at.0, Area { bytes, backing, moved: false });
+    }
+
+    /// Areas and entries go elsewhere, and nothing stays behind. None if there is a gap in the range.
+    pub(super) fn move_away(&mut self, at: Addr, bytes: u64) -> Option<Addr> {
+        if !is_whole(at, bytes) || pages(at, bytes).any(|page| self.area(page).is_none()) {
+            return None;
+        }
+        let to = self.fresh(bytes, BASE_PAGE).ok()?;
+        let end = at.plus(bytes).0;
+        self.split(at.0);
+        self.split(end);
+        let starts: Vec<usize> = self.areas.range(at.0..end).map(|(start, _)| *start).collect();
+        for start in starts {
+            let area = self.areas.remove(&start).map(|area| Area { moved: true, ..area });
+            self.areas.extend(area.map(|area| (start - at.0 + to.0, area)));
+        }
+        for page in pages(at, bytes) {
+            let entry = self.entries.remove(&page);
+            self.entries.extend(entry.map(|entry| (page - at.0 + to.0, entry)));
+        }
+        self.given_back.push((at, bytes));
+        Some(to)
+    }
+
+    #[cfg(feature = "shuttle")]
+    pub(super) fn entries_in_place(&self) -> Vec<FakeEntry> {
+        let mut entries = self.entries();
+        entries.retain(|entry| self.area(entry.addr).is_none_or(|(_, area)| !area.moved));
+        entries
     }
 
     pub(super) fn unmap(&mut self, at: Addr, bytes: u64) {

@@ -4,9 +4,9 @@ use nix::errno::Errno;
 
 use super::entries::Answer;
 use super::space::{Backing, Space};
-use super::{BASE_PAGE, Shared};
+use super::{BASE_PAGE, Shared, State};
 use crate::error::Result;
-use crate::sync::Arc;
+use crate::sync::{Arc, MutexGuard};
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
     Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
@@ -14,12 +14,14 @@ use crate::sys::{
 use crate::units::Addr;
 
 impl Shared {
-    /// One ioctl: refused while an event is under way, and followed by a wake of what it has done.
-    fn ioctl(&self, at: Addr, act: impl FnOnce(&mut Space) -> Answer) -> Result<Outcome, Errno> {
+    /// One ioctl, which answers a fault or does not: refused while an event is under way, and followed by a wake of what
+    /// it has done.
+    fn ioctl(&self, at: Addr, answers: bool, act: impl FnOnce(&mut Space) -> Answer) -> Result<Outcome, Errno> {
         let (answer, done) = {
             let mut state = self.state.lock();
             state.calls.installs += 1;
             if state.changing > 0 {
+                state.refused += u64::from(answers);
                 return Ok(Outcome::Retry);
             }
             act(&mut state.space)
@@ -34,8 +36,22 @@ impl Shared {
     fn point(&self, at: Addr, bytes: u64, backing: Backing) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
-        state.changing += 1;
         state.space.replace(at, bytes, backing);
+        self.announce(state, None);
+    }
+
+    /// mremap(2) of a whole range by the application, which lets the kernel choose where it goes.
+    pub(super) fn move_away(&self, at: Addr, bytes: u64) -> Option<Addr> {
+        let mut state = self.state.lock();
+        let to = state.space.move_away(at, bytes)?;
+        self.announce(state, Some(Message::Moved { from: at, to, bytes }));
+        Some(to)
+    }
+
+    /// Queues the event of what the thread has just moved, and waits until it has been read.
+    fn announce(&self, mut state: MutexGuard<'_, State>, event: Option<Message>) {
+        state.changing += 1;
+        state.events.push_back(event);
         state.events_queued += 1;
         let number = state.events_queued;
         self.readable.notify_all();
@@ -94,12 +110,12 @@ impl PageTable for Shared {
     }
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.ioctl(at, |space| space.install(at, bytes, protection == Protection::ReadOnly))
+        self.ioctl(at, true, |space| space.install(at, bytes, protection == Protection::ReadOnly))
     }
 
     fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
         let mut done = 0;
-        let outcome = self.ioctl(at, |space| {
+        let outcome = self.ioctl(at, true, |space| {
             let answer = space.install(at, bytes, protection == Protection::ReadOnly);
             done = answer.1;
             answer
@@ -108,18 +124,18 @@ impl PageTable for Shared {
     }
 
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
-        self.ioctl(at, |space| space.install_zeros(at))
+        self.ioctl(at, true, |space| space.install_zeros(at))
     }
 
     fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.ioctl(at, |space| space.poison(at, bytes))
+        self.ioctl(at, true, |space| space.poison(at, bytes))
     }
 
     #[cfg(feature = "sabotage")]
     fn put_quietly(&self, at: Addr, entry: crate::sys::inject::Entry) -> Result<Outcome, Errno> {
         use crate::sys::inject::Entry;
         // Only what is reported as done is woken.
-        self.ioctl(at, |space| match entry {
+        self.ioctl(at, false, |space| match entry {
             Entry::Page(bytes, protection) => (space.install(at, bytes, protection == Protection::ReadOnly).0, 0),
             Entry::Zeros => (space.install_zeros(at).0, 0),
             Entry::Poison(bytes) => (space.poison(at, bytes).0, 0),
@@ -131,16 +147,16 @@ impl PageTable for Shared {
     }
 
     fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.ioctl(at, |space| space.write_protect(at, bytes, false))
+        self.ioctl(at, true, |space| space.write_protect(at, bytes, false))
     }
 
     fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.ioctl(at, |space| (space.write_protect(at, bytes, false).0, 0))
+        self.ioctl(at, false, |space| (space.write_protect(at, bytes, false).0, 0))
     }
 
     fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
         // As it wakes nobody, nothing of it is reported as done.
-        self.ioctl(at, |space| (space.write_protect(at, bytes, true).0, 0))
+        self.ioctl(at, false, |space| (space.write_protect(at, bytes, true).0, 0))
     }
 
     fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
@@ -209,11 +225,11 @@ impl PageTable for Shared {
             into.extend(direct.read(room));
             room -= into.len() - before;
         }
-        // All of them are of our own re-points, which are not reported.
-        let events = (state.events_queued - state.events_read).min(room as u64);
-        state.events_read += events;
-        if events > 0 {
+        for event in state.events.drain(..room.min(state.events.len())) {
+            state.events_read += 1;
             self.event_read.notify_all();
+            // Those of our own re-points are not reported.
+            into.extend(event);
         }
         Ok(())
     }

@@ -7,6 +7,8 @@ mod trouble;
 
 use daxpager::sabotage::Rule;
 
+pub use trouble::REFUSED;
+
 /// One schedule of a scenario, with a rule broken or none.
 pub type Run = fn(Option<Rule>);
 
@@ -29,6 +31,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "full", run: blocks::full },
     Scenario { name: "dirty", run: pages::dirty },
     Scenario { name: "slow reader", run: trouble::slow_reader },
+    Scenario { name: "moved", run: trouble::moved },
     Scenario { name: "injected", run: trouble::injected },
     Scenario { name: "progress", run: pages::progress },
 ];

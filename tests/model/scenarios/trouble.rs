@@ -1,8 +1,10 @@
 //! A reader that is slow, and a page table that makes trouble.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use daxpager::Injection;
+use daxpager::fake::FakeFault;
 use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
 use shuttle::sync::{Condvar, Mutex};
@@ -48,6 +50,33 @@ pub fn slow_reader(broken: Option<Rule>) {
     probe.going.notify_all();
     join(threads);
     drop(view);
+    world.end();
+}
+
+/// How many installs and protects have been refused in all schedules of [`moved`].
+pub static REFUSED: AtomicU64 = AtomicU64::new(0);
+
+/// The application moves a mapping away (mremap) while threads fault on another. Until it has run again everything is
+/// refused, with EAGAIN; then the other mapping is served as if nothing had been, and what was moved ends in SIGBUS.
+pub fn moved(broken: Option<Rule>) {
+    let world = Plan { moves: true, ..Plan::blocks(4) }.build(broken);
+    let (gone, stays) = (world.map(&world.file("a", 1), 1), world.map(&world.file("b", 2), 2));
+    // Pointed at their blocks, so that the reader itself answers the stores.
+    assert_eq!((stays.load(0, 2), stays.load(1, 2)), (Ok(OLD), Ok(OLD)));
+    let mover = gone.spawn(|view| {
+        let to = view.fake.move_away(view.base, PAGE).unwrap();
+        let seen = view.fake.load(to + 16);
+        assert!(matches!(seen, Ok(OLD)) || seen == Err(FakeFault::Bus { addr: to + 16 }), "{seen:?}");
+    });
+    let loader = gone.spawn(|view| {
+        // A SIGBUS if a worker that has not heard of the move has pointed the range at its block once more.
+        let seen = view.load(0, 2);
+        assert!(matches!(seen, Ok(OLD) | Err(FakeFault::Segv { .. })) || seen == view.bus(0, 2), "{seen:?}");
+    });
+    join([mover, loader, stays.writer(0, 0, 0x10), stays.writer(1, 0, 0x20)]);
+    assert_eq!(stays.load(0, 2), Ok(OLD));
+    REFUSED.fetch_add(world.fake.refused(), Ordering::Relaxed);
+    drop((gone, stays));
     world.end();
 }
 
