@@ -2,7 +2,8 @@
 # make test    build and run every test
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
 # make bench   what a fault costs, beside the kernel's own; or what ARGS says, as in ARGS=--bars or ARGS="--help"
-# make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000
+# make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000; and make miri
+# make miri    the unit tests that make no system call, under Miri
 # make check   formatting, lints, documentation, the tests, some schedules: what CI runs
 # Each installs what is missing first, and says what.
 
@@ -11,7 +12,7 @@ CARGO ?= cargo
 STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
 BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 
-.PHONY: demo test stress bench model schedules check setup fmt lint doc clean
+.PHONY: demo test stress bench model schedules miri check setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --bin daxpager-demo
@@ -43,6 +44,13 @@ endif
 # What the checkers say of the schedules that fail on purpose goes to a file, and is shown if one fails that must not.
 model: setup schedules
 	$(CARGO) test --no-default-features --features loom --test loom
+	@if tools/setup-miri; then $(MAKE) --no-print-directory miri; else echo "LEFT OUT: Miri. See above for why"; fi
+
+# Two cases of each property: Miri is some hundred times slower than the CPU.
+miri: setup
+	@tools/setup-miri
+	PROPTEST_CASES=2 MIRIFLAGS=-Zmiri-disable-isolation \
+		cargo +nightly miri test --no-default-features --features fake,sabotage --lib
 
 # A part of it, for every change.
 schedules: setup

@@ -53,8 +53,9 @@ pub(crate) struct Space {
     /// **L2.** Shared by the reader (which only tries) and the workers, over "decide and install";
     /// exclusive by control operations, by a fault that publishes a block, and by unmap, over "publish,
     /// zap, forget". Under it: no I/O, no waiting for another thread, no re-point, no touch of mapped
-    /// memory or of a user's buffer, no allocator. One exception: `resolve::refuse` waits here, some ten
-    /// milliseconds at most, for a thread that needs nothing of ours to take its SIGBUS. Guarded by `tests/races.rs` (rules 1 and 2) and
+    /// memory or of a user's buffer, no allocator. Two exceptions wait for a thread that needs
+    /// nothing of ours: `resolve::refuse`, some ten milliseconds at most, for one to take its SIGBUS; `Core::give_up`, about a second
+    /// at most, for one whose mremap has been read of to run again. Guarded by `tests/races.rs` (rules 1 and 2) and
     /// `tests/deadlocks.rs` (rules 4 and 5).
     state: RwLock<State>,
 }

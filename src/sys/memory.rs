@@ -356,8 +356,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn odd_ranges_touch_only_their_bytes() {
-        let memory = DeviceMemory::memfd("odd", 4096).unwrap();
+    #[cfg_attr(miri, ignore = "a system call")]
+    fn odd_ranges_of_a_memfd_touch_only_their_bytes() {
+        touch_only_their_bytes(&DeviceMemory::memfd("odd", 4096).unwrap());
+    }
+
+    #[cfg(feature = "fake")]
+    #[test]
+    fn odd_ranges_of_the_heap_touch_only_their_bytes() {
+        touch_only_their_bytes(&DeviceMemory::heap(4096, 4096).unwrap());
+    }
+
+    fn touch_only_their_bytes(memory: &DeviceMemory) {
         let mut model = vec![0u8; 4096];
         for (round, (offset, len)) in
             [(0, 4096), (3, 2), (5, 9), (7, 1), (8, 8), (17, 30), (4090, 6)].into_iter().enumerate()

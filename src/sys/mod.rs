@@ -6,7 +6,7 @@
 
 pub(crate) mod abi;
 pub(crate) mod access;
-#[cfg(all(test, feature = "fake"))]
+#[cfg(all(test, feature = "fake", not(miri)))]
 mod conformance;
 #[cfg(feature = "fake")]
 pub mod fake;
