@@ -24,7 +24,9 @@ impl Resolver for Core {
         let verdict = match looked {
             Ok(Attempt::Done) => Verdict::Repeat,
             Ok(Attempt::Sigbus) => Verdict::Sigbus,
-            Ok(Attempt::Again | Attempt::Busy | Attempt::NoMemory | Attempt::Prepare(_)) => return None,
+            Ok(Attempt::Again | Attempt::Busy | Attempt::NoMemory | Attempt::Prepare(_) | Attempt::InTheWay) => {
+                return None;
+            }
             Err(panic) => {
                 // The mapping is condemned soon, and the thread is dismissed then.
                 self.fail(format!("a thread that resolved its own fault panicked: {}", message_of(&*panic)));

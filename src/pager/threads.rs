@@ -57,7 +57,7 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     let answer = if core.reader_answers && !losing { attempt(core, &fault, patience(core)) } else { Attempt::Busy };
     match answer {
         Attempt::Done => record(core, kind, read_at),
-        Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) => {
+        Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) | Attempt::InTheWay => {
             core.hand_over(Handed { losing, read_at, ..core.handed(fault, message) });
         }
         Attempt::Sigbus => unreachable!("only a thread that resolves its own faults is told so"),

@@ -35,7 +35,7 @@ use crate::sabotage::Rule;
 use crate::space::{Shared, Window};
 use crate::sync::{self, Arc, RwLockReadGuard};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
-use crate::units::{PageIndex, PageRange};
+use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::grace::Grace;
 use crate::volume::inode::{Inode, Wanted};
 use around::{Answer, Reach, reach, reach_of_store};
@@ -65,6 +65,8 @@ pub(crate) enum Attempt {
     Prepare(Need),
     /// The thread resolves its own faults, and is to take a SIGBUS.
     Sigbus,
+    /// The page is to be poisoned, and something is in the way; only from [`act`].
+    InTheWay,
 }
 
 /// What became of a worker's turn at a fault.
@@ -94,6 +96,8 @@ enum What {
     Convert(PageRange),
     /// Keep the blocks that these pages have.
     Keep(PageRange),
+    /// Poison what is at this address, whatever is in the way.
+    Poison(Addr),
 }
 
 /// Rounds that a fault gets before it makes room for others and queues up again.
@@ -118,7 +122,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
             Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Attempt::NoMemory => return short_of_memory(handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
-            Attempt::Again | Attempt::Busy => break,
+            Attempt::Again | Attempt::Busy | Attempt::InTheWay => break,
         };
         if need.takes_a_block() && handed.ticket.is_none() {
             match core.age(&handed) {
@@ -140,6 +144,11 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
             Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
             Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Prepared::NoMemory => return short_of_memory(handed),
+        }
+        if let What::Poison(_) = need.what {
+            // That is the answer.
+            core.wake(&raw);
+            return Served::Done;
         }
         need.inode.probe(Point::Prepared, need.page, None);
         if let Some(decision) = need.stale_decision(&raw) {
@@ -214,7 +223,14 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attemp
         return act(core, raw, &answer, &inode.space.unguarded());
     }
     tell_decided(inode, &view);
-    act(core, raw, &Answer { window, inode, view, decision, reach }, &shared)
+    match act(core, raw, &Answer { window, inode, view, decision, reach }, &shared) {
+        Attempt::InTheWay if patience == Patience::Try => Attempt::Busy,
+        Attempt::InTheWay => {
+            let (inode, window) = (region.inode.clone(), region.window.clone());
+            Attempt::Prepare(Need { inode, window, page, what: What::Poison(raw.addr) })
+        }
+        done => done,
+    }
 }
 
 fn tell_decided(inode: &Inode, view: &View) {
@@ -310,7 +326,7 @@ impl Need {
             (What::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
             (What::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
             (What::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
-            (What::Allocate(..) | What::Convert(_) | What::Keep(_), _) => None,
+            (What::Allocate(..) | What::Convert(_) | What::Keep(_) | What::Poison(_), _) => None,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, RwLockWriteGuard};
-use crate::units::{PageIndex, PageRange};
+use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
 /// What came of a preparation.
@@ -51,7 +51,23 @@ pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
             Prepared::Ready
         }
         What::Repoint(range, first) => repoint(core, need, range, first),
+        What::Poison(at) => {
+            poison(core, need, at);
+            Prepared::Ready
+        }
     }
+}
+
+/// Poisons a page that the device has lost. A write-protect marker may be in the way, and clearing that is safe only while
+/// nobody can put an entry there.
+fn poison(core: &Core, need: &Need, at: Addr) {
+    let regions = core.regions.read();
+    let Some(region) = regions.find(at).filter(|region| Arc::ptr_eq(&region.window, &need.window)) else { return };
+    let change = need.inode.space.change();
+    if need.window.is_alive() {
+        change.poison(&need.window, need.page, at, region.layout.backing(need.page));
+    }
+    change.commit(&need.inode.store);
 }
 
 /// Points `range` of a mapping at `first` and what follows. Installs nothing, so it needs no L2, and a

@@ -21,7 +21,9 @@ pub(super) fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &Vie
     }
     match shared.poison(window, raw.addr, view.backing) {
         Ok(Outcome::Installed) => {}
-        Ok(Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => core.wake(raw),
+        // The marker of an entry that was write-protected, most likely. The thread would fault again, for ever.
+        Ok(Outcome::AlreadyPresent) => return Attempt::InTheWay,
+        Ok(Outcome::Gone) | Err(_) => core.wake(raw),
         Ok(Outcome::Retry) => return Attempt::Again,
     }
     Attempt::Done
@@ -76,7 +78,8 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
     if delivery == Some(Delivery::Unreachable) {
         // Before the thread is woken, which poisoning does.
         grace = Grace::new(&window.table, raw.tid, page);
-        change.poison_for_a_moment(window, page, raw.addr, region.layout.backing(page));
+        // Zapped again below, as soon as the thread has run.
+        change.poison(window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);
     let (inode, window) = (inode.clone(), window.clone());

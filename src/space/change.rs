@@ -117,9 +117,9 @@ impl Change<'_> {
         window.table.protect(window.addr_of(range.start), self.page.bytes_of(range.pages()))
     }
 
-    /// Poisons a page inside the file, which nobody else can fault on while L2 is held exclusively. The
-    /// caller zaps it again as soon as the thread it is meant for has run.
-    pub(crate) fn poison_for_a_moment(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
+    /// Poisons a page inside the file, which nobody else can fault on while L2 is held exclusively. It ends with the next
+    /// zap.
+    pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
         window.zap(PageRange::one(page));
         let (at, bytes) = window.poisoned_range(at, backing);
         if let Ok(Outcome::AlreadyPresent) = window.table.poison(at, bytes) {
