@@ -130,7 +130,9 @@ fn a_punch_waits_for_the_handler() {
     parked.release();
     punched.wait();
     punched.release();
-    assert_eq!(load.join("the load").unwrap(), Ok(u64::from_ne_bytes([A; 8])));
+    // The punch may come between the install and the access, which is then made once more.
+    let loaded = load.join("the load").unwrap();
+    assert!([Ok(u64::from_ne_bytes([A; 8])), Ok(0)].contains(&loaded), "{loaded:?}");
     punch.join("the punch").unwrap().unwrap();
     let _b = world.file("b", 1, B);
     assert_eq!(map.load(PAGE), Ok(0));

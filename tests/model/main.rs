@@ -9,9 +9,11 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use daxpager::{MapOptions, Resolve};
 use hunt::{How, unbroken};
 use scenarios::{ALL, REFUSED, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
+use world::with_options;
 
 /// Schedules of each scenario for each scheduler, unless `MODEL_SCHEDULES` says otherwise.
 const SCHEDULES: usize = 5000;
@@ -30,6 +32,22 @@ fn every_schedule_is_fine() {
         let runs = [How::Random, How::Pct].map(|how| {
             let start = Instant::now();
             total += unbroken(how.scheduler(SEED, schedules()), scenario);
+            format!("{how:?} {:.1?}", start.elapsed())
+        });
+        println!("{:12} {}", scenario.name, runs.join(", "));
+    }
+    println!("{total} schedules in {:.1?}", start.elapsed());
+}
+
+/// The same where threads resolve their own faults. Not the two scenarios that are about messages.
+#[test]
+fn every_schedule_is_fine_in_the_faulting_thread() {
+    let (start, mut total) = (Instant::now(), 0);
+    let options = MapOptions::new().resolve(Resolve::FaultingThread);
+    for scenario in ALL.iter().filter(|scenario| !["moved", "slow reader"].contains(&scenario.name)) {
+        let runs = [How::Random, How::Pct].map(|how| {
+            let start = Instant::now();
+            total += with_options(options, || unbroken(how.scheduler(SEED, schedules()), scenario));
             format!("{how:?} {:.1?}", start.elapsed())
         });
         println!("{:12} {}", scenario.name, runs.join(", "));

@@ -1,11 +1,12 @@
 //! A small world for one schedule: a volume of a few blocks, a pager, and the fake page table under it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use daxpager::fake::{FakeFault, FakePageTable};
 use daxpager::probe::Probe;
 use daxpager::sabotage::Rule;
-use daxpager::{Device, File, Injection, Invariants, Mapping, Pager, PagerBuilder, Volume};
+use daxpager::{Device, File, Injection, Invariants, MapOptions, Mapping, Pager, PagerBuilder, Volume};
 use shuttle::thread::{self, JoinHandle};
 
 use crate::hunt::watch;
@@ -14,6 +15,19 @@ pub const PAGE: u64 = 4096;
 
 /// What no thread ever stores: it is there from the beginning, in a word of its own.
 pub const OLD: u64 = 0x01d;
+
+thread_local! {
+    /// How mappings are made, in whatever scenario is run next.
+    static OPTIONS: Cell<MapOptions> = Cell::new(MapOptions::new());
+}
+
+/// Has `run` make its mappings like this.
+pub fn with_options<T>(options: MapOptions, run: impl FnOnce() -> T) -> T {
+    let before = OPTIONS.replace(options);
+    let done = run();
+    OPTIONS.set(before);
+    done
+}
 
 pub struct World {
     pub fake: FakePageTable,
@@ -71,8 +85,12 @@ impl World {
         file
     }
 
+    pub fn mapping(&self, file: &File, pages: u64) -> Mapping {
+        self.pager.map_with(file, 0..pages * PAGE, &OPTIONS.get()).unwrap()
+    }
+
     pub fn map(&self, file: &File, pages: u64) -> View {
-        let map = self.pager.map(file, 0..pages * PAGE).unwrap();
+        let map = self.mapping(file, pages);
         View { fake: self.fake.clone(), file: file.clone(), base: map.as_ptr() as usize, map: Arc::new(map) }
     }
 

@@ -62,12 +62,13 @@ pub fn unmap(broken: Option<Rule>) {
     let (first, second) = (world.file("a", 1), world.file("b", 1));
     second.write_at(&0xb0u64.to_ne_bytes(), 0).unwrap();
     first.write_at(&0xa0u64.to_ne_bytes(), 0).unwrap();
-    let map = world.pager.map(&first, 0..PAGE).unwrap();
+    let map = world.mapping(&first, 1);
     let (base, fake) = (map.as_ptr() as usize, world.fake.clone());
     let loader = |fake: FakePageTable| {
         thread::spawn(move || {
             let seen = [fake.load(base), fake.load(base)];
-            let fine = |one: &_| matches!(one, Ok(0xa0 | 0xb0) | Err(FakeFault::Segv { .. }));
+            // A thread that resolves its own fault may find that nobody resolves any there, before the range has gone.
+            let fine = |one: &_| matches!(one, Ok(0xa0 | 0xb0) | Err(FakeFault::Segv { .. } | FakeFault::Bus { .. }));
             assert!(seen.iter().all(fine) && seen != [Ok(0xb0), Ok(0xa0)], "{seen:?}");
         })
     };
