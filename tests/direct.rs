@@ -228,3 +228,24 @@ fn map_and_unmap_beside_faults() {
     }
     stores.into_iter().for_each(|store| store.join("the stores").unwrap());
 }
+
+/// A handler that is held up keeps nobody from mapping and unmapping other ranges: it counts itself in at its own.
+#[test]
+fn a_handler_that_is_held_up_keeps_nobody_from_mapping() {
+    let world = World::new(4, None);
+    let (a, b) = (world.file("a", 1, A), world.file("b", 1, B));
+    let held = Arc::new(world.pager().map_with(&a, 0..PAGE, &options()).unwrap());
+    let parked = world.park.at(Point::FaultTaken, |_| true);
+    let load = spawn({
+        let held = held.clone();
+        move || held.load(0)
+    });
+    parked.wait();
+    let other = spawn({
+        let other = map(world.pager(), &b, 1);
+        move || other.load(0)
+    });
+    assert_eq!(other.join("another mapping").unwrap(), Ok(u64::from_ne_bytes([B; 8])));
+    parked.release();
+    assert_eq!(load.join("the load").unwrap(), Ok(u64::from_ne_bytes([A; 8])));
+}
