@@ -51,11 +51,13 @@ pub(crate) struct Options {
     pub(crate) tracking: Tracking,
     /// Bytes at most that one fault installs; 0 is the page itself, `None` what the library does unless told.
     pub(crate) around: Option<u64>,
+    /// Whether the reader stays awake.
+    pub(crate) busy: bool,
 }
 
 impl Options {
     pub(crate) const DEFAULT: Options =
-        Options { resolve: Resolve::PagerThread, tracking: Tracking::Exact, around: None };
+        Options { resolve: Resolve::PagerThread, tracking: Tracking::Exact, around: None, busy: false };
 
     pub(crate) fn one_page(self) -> Self {
         Self { around: Some(0), ..self }
@@ -63,6 +65,10 @@ impl Options {
 
     pub(crate) fn around(self, bytes: u64) -> Self {
         Self { around: Some(bytes), ..self }
+    }
+
+    pub(crate) fn busy(self) -> Self {
+        Self { busy: true, ..self }
     }
 
     pub(crate) fn in_faulting_thread(self) -> Self {
@@ -87,6 +93,9 @@ impl Options {
             None => {}
             Some(0) => name.push_str(", 1 page"),
             Some(bytes) => name.push_str(&format!(", {} KiB", bytes >> 10)),
+        }
+        if self.busy {
+            name.push_str(", awake");
         }
         name
     }

@@ -78,7 +78,7 @@ fn patterns(args: &Args, scale: &Scale) -> Vec<Vec<Case>> {
             for threads in &threads {
                 let case =
                     |contender| Case { work: *work, threads: *threads, regime: *regime, pages: scale.pages, contender };
-                groups.push(contenders(*work, args).into_iter().map(case).collect());
+                groups.push(contenders(*work, *regime, args).into_iter().map(case).collect());
             }
         }
     }
@@ -88,7 +88,7 @@ fn patterns(args: &Args, scale: &Scale) -> Vec<Vec<Case>> {
     groups
 }
 
-fn contenders(work: Work, args: &Args) -> Vec<Contender> {
+fn contenders(work: Work, regime: Regime, args: &Args) -> Vec<Contender> {
     let mut list = match work {
         Work::WriteAfterProtect => vec![Contender::KernelAsync],
         _ => vec![Contender::Kernel, Contender::KernelOnePage],
@@ -98,6 +98,10 @@ fn contenders(work: Work, args: &Args) -> Vec<Contender> {
     list.extend(
         [ours, ours.one_page(), ours.in_faulting_thread(), ours.in_faulting_thread().one_page()].map(Contender::Dax),
     );
+    if regime == Regime::Free {
+        // On one CPU it would be in its own way.
+        list.push(Contender::Dax(ours.one_page().busy()));
+    }
     if work.is_store() {
         list.extend([Tracking::Coarse, Tracking::Asynchronous].map(|tracking| Contender::Dax(ours.tracking(tracking))));
     }

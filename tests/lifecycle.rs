@@ -324,3 +324,25 @@ fn system_calls_with_a_buffer_in_the_mapping() {
     });
     work.join("system calls with a buffer in the mapping").unwrap();
 }
+
+/// A reader that stays awake serves faults without a poll, and hears of the end.
+#[test]
+fn a_reader_that_stays_awake_serves_and_ends() {
+    let volume = Volume::format(Device::memfd("busy", 64 * PAGE).unwrap());
+    let file = volume.create("a").unwrap();
+    file.write_at(&[7; 64 * PAGE as usize], 0).unwrap();
+    // Longer than the test.
+    let pager = Pager::builder().busy_poll(HANG).start().unwrap();
+    let map = pager.map_with(&file, 0..64 * PAGE, &daxpager::MapOptions::new().fault_around(0)).unwrap();
+    map.load(0).unwrap();
+    let before = pager.stats();
+    for page in 1..64 {
+        assert_eq!(map.load(page * PAGE), Ok(u64::from_ne_bytes([7; 8])));
+    }
+    let after = pager.stats();
+    assert_eq!(after.all_faults() - before.all_faults(), 63);
+    assert_eq!(after.calls.polls, before.calls.polls, "the reader slept");
+    let end = spawn(move || drop(pager));
+    end.join("the end").unwrap();
+    assert!(map.load(0).is_err());
+}

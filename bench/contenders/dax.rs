@@ -1,6 +1,7 @@
 //! The library: the one file that knows how it is asked for its options.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use daxpager::{Device, File, MapOptions, Mapping, Pager, Volume};
 
@@ -63,6 +64,11 @@ impl World {
         Ok(Self { volume: Volume::format(device), pager: Pager::builder().start()? })
     }
 
+    /// With a reader that stays awake for a millisecond after each fault.
+    fn awake(self) -> anyhow::Result<Self> {
+        Ok(Self { pager: Pager::builder().busy_poll(Duration::from_millis(1)).start()?, ..self })
+    }
+
     pub(crate) fn memfd(pages: u64) -> anyhow::Result<Self> {
         Self::new(Device::memfd("bench", pages * PAGE)?)
     }
@@ -103,6 +109,7 @@ impl Dax {
     fn new(case: &Case, options: Options) -> anyhow::Result<Self> {
         let pages = file_pages(case);
         let world = World::memfd(pages)?;
+        let world = if options.busy { world.awake()? } else { world };
         let file = world.file("bench", pages)?;
         Ok(Self { world, file, pages, work: case.work, options })
     }

@@ -91,6 +91,8 @@ pub(crate) struct Core {
     pub(crate) probe: Option<Arc<dyn Probe>>,
     /// Off in tests that park a fault in a worker: then the reader hands every fault over.
     pub(crate) reader_answers: bool,
+    /// How long the reader asks for messages before it falls asleep.
+    pub(crate) busy_poll: Option<std::time::Duration>,
     /// Address ranges that the mappings may take together before some are given up.
     pub(crate) address_ranges_max: u64,
     /// How many they took when somebody last looked.
@@ -135,6 +137,7 @@ impl Core {
             switches: Switches::default(),
             probe,
             reader_answers: true,
+            busy_poll: None,
             address_ranges_max,
             address_ranges: AtomicU64::new(0),
             gathers: false,

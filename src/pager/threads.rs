@@ -5,12 +5,15 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use nix::errno::Errno;
+
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::policy::Fault;
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, Served, attempt, resolve};
 use crate::sabotage::Rule;
+use crate::sync::Deadline;
 use crate::sys::{MESSAGES_PER_READ, Message, RawFault, Verdict, process};
 
 /// The reader: waits for messages, answers what it can at once, hands the rest to the workers. When the pager is
@@ -34,10 +37,10 @@ pub(super) fn reader(core: &Core) {
 
 /// Serves what has arrived. A pager that is ending serves on: the mappings are not condemned yet.
 fn serve(core: &Core, messages: &mut Vec<Message>) {
-    core.table.wait();
     // What a panic has left of the last read is not served again: its threads are woken when their
     // mappings are condemned.
-    let first = core.read(messages).unwrap_or_else(|errno| panic!("read from the userfaultfd failed: {errno}"));
+    let first =
+        next_messages(core, messages).unwrap_or_else(|errno| panic!("read from the userfaultfd failed: {errno}"));
     for (number, message) in (first..).zip(messages) {
         match *message {
             Message::Fault(fault) => serve_fault(core, fault, number),
@@ -46,6 +49,22 @@ fn serve(core: &Core, messages: &mut Vec<Message>) {
             Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the courier"),
         }
     }
+}
+
+/// Waits for messages: awake for a while, if the pager is to, and then asleep.
+fn next_messages(core: &Core, messages: &mut Vec<Message>) -> Result<u64, Errno> {
+    if let Some(time) = core.busy_poll {
+        let deadline = Deadline::after(time);
+        while !deadline.is_over() && !core.is_stopping() {
+            let first = core.read(messages)?;
+            if !messages.is_empty() {
+                return Ok(first);
+            }
+            std::hint::spin_loop();
+        }
+    }
+    core.table.wait();
+    core.read(messages)
 }
 
 fn serve_fault(core: &Core, fault: RawFault, message: u64) {
