@@ -1,8 +1,11 @@
 //! How mappings end: unmapped, lost to the application, condemned with the pager. Each leaves its file and the page table
 //! in one hold of the file's lock: entries of a mapping that its file does not know are found by no invalidation.
 
+use nix::errno::Errno;
+
 use super::core::Core;
 use super::regions::{Region, Regions};
+use crate::error::{Error, Result};
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
@@ -14,6 +17,9 @@ use crate::volume::inode::Inode;
 /// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
 const CONDEMN_TRIES: u32 = 10_000;
 const CONDEMN_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+/// How often, and how long apart, an address range is asked for that no region has: about a second.
+const ROOM_TRIES: u32 = 10_000;
+const ROOM_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 
 impl Core {
     /// Makes every mapping end in SIGBUS. Waits for locks, so it is a worker's: whoever holds one may be
@@ -129,6 +135,35 @@ impl Core {
         }
         window.table.wake(base, window.bytes());
         Some(removed)
+    }
+
+    /// An address range that no region has, and the map of regions held exclusively from before there is a range.
+    ///
+    /// The kernel gives out the addresses of a region only if the application has moved it away (mremap), and its event has not been
+    /// taken up: by its address the event would be taken for one of the new mapping. So the range is given
+    /// back until the region has gone. One that stays was unmapped by the application, and is given up.
+    pub(crate) fn room_for(
+        &self,
+        table: &dyn PageTable,
+        bytes: u64,
+        align: u64,
+    ) -> Result<(RwLockWriteGuard<'_, Regions>, Addr)> {
+        for tries_left in (0..ROOM_TRIES).rev() {
+            let mut regions = self.regions.write();
+            self.check_alive()?;
+            let base = table.reserve(bytes, align).map_err(|errno| Error::system("mmap", errno))?;
+            let Some(stale) = regions.overlapping(base, bytes).map(|region| region.window.clone()) else {
+                return Ok((regions, base));
+            };
+            table.unmap(base, bytes);
+            let hole = base.max(stale.base());
+            let end = base.plus(bytes).min(stale.base().plus(stale.bytes()));
+            let dropped = (tries_left == 1).then(|| self.give_up(&mut regions, &stale, hole, end.since(hole), None));
+            RwLockWriteGuard::unlock_fair(regions);
+            drop(dropped);
+            crate::sync::back_off(ROOM_BACK_OFF);
+        }
+        Err(Error::system("mmap", Errno::EAGAIN))
     }
 
     /// Condemns a range that is in no region, if it is registered with the table: its address may be

@@ -262,9 +262,7 @@ impl Pager {
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let mut regions = self.core.regions.write();
-        self.core.check_alive()?;
-        let base = table.reserve(len, page.bytes()).map_err(|errno| Error::system("mmap", errno))?;
+        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes())?;
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
             Error::system("mmap", errno)

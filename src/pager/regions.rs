@@ -60,6 +60,12 @@ impl Regions {
         self.by_addr.insert(region.window.base().0, region);
     }
 
+    /// The last region that has a part of a range.
+    pub(crate) fn overlapping(&self, at: Addr, bytes: u64) -> Option<&Region> {
+        let (_, region) = self.by_addr.range(..at.plus(bytes).0).next_back()?;
+        (region.window.base().plus(region.window.bytes()) > at).then_some(region)
+    }
+
     /// Takes a region out; `None` if it is gone already.
     pub(crate) fn remove(&mut self, window: &Arc<Window>) -> Option<Region> {
         self.of(window)?;

@@ -75,6 +75,13 @@ pub fn moved(broken: Option<Rule>) {
     });
     join([mover, loader, stays.writer(0, 0, 0x10), stays.writer(1, 0, 0x20)]);
     assert_eq!(stays.load(0, 2), Ok(OLD));
+    // At the address that was moved away, most likely, and not to be taken for what was there: however late a worker hears.
+    let heir = world.map(&world.file("c", 1), 1);
+    for _ in 0..50 {
+        assert_eq!(heir.load(0, 2), Ok(OLD));
+        shuttle::thread::yield_now();
+    }
+    drop(heir);
     REFUSED.fetch_add(world.fake.refused(), Ordering::Relaxed);
     drop((gone, stays));
     world.end();
