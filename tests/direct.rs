@@ -191,6 +191,30 @@ fn system_calls_get_efault_where_nothing_is_installed() {
 }
 
 /// write(2) straight from the mapping, with nobody's help.
+/// Where the process is short of address ranges, putting one page in place takes another away: a system call for
+/// more than are to be had at once does one, and the next call the next.
+#[test]
+fn a_system_call_gets_on_where_address_ranges_are_short() {
+    const PAGES: u64 = 40;
+    let volume = Volume::format(Device::memfd("direct", PAGES * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(16).start().unwrap();
+    let file = volume.create("a").unwrap();
+    // The blocks lie the wrong way round: each page needs a range of its own.
+    for page in (0..PAGES).rev() {
+        file.write_at(&[A; PAGE as usize], page * PAGE).unwrap();
+    }
+    let map = map(&pager, &file, PAGES);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut done = 0;
+    while done < PAGES * PAGE {
+        let written = map.write_to(writer.as_fd(), done, PAGES * PAGE - done).unwrap();
+        let mut bytes = vec![0; written];
+        std::io::Read::read_exact(&mut reader, &mut bytes).unwrap();
+        assert!(written > 0 && bytes.iter().all(|byte| *byte == A));
+        done += written as u64;
+    }
+}
+
 fn raw_write(to: &std::os::fd::OwnedFd, map: &Mapping) -> nix::Result<usize> {
     // SAFETY: the mapping lives, and the kernel only reads it, or says EFAULT.
     let bytes = unsafe { std::slice::from_raw_parts(map.as_ptr(), 64) };

@@ -11,6 +11,8 @@ use crate::sys::{Access, access};
 /// How much of a mapping is put in place for one system call, where that cannot fault, and how often.
 const POPULATE_BYTES: u64 = 1 << 20;
 const POPULATE_TRIES: u32 = 64;
+/// Tries with all of them, before it is one page at a time.
+const POPULATE_TRIES_WHOLE: u32 = 16;
 
 /// Single accesses by the CPU through the mapping, which fault as any others do; a SIGBUS is caught and
 /// returned. The first one installs a SIGBUS handler for the process, which passes on everything else
@@ -105,8 +107,13 @@ impl Mapping {
             return call(len as usize);
         }
         // What is put in place for nothing costs blocks. A call may do less than it is asked.
-        let len = len.min(POPULATE_BYTES);
-        for _ in 0..POPULATE_TRIES {
+        let mut len = len.min(POPULATE_BYTES);
+        for tries in 0..POPULATE_TRIES {
+            if tries == POPULATE_TRIES_WHOLE {
+                // Where address ranges are short, the range of one page is given up for that of the next.
+                let page = self.inode.page().bytes();
+                len = len.min(page - offset % page);
+            }
             // What is not to be had is the kernel's to say.
             let _ = self.populate(offset..offset + len, access);
             match call(len as usize) {
