@@ -165,14 +165,12 @@ impl Inode {
         Ok(())
     }
 
-    /// Blocks for every hole of `range`, and the size, as they are now. Under L1 holes only become
-    /// fewer: a store may fill one.
+    /// Blocks for every hole of `range`, and the size, as they are now. Under L1 holes only become fewer, as a store may fill
+    /// one; but for what has been allocated ahead of stores, which therefore counts as holes. Counted
+    /// anew when that has been given back for lack of space.
     fn reserve_holes(&self, range: PageRange) -> Result<(Reservation, u64)> {
-        let (holes, size): (u64, u64) = {
-            let shared = self.space.shared();
-            (shared.extents().holes(range).iter().map(PageRange::pages).sum(), shared.size())
-        };
-        Ok((self.store.reserve(holes)?, size))
+        let reserved = self.store.reserve_counted(|| self.space.shared().holes_at_most(range))?;
+        Ok((reserved, self.space.shared().size()))
     }
 
     fn fill_with_unwritten(&self, change: &mut Change<'_>, range: PageRange, reserved: &mut Reservation) {

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use daxpager::probe::Point;
-use daxpager::{ExtentKind, Pager};
+use daxpager::{ExtentKind, File, MapOptions, Pager, Tracking};
 
 const A: u8 = 0xaa;
 const MARK: u64 = 0x4d41_524b_4d41_524b;
@@ -108,4 +108,35 @@ fn a_store_while_blocks_are_moved_is_copied() {
     assert_eq!(page_of(&a, 0)[..8], MARK.to_ne_bytes());
     drop(map);
     pager.shutdown().unwrap();
+}
+
+/// A control call reserves blocks for the holes that it has counted. What was allocated ahead of a store, and is given
+/// back before the call fills them, is one more hole.
+#[test]
+fn holes_that_come_back_have_been_counted() {
+    const PAGES: u64 = 64;
+    let fill: [fn(&File); 3] = [
+        |file| file.zero_range(0, PAGES * PAGE, true).unwrap(),
+        |file| file.allocate(0, PAGES * PAGE, true).unwrap(),
+        |file| assert_eq!(file.write_at(&vec![A; (PAGES * PAGE) as usize], 0), Ok((PAGES * PAGE) as usize)),
+    ];
+    for fill in fill {
+        let world = World::with_reader(4 * PAGES, None, true);
+        let file = world.volume.create("a").unwrap();
+        file.truncate(PAGES * PAGE).unwrap();
+        let map = world.map_with(&file, PAGES, &MapOptions::new().tracking(Tracking::Coarse));
+        (0..10).for_each(|page| map.store(page * PAGE, page + 1).unwrap());
+        assert_eq!(file.blocks(), PAGES);
+        let counted = world.park.at(Point::BeforeInvalidate, |_| true);
+        let task = spawn({
+            let file = file.clone();
+            move || fill(&file)
+        });
+        counted.wait();
+        drop(map);
+        assert_eq!(file.blocks(), 10);
+        counted.release();
+        task.join("a call that fills holes").unwrap();
+        assert_eq!(file.blocks(), PAGES);
+    }
 }

@@ -20,6 +20,15 @@ impl Shared<'_> {
     pub(crate) fn has_ahead(&self) -> bool {
         !self.state().ahead.is_empty()
     }
+
+    /// How many pages of `range` may be holes by the time that somebody fills them who holds L1: those that are, and those that
+    /// become holes again if what was allocated ahead is given back, which takes no L1. Too many where ranges
+    /// overlap, never too few.
+    pub(crate) fn holes_at_most(&self, range: PageRange) -> u64 {
+        let holes = |range| self.extents().holes(range).iter().map(PageRange::pages).sum::<u64>();
+        let ahead = self.state().ahead.iter().map(|ahead| ahead.intersect(range)).filter(|part| !part.is_empty());
+        holes(range) + ahead.map(|part| part.pages() - holes(part)).sum::<u64>()
+    }
 }
 
 impl Change<'_> {

@@ -98,7 +98,12 @@ impl Store {
     ///
     /// Blocks that other files have allocated ahead of stores are given back first: the caller holds no L2.
     pub(crate) fn reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
-        self.until_space(|| self.try_reserve(want))
+        self.reserve_counted(|| want)
+    }
+
+    /// The same for a number that may be another at the next try.
+    pub(crate) fn reserve_counted(self: &Arc<Self>, want: impl Fn() -> u64) -> Result<Reservation> {
+        self.until_space(|| self.try_reserve(want()))
     }
 
     /// One run of one to `want` blocks that follow each other, likewise. If only the first is wanted, the run is a small part
