@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use daxpager::sabotage::Rule;
 
 use crate::inject::{Inject, Put};
+use crate::manner::{self, Pins};
 use crate::mix::{DEVICE_BLOCKS_MAX, FILE_PAGES_MAX, Scenario, THREADS_MIN};
 use crate::oracle::history::{EVENTS_MAX, Event};
 use crate::oracle::trace::{EVENTS, Entry};
@@ -58,6 +60,16 @@ pub(crate) struct Args {
     /// What the threads do
     #[arg(long, value_enum, value_name = "NAME")]
     scenario: Option<Scenario>,
+    /// Who resolves faults: the pager's threads, or the one that faults (x86-64); mixed draws it for each mapping
+    /// [default: as the seed draws]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(manner::resolve_names()))]
+    resolve: Option<String>,
+    /// How stores through mappings are noticed [default: as the seed draws]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(manner::tracking_names()))]
+    tracking: Option<String>,
+    /// What a fault installs at most: one page, 16 KiB, or what the library has as a default [default: as the seed draws]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(manner::around_names()))]
+    fault_around: Option<String>,
     /// Faults to put in, with commas between them
     #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
     inject: Vec<Inject>,
@@ -149,7 +161,14 @@ impl Args {
             bail!("{name} does not go with a table: each rule has a scenario of its own");
         }
         let seconds = self.seconds.unwrap_or(30);
-        Ok(Task::Table(Selection { which, seed, seconds, times: self.times.unwrap_or(1), json: self.json.clone() }))
+        Ok(Task::Table(Selection {
+            which,
+            seed,
+            seconds,
+            times: self.times.unwrap_or(1),
+            pins: self.pins(None),
+            json: self.json.clone(),
+        }))
     }
 
     fn config(&self, seed: u64) -> anyhow::Result<Config> {
@@ -173,6 +192,7 @@ impl Args {
             operations_max: self.ops,
             threads: self.threads,
             device_bytes: self.device_bytes,
+            pins: self.pins(recipe.as_ref()),
             put,
             rules,
             hang_after: Duration::from_secs(self.hang_seconds),
@@ -181,6 +201,16 @@ impl Args {
             again: self.again(),
             quiet: self.quiet,
         })
+    }
+
+    /// What is asked for. A rule that is about messages shows only where there are some.
+    fn pins(&self, recipe: Option<&Recipe>) -> Pins {
+        let messages = recipe.filter(|recipe| recipe.messages).map(|_| manner::PAGER.to_owned());
+        Pins {
+            resolve: self.resolve.clone().or(messages),
+            tracking: self.tracking.clone(),
+            fault_around: self.fault_around.clone(),
+        }
     }
 
     /// The command that runs this again, without the seed.
@@ -194,6 +224,7 @@ impl Args {
         add("scenario", self.scenario.filter(|scenario| *scenario != Scenario::All).map(Scenario::name));
         let kinds = Put::new(&self.inject, &[]).names();
         add("inject", (!kinds.is_empty()).then(|| kinds.join(",")));
+        self.pins(None).given().for_each(|(name, value)| add(name, Some(value)));
         add("threads", self.threads.map(|threads| threads.to_string()));
         add("device-bytes", self.device_bytes.map(|bytes| bytes.to_string()));
         add("hang-seconds", (self.hang_seconds != 20).then(|| self.hang_seconds.to_string()));

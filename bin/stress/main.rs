@@ -5,6 +5,7 @@
 
 mod args;
 mod inject;
+mod manner;
 mod mix;
 mod op;
 mod oracle;

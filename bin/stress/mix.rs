@@ -4,6 +4,7 @@
 use clap::ValueEnum;
 use fastrand::Rng;
 
+use crate::manner::{Manners, Pins};
 use crate::op::Op;
 use crate::word::{FILES_MAX, PAGES_MAX, THREADS_MAX};
 
@@ -73,6 +74,7 @@ pub(crate) struct Mix {
     /// Blocks that the device has, in percent of what all files may want at once, and what transit needs besides.
     pub(crate) device_percent: u64,
     pub(crate) mappings_per_file: usize,
+    pub(crate) manners: Manners,
     pub(crate) workers: usize,
     pub(crate) reader_answers: bool,
     pub(crate) address_ranges_max: Option<u64>,
@@ -95,7 +97,7 @@ pub(crate) struct Mix {
 
 /// Pages of all files of a mix together, and blocks of its device, at most.
 pub(crate) const FILE_PAGES_MAX: u64 = 1024;
-pub(crate) const DEVICE_BLOCKS_MAX: u64 = 4096;
+pub(crate) const DEVICE_BLOCKS_MAX: u64 = 8192;
 
 /// Threads besides those that access: what `--threads` must allow for.
 pub(crate) const THREADS_MIN: usize = 2;
@@ -122,17 +124,20 @@ const ACCESSES: &[Op] = &[
     Op::MapRead,
     Op::MapWrite,
     Op::Raw,
+    Op::Populate,
+    Op::Advise,
 ];
 const CHANGES: &[Op] =
     &[Op::Truncate, Op::Punch, Op::ZeroRange, Op::Allocate, Op::FileRead, Op::FileWrite, Op::Churn, Op::Inspect];
 
 impl Mix {
     /// What `seed` draws; `threads` in all, if it is given.
-    pub(crate) fn draw(scenario: Scenario, seed: u64, threads: Option<usize>) -> Self {
+    pub(crate) fn draw(scenario: Scenario, seed: u64, threads: Option<usize>, pins: &Pins) -> Self {
         let mut rng = Rng::with_seed(seed);
         let mut mix = Self::random(&mut rng, seed);
         mix.scenario = scenario;
         mix.fix(&mut rng);
+        mix.manners.pin(pins);
         if let Some(threads) = threads {
             mix.fit(threads);
         }
@@ -161,6 +166,7 @@ impl Mix {
             hot_pages: rng.u64(1..=pages.min(8)),
             device_percent: if overcommitted { rng.u64(30..=90) } else { 100 },
             mappings_per_file: rng.usize(1..=4),
+            manners: Manners::draw(rng),
             workers: rng.usize(1..=4),
             reader_answers: rng.u32(0..4) > 0,
             address_ranges_max: (rng.u32(0..4) == 0).then(|| rng.u64(16..200)),
@@ -210,6 +216,7 @@ impl Mix {
                 (self.remappers, self.remap_pause_us, self.device_percent) = (rng.usize(1..=2), rng.u64(0..30), 100);
                 self.hot_pages = self.pages;
                 self.accesses = vec![(Op::Load, 3), (Op::Store, 3), (Op::Raw, 10), (Op::SysOut, 2)];
+                self.accesses.extend([(Op::Populate, 1), (Op::Advise, 1)]);
             }
             Scenario::EofEdge => {
                 self.pages = rng.u64(3..=5);
@@ -268,7 +275,14 @@ impl Mix {
     /// Blocks that threads may hold besides what their files own.
     fn transit(&self) -> u64 {
         // A change reserves for all holes of its range what faults may fill meanwhile; blocks that are gathered are there twice.
-        let ranges = self.changers as u64 + u64::from(self.gather_blocks);
+        let mut ranges = self.changers as u64 + u64::from(self.gather_blocks);
+        if self.accesses.iter().any(|(op, _)| *op == Op::Populate) {
+            ranges += self.accessors as u64;
+        }
+        if self.manners.allocates_ahead() {
+            // Two that meet at one hole both have blocks for all of it.
+            ranges += self.workers as u64;
+        }
         64 + 2 * (self.threads() + self.workers) as u64 + ranges * self.pages
     }
 
@@ -307,7 +321,7 @@ impl Mix {
             ("files", self.files.to_string()),
             ("pages per file", format!("{}, of which hot {}", self.pages, self.hot_pages)),
             ("device", format!("{} blocks, {} % of what files may want", self.device_blocks(), self.device_percent)),
-            ("mappings per file", self.mappings_per_file.to_string()),
+            ("mappings per file", format!("{}: {}", self.mappings_per_file, self.manners.text())),
             ("pager", format!("{} workers, reader answers: {}", self.workers, self.reader_answers)),
             ("address ranges", format!("{ranges}, blocks gathered: {}", self.gather_blocks)),
             (
@@ -335,15 +349,16 @@ mod tests {
 
     #[test]
     fn a_seed_draws_the_same_twice_and_every_scenario_fits_its_limits() {
+        let pins = Pins::default();
         for scenario in Scenario::value_variants() {
             for seed in 0..500 {
-                let mix = Mix::draw(*scenario, seed, None);
-                assert_eq!(mix.options(), Mix::draw(*scenario, seed, None).options());
+                let mix = Mix::draw(*scenario, seed, None, &pins);
+                assert_eq!(mix.options(), Mix::draw(*scenario, seed, None, &pins).options());
                 assert!(mix.files as u64 * mix.pages <= FILE_PAGES_MAX && mix.device_blocks() <= DEVICE_BLOCKS_MAX);
                 assert!(mix.files <= FILES_MAX && mix.pages <= PAGES_MAX && mix.threads() <= THREADS_MAX);
                 assert!(mix.hot_pages >= 1 && mix.hot_pages <= mix.pages && mix.least_pages <= mix.pages);
                 assert!(mix.accessors > 0 && mix.changers > 0 && !mix.accesses.is_empty());
-                let fitted = Mix::draw(*scenario, seed, Some(3));
+                let fitted = Mix::draw(*scenario, seed, Some(3), &pins);
                 assert!(fitted.threads() <= 3 && fitted.accessors > 0 && fitted.changers > 0);
             }
         }

@@ -31,6 +31,8 @@ ops! {
     MapRead = "Mapping::read_at",
     MapWrite = "Mapping::write_at",
     Raw = "process_vm_readv",
+    Populate = "populate",
+    Advise = "advise",
     Truncate = "truncate",
     Punch = "punch hole",
     ZeroRange = "zero range",

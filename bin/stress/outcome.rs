@@ -131,6 +131,8 @@ pub(crate) struct Violation {
     pub(crate) file: String,
     pub(crate) page: u64,
     pub(crate) address: Option<u64>,
+    /// How the mapping there was made.
+    pub(crate) mapping: Option<String>,
     /// In words, and as the bytes in memory.
     pub(crate) expected: String,
     pub(crate) found: String,

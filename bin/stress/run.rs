@@ -9,6 +9,7 @@ use anyhow::Context;
 use daxpager::sabotage::Rule;
 
 use crate::inject::{Inject, Put};
+use crate::manner::Pins;
 use crate::mix::{Mix, Scenario};
 use crate::op::Op;
 use crate::oracle::{Access, Evidence, Kind, Oracle};
@@ -28,6 +29,7 @@ pub(crate) struct Config {
     pub(crate) operations_max: Option<u64>,
     pub(crate) threads: Option<usize>,
     pub(crate) device_bytes: Option<u64>,
+    pub(crate) pins: Pins,
     pub(crate) put: Put,
     pub(crate) rules: Vec<Rule>,
     pub(crate) hang_after: Duration,
@@ -54,7 +56,7 @@ struct Run<'a> {
 impl Config {
     pub(crate) fn mix(&self, seed: u64, page_bytes: u64) -> Mix {
         let scenario = self.scenario.of_mix(seed.wrapping_sub(self.seed));
-        let mut mix = Mix::draw(scenario, seed, self.threads);
+        let mut mix = Mix::draw(scenario, seed, self.threads, &self.pins);
         if let Some(bytes) = self.device_bytes {
             mix.set_device(bytes / page_bytes);
         }

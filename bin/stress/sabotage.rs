@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::inject::{Delay, Inject, Put};
+use crate::manner::Pins;
 use crate::mix::Scenario;
 use crate::report::say;
 
@@ -24,6 +25,7 @@ pub(crate) struct Selection {
     pub(crate) seed: u64,
     pub(crate) seconds: u64,
     pub(crate) times: u64,
+    pub(crate) pins: Pins,
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -53,6 +55,8 @@ pub(crate) struct Recipe {
     pub(crate) gates: &'static [(Point, Delay)],
     /// It shows within a second or two.
     pub(crate) quick: bool,
+    /// It is about messages and the wakes that answer them: a thread that resolves its own faults has neither.
+    pub(crate) messages: bool,
     /// A change hangs when it takes longer than this, and anything else as usual.
     pub(crate) change_limit: Option<Duration>,
 }
@@ -62,14 +66,25 @@ const GATE: Delay = Delay { ppm: 200_000, us_max: 1500 };
 
 impl Recipe {
     pub(crate) fn of(rule: Rule) -> Self {
-        let with = |scenario, inject, gates| Self { rule, scenario, inject, gates, quick: true, change_limit: None };
+        let with = |scenario, inject, gates| Self {
+            rule,
+            scenario,
+            inject,
+            gates,
+            quick: true,
+            messages: false,
+            change_limit: None,
+        };
         let slow = |recipe: Self| Self { quick: false, ..recipe };
+        let messages = |recipe: Self| Self { messages: true, ..slow(recipe) };
         match rule {
             Rule::GuardThroughInstall => with(Scenario::Reuse, &[], &[(Point::Decided, GATE)]),
             Rule::InvalidateUnderLock => with(Scenario::Reuse, &[], &[(Point::Published, GATE)]),
             Rule::ZapBeforeFree => with(Scenario::Reuse, &[], &[(Point::Freed, GATE)]),
             Rule::SizeUnderLock => with(Scenario::TruncateStorm, &[], &[(Point::SizeSeen, GATE)]),
-            Rule::SizeOnMkwrite => with(Scenario::TruncateStorm, &[], &[(Point::FaultRead, GATE)]),
+            Rule::SizeOnMkwrite => {
+                with(Scenario::TruncateStorm, &[], &[(Point::FaultRead, GATE), (Point::FaultTaken, GATE)])
+            }
             Rule::ZeroWhatIsAHole => with(Scenario::Reuse, &[], &[(Point::BeforeInvalidate, GATE)]),
             Rule::LoserLeavesBlock => with(Scenario::Reuse, &[], &[(Point::Allocated, GATE)]),
             Rule::ForgetBeforeProtect => with(Scenario::Reuse, &[], &[(Point::Collecting, GATE)]),
@@ -77,16 +92,16 @@ impl Recipe {
                 with(Scenario::EofEdge, &[], &[])
             }
             // The rest end in hangs: each takes as long as it takes to call one a hang.
-            Rule::WakeAfterEexist => slow(with(Scenario::Reuse, &[Inject::Exist], &[])),
-            Rule::WakeOnRetry => slow(with(Scenario::Reuse, &[], &[])),
+            Rule::WakeAfterEexist => messages(with(Scenario::Reuse, &[Inject::Exist], &[])),
+            Rule::WakeOnRetry => messages(with(Scenario::Reuse, &[], &[])),
             Rule::NoCopyUnderLock => slow(with(Scenario::EofEdge, &[], &[])),
-            Rule::ReaderNeverBlocks => slow(with(Scenario::UnmapStorm, &[], &[])),
+            Rule::ReaderNeverBlocks => messages(with(Scenario::UnmapStorm, &[], &[])),
             Rule::CondemnBeforeClose => slow(with(Scenario::Reuse, &[], &[])),
             Rule::UnmapUnderLock => slow(with(Scenario::UnmapStorm, &[], &[(Point::Decided, GATE)])),
             // Harmless as long as the reader reads. So it is held for long, and then no change may wait for it.
             Rule::NoWaitUnderLock => {
                 let held = &[(Point::FaultRead, Delay { ppm: 2000, us_max: 3_000_000 })];
-                Self { change_limit: Some(Duration::from_secs(1)), ..slow(with(Scenario::Reuse, &[], held)) }
+                Self { change_limit: Some(Duration::from_secs(1)), ..messages(with(Scenario::Reuse, &[], held)) }
             }
             _ => with(Scenario::Reuse, &[], &[]),
         }
@@ -130,7 +145,9 @@ pub(crate) fn list() {
 /// Breaks each rule in its turn; whether each was caught, and nothing was reported of the unbroken pager.
 pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     let rules: Vec<Recipe> = Rule::ALL.iter().map(|rule| Recipe::of(*rule)).collect();
-    let rules: Vec<Recipe> = rules.into_iter().filter(|recipe| selection.which.has(recipe)).collect();
+    let rules = rules.into_iter().filter(|recipe| selection.which.has(recipe));
+    let there_are = selection.pins.allow_messages();
+    let (rules, without): (Vec<Recipe>, Vec<Recipe>) = rules.partition(|recipe| there_are || !recipe.messages);
     say!(
         "each rule broken {} times from seed {}, for {} s at most",
         selection.times,
@@ -147,6 +164,9 @@ pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
         "seed",
         "unbroken"
     );
+    for recipe in &without {
+        say!("{:<25} about messages: there are none where threads resolve their own faults", recipe.rule.name());
+    }
     let mut rows = Vec::new();
     for recipe in &rules {
         let row = try_rule(recipe, selection)?;
@@ -173,7 +193,7 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
     for time in 0..selection.times {
         let seed = selection.seed.wrapping_add(1000 * time);
         eprint_progress(&format!("{} {} of {}", row.rule, time + 1, selection.times));
-        let found = run_child(recipe, seed, selection.seconds, false)?;
+        let found = run_child(recipe, &selection.pins, seed, selection.seconds, false)?;
         row.times += 1;
         let Some(kind) = found.kind else { continue };
         row.caught += u64::from(found.seconds <= selection.seconds as f64);
@@ -185,7 +205,7 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
         row.operations.push(found.operations);
         row.seeds.push(found.seed);
         // The unbroken pager on the same seed: as long as the broken one was, and two seconds at least.
-        let intact = run_child(recipe, found.seed, found.seconds.ceil().max(2.0) as u64, true)?;
+        let intact = run_child(recipe, &selection.pins, found.seed, found.seconds.ceil().max(2.0) as u64, true)?;
         row.intact_seconds += intact.seconds;
         row.intact_reported.extend(intact.kind);
     }
@@ -239,12 +259,15 @@ struct Found {
 }
 
 /// Runs this program once more, with one rule broken, or with nothing but that.
-fn run_child(recipe: &Recipe, seed: u64, seconds: u64, intact: bool) -> anyhow::Result<Found> {
+fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool) -> anyhow::Result<Found> {
     let json = std::env::temp_dir().join(format!("daxpager-stress-{}.json", std::process::id()));
     let mut command = Command::new(std::env::current_exe()?);
     let hang_seconds = if recipe.change_limit.is_some() { "20" } else { "5" };
     command.args(["--sabotage", recipe.rule.name(), "--quiet", "--hang-seconds", hang_seconds]);
     command.args(["--seed", &seed.to_string(), "--seconds", &seconds.to_string()]).arg("--json").arg(&json);
+    for (name, value) in pins.given() {
+        command.args([format!("--{name}"), value]);
+    }
     if intact {
         command.arg("--intact");
     }

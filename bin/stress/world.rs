@@ -9,12 +9,14 @@ use std::time::Duration;
 use anyhow::Context;
 use daxpager::probe::{Event, Point, Probe};
 use daxpager::{Device, File, Mapping, Pager, Volume};
+use fastrand::Rng;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::inject::Put;
+use crate::manner::Manner;
 use crate::mix::Mix;
 use crate::oracle::Oracle;
-use crate::oracle::dirty::DirtyRecord;
+use crate::oracle::dirty::{DirtyRecord, Limit};
 use crate::oracle::trace::{Entry as TraceEntry, PAGER, What};
 
 /// A mapping that threads share.
@@ -23,6 +25,7 @@ pub(crate) struct Mapped {
     pub(crate) file: u8,
     pub(crate) first_page: u64,
     pub(crate) pages: u64,
+    pub(crate) manner: Manner,
     pub(crate) dirty: DirtyRecord,
 }
 
@@ -114,19 +117,25 @@ impl World {
             device,
             mix,
         };
+        let mut rng = Rng::with_seed(!world.mix.seed);
         for (place, file) in (0..world.mix.mappings_per_file).flat_map(|_| 0..world.mix.files).enumerate() {
-            let mapped = world.map(file as u8, 0..world.mix.pages)?;
+            let mapped = world.map(file as u8, 0..world.mix.pages, world.mix.manners.next(&mut rng))?;
             world.exchange(place, Some(Arc::new(mapped)));
         }
         Ok(world)
     }
 
     /// Maps some pages of a file.
-    pub(crate) fn map(&self, file: u8, pages: std::ops::Range<u64>) -> daxpager::Result<Mapped> {
-        let bytes = self.oracle.page_bytes;
-        let mapping = self.pager.map(&self.files[file as usize], pages.start * bytes..pages.end * bytes)?;
+    pub(crate) fn map(&self, file: u8, pages: std::ops::Range<u64>, manner: Manner) -> daxpager::Result<Mapped> {
+        let page = self.oracle.page_bytes;
+        let bytes = pages.start * page..pages.end * page;
+        let mapping = self.pager.map_with(&self.files[file as usize], bytes, &manner.options())?;
         let count = pages.end - pages.start;
-        Ok(Mapped { mapping, file, first_page: pages.start, pages: count, dirty: DirtyRecord::new(count) })
+        let at = mapping.as_ptr() as u64;
+        self.oracle.mapped(at..at + count * page, manner.text());
+        let limit = Limit::of(manner, self.mix.remappers > 0 && self.mix.manners.have_messages());
+        let dirty = DirtyRecord::new(pages.clone(), limit);
+        Ok(Mapped { mapping, file, first_page: pages.start, pages: count, manner, dirty })
     }
 
     pub(crate) fn mapped(&self, place: usize) -> Option<Arc<Mapped>> {

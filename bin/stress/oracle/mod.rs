@@ -11,6 +11,7 @@ pub(crate) mod sizes;
 pub(crate) mod trace;
 mod verdict;
 
+use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -73,6 +74,8 @@ pub(crate) struct Oracle {
     pub(crate) unjudged: AtomicU64,
     pub(crate) parts: AtomicU64,
     pub(crate) tallies: Tallies,
+    /// How what is mapped at an address was made, or was last: its end, and the words for it.
+    manners: Mutex<BTreeMap<u64, (u64, String)>>,
     pub(crate) stop: AtomicBool,
     violations: Mutex<Vec<Violation>>,
     pub(crate) violation_count: AtomicU64,
@@ -142,6 +145,7 @@ impl Oracle {
             unjudged: AtomicU64::new(0),
             parts: AtomicU64::new(0),
             tallies: Tallies::default(),
+            manners: Mutex::default(),
             stop: AtomicBool::new(false),
             violations: Mutex::new(Vec::new()),
             violation_count: AtomicU64::new(0),
@@ -270,6 +274,17 @@ impl Oracle {
         lock(&self.files[file as usize].sizes).end(end, done);
     }
 
+    /// Tells how the mapping at some addresses has been made.
+    pub(crate) fn mapped(&self, at: Range<u64>, manner: String) {
+        lock(&self.manners).insert(at.start, (at.end, manner));
+    }
+
+    fn manner_at(&self, address: u64) -> Option<String> {
+        let manners = lock(&self.manners);
+        let (_, (end, manner)) = manners.range(..=address).next_back()?;
+        (address < *end).then(|| manner.clone())
+    }
+
     /// Adds an access to the trace of its page.
     pub(crate) fn note(&self, file: u8, page: u64, entry: Entry) {
         self.files[file as usize].page(page).trace.push(entry);
@@ -317,11 +332,11 @@ impl Oracle {
     }
 
     /// An access to a page ended in SIGBUS, or a system call at it in EFAULT: it must have been outside of the
-    /// file at some moment, or the volume full.
-    pub(crate) fn absent(&self, access: &Access, span: (u64, u64), stores: bool) {
+    /// file at some moment, or the volume full and the access one that is refused then.
+    pub(crate) fn absent(&self, access: &Access, span: (u64, u64), refused_if_full: bool) {
         let sizes = self.files[access.file as usize].sizes_between(span.0, span.1);
         let outside = access.page >= sizes.start().div_ceil(self.page_bytes);
-        let full = self.overcommitted && (stores || self.poisons);
+        let full = self.overcommitted && refused_if_full;
         if !outside && !full {
             self.report(access, Kind::Sigbus, Evidence::Size { sizes, span });
         }

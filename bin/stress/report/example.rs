@@ -172,6 +172,7 @@ fn violation(index: u64) -> Violation {
         file: "file1".to_owned(),
         page: 17,
         address: Some(0x7f3a_9c01_1008),
+        mapping: Some("faulting, exact, fault-around off".to_owned()),
         expected: "zero, or one of 3 words stored since the punch of ticket 1893001100".to_owned(),
         found: "the word of file2, page 3, store 88211".to_owned(),
         found_bytes: "02 00 03 00 93 58 01 00  |.....X..|".to_owned(),

@@ -140,6 +140,7 @@ pub(crate) fn facts(outcome: &Outcome, violation: &Violation) -> Vec<(&'static s
     if let Some(address) = violation.address {
         facts.push(("address", format!("{address:#x}")));
     }
+    facts.extend(violation.mapping.clone().map(|mapping| ("mapping", mapping)));
     facts.push(("expected", violation.expected.clone()));
     facts.push(("found", violation.found.clone()));
     facts.push(("bytes", violation.found_bytes.clone()));

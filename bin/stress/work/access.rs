@@ -42,6 +42,8 @@ impl Hand {
             Op::Load => drop(self.load(&mapped, page, slot)),
             Op::Store => self.store(&mapped, page, slot),
             Op::Exchange => self.exchange(&mapped, page, slot),
+            Op::Populate => self.populate(&mapped, page),
+            Op::Advise => self.advise(&mapped, page),
             Op::CopyOut | Op::SysOut | Op::MapRead => self.read_many(op, &mapped, page, slot),
             _ => self.write_many(op, &mapped, page, slot),
         }
@@ -66,23 +68,23 @@ impl Hand {
         self.oracle.is_judged(page).then_some((mapped, page))
     }
 
-    fn access_to(&self, op: Op, mapped: &Mapped, page: u64, slot: usize) -> Access {
+    pub(super) fn access_to(&self, op: Op, mapped: &Mapped, page: u64, slot: usize) -> Access {
         let offset = self.offset(mapped, page) + SLOT_OFFSETS[slot];
         let address = Some(mapped.mapping.as_ptr() as u64 + offset);
         Access { op, thread: self.id, file: mapped.file, page, address }
     }
 
     /// The same access, at another word.
-    fn moved(&self, access: &Access, mapped: &Mapped, page: u64, slot: usize) -> Access {
+    pub(super) fn moved(&self, access: &Access, mapped: &Mapped, page: u64, slot: usize) -> Access {
         self.access_to(access.op, mapped, page, slot)
     }
 
-    fn offset(&self, mapped: &Mapped, page: u64) -> u64 {
+    pub(super) fn offset(&self, mapped: &Mapped, page: u64) -> u64 {
         (page - mapped.first_page) * self.page_bytes()
     }
 
     /// An access ended in an error, which may be right.
-    fn refused(&self, access: &Access, error: &Error, mapped: &Mapped, span: (u64, u64), stores: bool) {
+    pub(super) fn refused(&self, access: &Access, error: &Error, mapped: &Mapped, span: (u64, u64), stores: bool) {
         let access = match error {
             Error::Bus(bus) => {
                 let page = mapped.first_page + bus.offset / self.page_bytes();
@@ -93,7 +95,9 @@ impl Hand {
             Error::System { errno, .. } if *errno == Errno::EFAULT as i32 => *access,
             other => return self.failed(access, other),
         };
-        self.oracle.absent(&access, span, stores);
+        // Where threads resolve their own faults nothing is poisoned: it is the store alone that is refused.
+        let poisoned = self.oracle.poisons && !mapped.manner.is_direct();
+        self.oracle.absent(&access, span, stores || poisoned);
     }
 
     pub(super) fn load(&mut self, mapped: &Mapped, page: u64, slot: usize) -> Option<u64> {
@@ -123,10 +127,12 @@ impl Hand {
     fn store(&mut self, mapped: &Mapped, page: u64, slot: usize) {
         let access = self.access_to(Op::Store, mapped, page, slot);
         let value = self.word(mapped.file, page, slot);
+        mapped.dirty.attempt(page..page + 1);
         let begin = self.begin(&access);
         self.oracle.store_begins(mapped.file, page, slot, value, begin, false);
         let stored = mapped.mapping.store(self.offset(mapped, page) + SLOT_OFFSETS[slot], value);
         let span = self.end(&access, begin, stored.is_err());
+        mapped.dirty.attempted(page..page + 1, span.1);
         self.stored(&access, mapped, slot, value, span, stored.as_ref().err());
         self.leave();
     }
@@ -147,7 +153,7 @@ impl Hand {
         self.note(access, span, Some(slot), Some(value), end);
         match error {
             None => {
-                mapped.dirty.stored(&self.oracle, access, mapped.first_page, span);
+                mapped.dirty.stored(&self.oracle, access, span);
                 self.oracle.present(access, span);
             }
             Some(error) => self.refused(access, error, mapped, span, true),
@@ -158,10 +164,13 @@ impl Hand {
         let Some(expected) = self.load(mapped, page, slot) else { return };
         let access = self.access_to(Op::Exchange, mapped, page, slot);
         let value = self.word(mapped.file, page, slot);
+        // One that finds something else is a store all the same, as far as the CPU is concerned.
+        mapped.dirty.attempt(page..page + 1);
         let begin = self.begin(&access);
         self.oracle.store_begins(mapped.file, page, slot, value, begin, false);
         let found = mapped.mapping.compare_exchange(self.offset(mapped, page) + SLOT_OFFSETS[slot], expected, value);
         let span = self.end(&access, begin, found.is_err());
+        mapped.dirty.attempted(page..page + 1, span.1);
         match found {
             Ok(found) if found == expected => {
                 self.stored(&access, mapped, slot, value, span, None);
@@ -220,6 +229,8 @@ impl Hand {
             return;
         }
         let access = self.access_to(op, mapped, page, slot);
+        let pages = page..bytes.end.div_ceil(self.page_bytes());
+        mapped.dirty.attempt(pages.clone());
         let begin = self.begin(&access);
         // The library stores whole words; the CPU and the kernel copy as they like.
         let copied = op != Op::MapWrite;
@@ -232,6 +243,7 @@ impl Hand {
             _ => part(mapped.mapping.read_from(self.pipe.0.as_fd(), offset, buffer.len() as u64), buffer.len()),
         };
         let span = self.end(&access, begin, !matches!(went, Went::Through));
+        mapped.dirty.attempted(pages, span.1);
         if op == Op::SysIn && !matches!(went, Went::Through) {
             // What was not read is still in there.
             self.pipe = std::io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
@@ -248,7 +260,7 @@ impl Hand {
             let access = self.moved(&access, mapped, page, slot);
             self.note(&access, span, Some(slot), Some(value), end);
             if certain {
-                mapped.dirty.stored(&self.oracle, &access, mapped.first_page, span);
+                mapped.dirty.stored(&self.oracle, &access, span);
             }
         }
         self.judge_extent(&access, mapped, &bytes, &went, span, true);
@@ -284,7 +296,8 @@ impl Hand {
                 self.oracle.present(&self.moved(access, mapped, page, 0), span);
             }
         }
-        if end < bytes.end {
+        // A page that has been put in place for a call, and is gone before the call gets there, ends it.
+        if end < bytes.end && !mapped.manner.is_direct() {
             self.note(&last, span, None, None, End::Refused);
             self.refused(&last, &Error::System { call: "", errno: Errno::EFAULT as i32 }, mapped, span, stores);
         }
@@ -319,8 +332,9 @@ impl Hand {
         let remote = RemoteIoVec { base: at as usize, len: word.len() };
         let read = process_vm_readv(nix::unistd::getpid(), &mut [IoSliceMut::new(&mut word)], &[remote]);
         let span = self.end(&access, begin, read.is_err());
-        // If it is there still, it has been there all the time.
-        if let Some(mapped) = weak.upgrade() {
+        // If it is there still, it has been there all the time. Where threads resolve their own faults an error says
+        // no more than that nobody has put the page in place.
+        if let Some(mapped) = weak.upgrade().filter(|mapped| read.is_ok() || !mapped.manner.is_direct()) {
             let loaded = match read {
                 Ok(_) => Ok(u64::from_le_bytes(word)),
                 Err(_) => Err(Error::System { call: "process_vm_readv", errno: Errno::EFAULT as i32 }),

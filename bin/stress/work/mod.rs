@@ -2,6 +2,7 @@
 //! and since when, and is counted.
 
 mod access;
+mod advance;
 mod change;
 mod remap;
 pub(crate) mod rest;

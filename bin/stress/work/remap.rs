@@ -23,6 +23,7 @@ impl Hand {
                 first..self.rng.u64(first + 1..=world.mix.pages)
             }
         };
+        let manner = world.mix.manners.next(&mut self.rng);
         let address = world.mapped(place).map(|mapped| mapped.mapping.as_ptr() as u64);
         let access = Access { op: Op::Unmap, thread: self.id, file, page: 0, address };
         let begin = self.begin(&access);
@@ -30,7 +31,7 @@ impl Hand {
         self.end(&access, begin, false);
         let access = Access { op: Op::Map, address: None, ..access };
         let begin = self.begin(&access);
-        let mapped = world.map(file, pages);
+        let mapped = world.map(file, pages, manner);
         self.end(&access, begin, mapped.is_err());
         match mapped {
             Ok(mapped) => drop(world.exchange(place, Some(Arc::new(mapped)))),
