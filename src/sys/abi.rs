@@ -103,6 +103,44 @@ pub(super) const NEEDED_FOR_HUGE: [Feature; 2] =
 /// What resolution in the faulting thread needs besides.
 pub(super) const SIGBUS: Feature = feature(7, "UFFD_FEATURE_SIGBUS", "4.14");
 
+/// What asynchronous tracking needs besides. PAGEMAP_SCAN came with it.
+pub(super) const WP_ASYNC: Feature = feature(15, "UFFD_FEATURE_WP_ASYNC", "6.7");
+
+/// `struct page_region`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PageRegion {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) categories: u64,
+}
+
+/// `struct pm_scan_arg`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PmScan {
+    pub(super) size: u64,
+    pub(super) flags: u64,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) walk_end: u64,
+    pub(super) vec: u64,
+    pub(super) vec_len: u64,
+    pub(super) max_pages: u64,
+    pub(super) category_inverted: u64,
+    pub(super) category_mask: u64,
+    pub(super) category_anyof_mask: u64,
+    pub(super) return_mask: u64,
+}
+
+pub(super) const PAGE_IS_WPALLOWED: u64 = 1 << 0;
+pub(super) const PAGE_IS_WRITTEN: u64 = 1 << 1;
+pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// Of a marker too.
+pub(super) const PAGE_IS_SWAPPED: u64 = 1 << 4;
+pub(super) const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+
+nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PmScan);
 nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
 nix::ioctl_readwrite!(uffdio_copy, 0xaa, 0x03, Copy);
 nix::ioctl_readwrite!(uffdio_writeprotect, 0xaa, 0x06, WriteProtect);
@@ -116,6 +154,8 @@ const _: () = {
     assert!(request_code_readwrite!(0xaa, 0x07, size_of::<Continue>()) == 0xc020_aa07);
     assert!(request_code_readwrite!(0xaa, 0x08, size_of::<Continue>()) == 0xc020_aa08);
     assert!(request_code_none!(0xaa, 0x00) == 0xaa00);
+    assert!(request_code_readwrite!(b'f', 16, size_of::<PmScan>()) == 0xc060_6610);
+    assert!(size_of::<PageRegion>() == 24);
     assert!(size_of::<Range>() == 16);
     assert!(std::mem::offset_of!(Copy, copied) == 32);
     assert!(std::mem::offset_of!(Continue, done) == 24);

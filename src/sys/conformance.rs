@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
-use super::{Access, Delivery, FaultKind, Message, Outcome, PageTable, Protection, access};
+use super::{Access, Delivery, FaultKind, Message, Outcome, PageTable, Protection, Scan, access};
 use crate::sync::{Arc, thread};
 use crate::units::Addr;
 
@@ -31,6 +31,7 @@ enum Step {
     PointAtDevice(u64, u64, u64),
     PointAtZeros(u64, u64),
     Condemn(u64, u64),
+    Scan(Scan, u64, u64),
     Load(u64),
     Store(u64, u64),
     Exchange(u64, u64, u64),
@@ -41,7 +42,12 @@ enum Step {
 enum Seen {
     Outcome(Result<Outcome, Errno>),
     Done(Result<(), Errno>),
-    Access { faults: Vec<(FaultKind, Access, u64)>, end: Result<u64, u64> },
+    /// Pages of the range.
+    Found(Result<Vec<u64>, Errno>),
+    Access {
+        faults: Vec<(FaultKind, Access, u64)>,
+        end: Result<u64, u64>,
+    },
 }
 
 /// A load, a store, or an exchange.
@@ -96,16 +102,18 @@ impl Subject {
         Self { cpu, table, device: Arc::new(device), base }
     }
 
-    fn kernel() -> Self {
+    /// With ranges that let stores through by themselves, or without.
+    fn kernel(asynchronous: bool) -> Self {
         access::enable().unwrap();
-        let table = Userfault::open(false).unwrap();
+        let table: Arc<dyn PageTable> = Userfault::open(false).unwrap();
+        let table = if asynchronous { table.asynchronous().unwrap() } else { table };
         let bytes = BLOCKS * table.base_page();
         Self::new(Cpu::Real, table, DeviceMemory::memfd("conformance", bytes).unwrap())
     }
 
-    fn fake() -> Self {
+    fn fake(asynchronous: bool) -> Self {
         let fake = FakePageTable::new();
-        let table = fake.table();
+        let table = if asynchronous { fake.table().asynchronous().unwrap() } else { fake.table() };
         let (bytes, block) = (BLOCKS * table.base_page(), table.base_page());
         Self::new(Cpu::Fake(fake), table, DeviceMemory::heap(bytes, block).unwrap())
     }
@@ -189,6 +197,15 @@ impl Subject {
                 table.condemn(at, bytes);
                 Seen::Done(Ok(()))
             }
+            Step::Scan(scan, page, count) => {
+                let (at, bytes) = self.range(page, count);
+                let mut found = Vec::new();
+                let scanned = table.scan(scan, at, bytes, &mut |at, bytes| {
+                    let first = at.since(self.base) / table.base_page();
+                    found.extend(first..first + bytes / table.base_page());
+                });
+                Seen::Found(scanned.map(|()| found))
+            }
             Step::Load(page) => self.access(page, Word::Load),
             Step::Store(page, value) => self.access(page, Word::Store(value)),
             Step::Exchange(page, expected, new) => self.access(page, Word::Exchange(expected, new)),
@@ -225,7 +242,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => range.clone().prop_map(|(page, count)| Step::Zap(page, count)),
         2 => (range.clone(), 0..=BLOCKS - PAGES)
             .prop_map(|((page, count), block)| Step::PointAtDevice(page, count, block)),
-        1 => range.prop_map(|(page, count)| Step::PointAtZeros(page, count)),
+        1 => range.clone().prop_map(|(page, count)| Step::PointAtZeros(page, count)),
+        2 => (prop_oneof![Just(Scan::TakeWritten), Just(Scan::Absent), Just(Scan::Marked)], range)
+            .prop_map(|(scan, (page, count))| Step::Scan(scan, page, count)),
         2 => page.clone().prop_map(Step::Load),
         2 => (page.clone(), 1..100u64).prop_map(|(page, value)| Step::Store(page, value)),
         1 => (page, 0..4u64, 1..4u64).prop_map(|(page, expected, new)| Step::Exchange(page, expected, new)),
@@ -265,9 +284,21 @@ fn clip(steps: &mut [Step]) {
     }
 }
 
-/// What the steps leave behind shows in a load and a store of every page.
+/// What the steps leave behind shows in scans, and in a load and a store of every page.
 fn epilogue() -> impl Iterator<Item = Step> {
-    (0..PAGES).flat_map(|page| [Step::Load(page), Step::Store(page, 7), Step::Load(page)])
+    let scans = [Step::Scan(Scan::Absent, 0, PAGES), Step::Scan(Scan::TakeWritten, 0, PAGES)];
+    let accesses = (0..PAGES).flat_map(|page| [Step::Load(page), Step::Store(page, 7), Step::Load(page)]);
+    scans.into_iter().chain(accesses).chain([Step::Scan(Scan::TakeWritten, 0, PAGES)])
+}
+
+fn compare(steps: &[Step], asynchronous: bool) -> Result<(), TestCaseError> {
+    let (kernel, fake) = (Subject::kernel(asynchronous), Subject::fake(asynchronous));
+    for (number, step) in steps.iter().copied().chain(epilogue()).enumerate() {
+        let (real, fake) = (kernel.run(step), fake.run(step));
+        prop_assert_eq!(real, fake, "kernel, fake: step {}, {:?}", number, step);
+    }
+    prop_assert_eq!(kernel.device_words(), fake.device_words());
+    Ok(())
 }
 
 proptest! {
@@ -275,12 +306,12 @@ proptest! {
 
     #[test]
     fn the_fake_does_what_the_kernel_does(steps in steps()) {
-        let (kernel, fake) = (Subject::kernel(), Subject::fake());
-        for (number, step) in steps.iter().copied().chain(epilogue()).enumerate() {
-            let (real, fake) = (kernel.run(step), fake.run(step));
-            prop_assert_eq!(real, fake, "kernel, fake: step {}, {:?}", number, step);
-        }
-        prop_assert_eq!(kernel.device_words(), fake.device_words());
+        compare(&steps, false)?;
+    }
+
+    #[test]
+    fn the_fake_does_what_the_kernel_does_asynchronously(steps in steps()) {
+        compare(&steps, true)?;
     }
 }
 
@@ -319,7 +350,7 @@ fn refused_while_an_event_is_unread(subject: &Subject) -> Vec<Seen> {
 
 #[test]
 fn both_refuse_while_an_event_is_unread() {
-    let kernel = refused_while_an_event_is_unread(&Subject::kernel());
+    let kernel = refused_while_an_event_is_unread(&Subject::kernel(false));
     assert_eq!(kernel[..6], vec![Seen::Outcome(Ok(Outcome::Retry)); 6]);
-    assert_eq!(kernel, refused_while_an_event_is_unread(&Subject::fake()));
+    assert_eq!(kernel, refused_while_an_event_is_unread(&Subject::fake(false)));
 }

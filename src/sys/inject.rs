@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Ticket,
-    Tid, Verdict,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Scan,
+    Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -77,8 +77,11 @@ struct Late {
 /// A page table with faults put in.
 pub(crate) struct Injecting {
     table: Arc<dyn PageTable>,
+    /// Of asynchronous mappings: whoever installs there notes that it has, so nobody else's entry can be put there.
+    notes_installs: bool,
     injection: Injection,
-    drawn: AtomicU64,
+    /// Shared with the page table of asynchronous mappings.
+    drawn: Arc<AtomicU64>,
     /// Those of every page table of the pager.
     counts: Arc<[AtomicU64; NAMES.len()]>,
     /// Messages held back, oldest first, one or two a thread. Taken by the reader alone, which reads under it: a leaf.
@@ -87,13 +90,17 @@ pub(crate) struct Injecting {
 
 impl Injecting {
     pub(crate) fn new(table: Arc<dyn PageTable>, injection: Injection) -> Self {
-        Self { table, injection, drawn: AtomicU64::new(0), counts: Arc::default(), late: Mutex::default() }
+        Self::with(table, injection, Arc::default())
     }
 
     /// The same for another page table of the pager.
     pub(crate) fn beside(&self, table: Arc<dyn PageTable>) -> Self {
-        let counts = self.counts.clone();
-        Self { table, injection: self.injection, drawn: AtomicU64::new(0), counts, late: Mutex::default() }
+        Self::with(table, self.injection, self.counts.clone())
+    }
+
+    fn with(table: Arc<dyn PageTable>, injection: Injection, counts: Arc<[AtomicU64; NAMES.len()]>) -> Self {
+        let (drawn, late) = (Arc::default(), Mutex::default());
+        Self { table, notes_installs: false, injection, drawn, counts, late }
     }
 
     /// What has been put in so far, by name.
@@ -142,7 +149,8 @@ impl Injecting {
             return Ok(refused);
         }
         self.short_of_memory()?;
-        if !self.strikes(What::Exist) {
+        let noted = self.notes_installs && matches!(entry, Entry::Page(..));
+        if noted || !self.strikes(What::Exist) {
             return match entry {
                 Entry::Page(bytes, protection) => self.table.install(at, bytes, protection),
                 Entry::Zeros => self.table.install_zeros(at),
@@ -242,6 +250,21 @@ impl PageTable for Injecting {
         self.table.check_huge()
     }
 
+    fn asynchronous(self: Arc<Self>) -> Result<Arc<dyn PageTable>> {
+        let table = self.table.clone().asynchronous()?;
+        let (drawn, counts) = (self.drawn.clone(), self.counts.clone());
+        // Messages are read, and held back, through the other.
+        let (notes_installs, injection) = (true, self.injection);
+        Ok(Arc::new(Self { table, notes_installs, injection, drawn, counts, late: Mutex::default() }))
+    }
+
+    fn scan(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        if scan == Scan::TakeWritten && self.refuse().is_some() {
+            return Err(Errno::EAGAIN);
+        }
+        self.table.scan(scan, at, bytes, each)
+    }
+
     fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
         self.table.reserve(bytes, align)
     }
@@ -278,7 +301,9 @@ impl PageTable for Injecting {
         }
         self.short_of_memory()?;
         let page = self.unit(at, bytes);
-        if self.strikes(What::Exist) && self.table.put_quietly(at, Entry::Page(page, protection))? == Outcome::Installed
+        if !self.notes_installs
+            && self.strikes(What::Exist)
+            && self.table.put_quietly(at, Entry::Page(page, protection))? == Outcome::Installed
         {
             self.count(What::Exist);
             return Ok(Filled::Nothing(Outcome::AlreadyPresent));

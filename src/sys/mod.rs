@@ -6,6 +6,7 @@
 
 pub(crate) mod abi;
 pub(crate) mod access;
+mod asynchronous;
 #[cfg(all(test, feature = "fake", not(miri)))]
 mod conformance;
 #[cfg(feature = "fake")]
@@ -126,6 +127,19 @@ pub(crate) enum Filled {
     Nothing(Outcome),
 }
 
+/// Which pages of ranges that let stores through by themselves are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scan {
+    /// Those whose entry lets stores through: a store has been there, or may have been. In the same step, which no store
+    /// comes in between of, each is write-protected.
+    TakeWritten,
+    /// Those without an entry and without a marker. A zap leaves a marker where the entry was write-protected: of pages that had
+    /// one, these are those that may have been stored to.
+    Absent,
+    /// Those with a marker in the place of an entry.
+    Marked,
+}
+
 /// What came of sending a thread its SIGBUS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Delivery {
@@ -152,6 +166,16 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Whether devices of huge pages can be mapped.
     fn check_huge(&self) -> crate::error::Result<()>;
+
+    /// The same address space for mappings whose stores to device pages need nobody to let them through. Messages
+    /// for both are read here.
+    fn asynchronous(self: Arc<Self>) -> crate::error::Result<Arc<dyn PageTable>>;
+
+    /// Calls `each` for every range of the pages that are meant, in order, of those of the range that point at the device and let stores
+    /// through by themselves: there are none but in what [`PageTable::asynchronous`] gives.
+    fn scan(&self, _: Scan, _: Addr, _: u64, _: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        Ok(())
+    }
 
     /// Reserves an address range whose every access faults, aligned to `align`. All of it
     /// points at zeros.

@@ -83,10 +83,13 @@ impl Space {
         };
         match self.entries.get_mut(&page_of(at)) {
             Some(Entry::Poison) => Look::Bus,
-            Some(Entry::Present { protected: true, .. }) if op.is_store() => {
+            Some(Entry::Present { protected: true, .. }) if op.is_store() && !backing.lets_stores_through() => {
                 Look::Fault(FaultKind::WriteProtect, backing)
             }
-            Some(Entry::Present { page, .. }) => Look::Done(page.perform(at - page_of(at), op)),
+            Some(Entry::Present { page, protected }) => {
+                *protected &= !op.is_store();
+                Look::Done(page.perform(at - page_of(at), op))
+            }
             Some(Entry::Marker) | None => Look::Fault(fault, backing),
         }
     }
@@ -118,7 +121,7 @@ impl Space {
             return (Err(Errno::EINVAL), 0);
         }
         let (memory, offset) = match self.one_area(at, bytes) {
-            Some(Backing::Device(memory, offset)) => (memory, offset),
+            Some(Backing::Device(memory, offset, _)) => (memory, offset),
             Some(Backing::Zeros) => return (Err(Errno::EINVAL), 0),
             Some(Backing::Condemned) | None => return (Ok(Outcome::Gone), 0),
         };

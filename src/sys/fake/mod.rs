@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod asynchronous;
 mod direct;
 mod entries;
 mod space;

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::BASE_PAGE;
 #[cfg(feature = "shuttle")]
 use super::FakeEntry;
+use super::asynchronous::Stores;
 use super::entries::Entry;
 use crate::sync::Arc;
 use crate::sys::memory::DeviceMemory;
@@ -18,7 +19,7 @@ pub(super) enum Backing {
     /// Private anonymous memory.
     Zeros,
     /// The device, from this offset on.
-    Device(Arc<DeviceMemory>, u64),
+    Device(Arc<DeviceMemory>, u64, Stores),
     /// The empty file: not registered, and every access ends in SIGBUS.
     Condemned,
 }
@@ -26,14 +27,16 @@ pub(super) enum Backing {
 impl Backing {
     fn plus(&self, bytes: u64) -> Self {
         match self {
-            Backing::Device(memory, offset) => Backing::Device(memory.clone(), offset + bytes),
+            Backing::Device(memory, offset, stores) => Backing::Device(memory.clone(), offset + bytes, *stores),
             Backing::Zeros | Backing::Condemned => self.clone(),
         }
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Backing::Device(memory, offset), Backing::Device(other, at)) => Arc::ptr_eq(memory, other) && offset == at,
+            (Backing::Device(memory, offset, stores), Backing::Device(other, at, others)) => {
+                Arc::ptr_eq(memory, other) && (offset, stores) == (at, others)
+            }
             (Backing::Zeros, Backing::Zeros) | (Backing::Condemned, Backing::Condemned) => true,
             _ => false,
         }

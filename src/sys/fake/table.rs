@@ -2,11 +2,13 @@
 
 use nix::errno::Errno;
 
+use super::asynchronous::Stores;
 use super::entries::Answer;
 use super::space::{Backing, Space};
 use super::{BASE_PAGE, Shared, State};
 use crate::error::Result;
 use crate::sync::{Arc, MutexGuard};
+use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
     Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
@@ -33,7 +35,7 @@ impl Shared {
         answer
     }
 
-    fn point(&self, at: Addr, bytes: u64, backing: Backing) {
+    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
         state.space.replace(at, bytes, backing);
@@ -76,16 +78,16 @@ impl PageTable for Shared {
         Ok(())
     }
 
+    fn asynchronous(self: Arc<Self>) -> Result<Arc<dyn PageTable>> {
+        Ok(Arc::new(Asynchronous(self)))
+    }
+
     fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
         self.state.lock().space.reserve(bytes, align.max(BASE_PAGE))
     }
 
     fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        if offset.checked_add(bytes).is_none_or(|end| end > device.len_bytes()) {
-            return Err(Errno::EFAULT);
-        }
-        self.point(at, bytes, Backing::Device(device.clone(), offset));
-        Ok(())
+        self.point_within(at, bytes, device, offset, Stores::Fault)
     }
 
     fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {

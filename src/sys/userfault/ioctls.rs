@@ -36,22 +36,22 @@ pub(super) fn continue_mode(protection: Protection) -> u64 {
 }
 
 impl Userfault {
-    /// UFFDIO_CONTINUE: installs what is in the page cache.
-    pub(super) fn continue_(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+    /// UFFDIO_CONTINUE: installs what is in the page cache, and wakes who sleeps at this userfaultfd.
+    pub(super) fn continue_(&self, fd: i32, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
         count(&self.calls.installs);
         let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
         // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
-        let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
+        let answer = unsafe { abi::uffdio_continue(fd, &mut argument) };
         outcome(answer, argument.done)
     }
 
     /// UFFDIO_CONTINUE of several pages. It ends at the first that has an entry, says EAGAIN, and has woken who waits on
     /// those before; or EEXIST, if that is the very first.
-    pub(super) fn continue_run(&self, at: Addr, bytes: u64, mode: u64) -> Result<Filled, Errno> {
+    pub(super) fn continue_run(&self, fd: i32, at: Addr, bytes: u64, mode: u64) -> Result<Filled, Errno> {
         count(&self.calls.installs);
         let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
         // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
-        let answer = unsafe { abi::uffdio_continue(self.fd(), &mut argument) };
+        let answer = unsafe { abi::uffdio_continue(fd, &mut argument) };
         match u64::try_from(argument.done) {
             // Whatever stopped it: these are done. (Of an error the field holds the negative errno, or nothing.)
             Ok(done) if done > 0 => Ok(Filled::Bytes(done)),

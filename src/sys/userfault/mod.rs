@@ -2,14 +2,15 @@
 //!
 //! One function per ioctl ([`ioctls`]), each turning the kernel's answer into an [`Outcome`] in one place.
 
+mod asynchronous;
 mod ioctls;
 mod open;
 mod ranges;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use userfaultfd::Uffd;
 
 use super::abi;
+use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
     Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault,
@@ -27,14 +29,18 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
+use asynchronous::{FIRST, SECOND, Second};
 use ioctls::continue_mode;
 use open::{check_features, supported_features};
-use ranges::{Template, length, madvise, munlock};
+use ranges::{Template, Watched, length, madvise};
 
-/// One userfaultfd.
+/// One userfaultfd, and for asynchronous mappings a second one.
 pub(crate) struct Userfault {
     uffd: Uffd,
+    second: OnceLock<Second>,
     kick: EventFd,
+    /// The features asked for.
+    features: u64,
     /// The features of this kernel.
     supported: u64,
     user_mode_only: bool,
@@ -89,14 +95,17 @@ impl Userfault {
     fn open_with(supported: u64, more: u64, need_kernel_faults: bool) -> Result<Arc<Self>> {
         let huge = abi::NEEDED_FOR_HUGE.iter().fold(0, |all, feature| all | feature.bit);
         let needed = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
-        let (uffd, user_mode_only) = open::open(needed | more | (supported & huge), need_kernel_faults)?;
+        let features = needed | more | (supported & huge);
+        let (uffd, user_mode_only) = open::open(features, need_kernel_faults)?;
         let kick = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::system("eventfd", errno))?;
         let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
             .map_err(|errno| Error::system("memfd_create", errno))?;
         Ok(Arc::new_cyclic(|this| Self {
             uffd,
+            second: OnceLock::new(),
             kick,
+            features,
             supported,
             user_mode_only,
             direct: more & abi::SIGBUS.bit != 0,
@@ -162,21 +171,17 @@ impl PageTable for Userfault {
         check_features(self.supported, &abi::NEEDED_FOR_HUGE)
     }
 
+    fn asynchronous(self: Arc<Self>) -> Result<Arc<dyn PageTable>> {
+        self.open_second()?;
+        Ok(Arc::new(Asynchronous(self)))
+    }
+
     fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
         self.map_zeros(bytes, align, None)
     }
 
     fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        count(&self.calls.repoints);
-        if !device.is_huge() {
-            let template = self.template(device)?;
-            // After mlockall the kernel would fill the range from inside this very thread.
-            munlock(template, device.len_bytes())?;
-            return self.move_over(template.plus(offset), 0, bytes, at);
-        }
-        // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
-        let stage = self.map_device(bytes, device, offset)?;
-        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
+        self.point(at, bytes, device, offset, Watched::Device)
     }
 
     fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
@@ -215,11 +220,11 @@ impl PageTable for Userfault {
     }
 
     fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.continue_(at, bytes, continue_mode(protection))
+        self.continue_(self.fd(), at, bytes, continue_mode(protection))
     }
 
     fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
-        self.continue_run(at, bytes, continue_mode(protection))
+        self.continue_run(self.fd(), at, bytes, continue_mode(protection))
     }
 
     fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
@@ -235,7 +240,7 @@ impl PageTable for Userfault {
         use super::inject::Entry;
         let quietly = abi::MODE_DONTWAKE;
         match entry {
-            Entry::Page(bytes, protection) => self.continue_(at, bytes, continue_mode(protection) | quietly),
+            Entry::Page(bytes, protection) => self.continue_(self.fd(), at, bytes, continue_mode(protection) | quietly),
             Entry::Zeros => self.copy_zeros(at, abi::COPY_MODE_WP | quietly),
             Entry::Poison(bytes) => self.poison_with(at, bytes, quietly),
         }
@@ -279,6 +284,10 @@ impl PageTable for Userfault {
         count(&self.calls.wakes);
         // Fails only for a misaligned or empty range.
         let _ = self.uffd.wake(at.0 as *mut _, bytes as usize);
+        // What the address points at now says nothing about where a thread has fallen asleep.
+        if let Some(second) = self.second.get() {
+            let _ = second.uffd.wake(at.0 as *mut _, bytes as usize);
+        }
     }
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
@@ -299,12 +308,19 @@ impl PageTable for Userfault {
 
     fn wait(&self) {
         count(&self.calls.polls);
-        let mut fds =
-            [PollFd::new(self.uffd_fd(), PollFlags::POLLIN), PollFd::new(self.kick.as_fd(), PollFlags::POLLIN)];
+        let second = self.second.get();
+        let for_reading = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let third = second.map_or(self.kick.as_fd(), Second::fd);
+        let mut fds = [for_reading(self.uffd_fd()), for_reading(self.kick.as_fd()), for_reading(third)];
+        let fds = &mut fds[..if second.is_some() { 3 } else { 2 }];
         // EINTR is a wake-up like any other: the caller reads and waits again.
-        let ready = poll(&mut fds, PollTimeout::NONE);
-        if ready.is_ok() && fds[1].revents().is_some_and(|events| !events.is_empty()) {
+        let answer = poll(fds, PollTimeout::NONE);
+        let is_ready = |index: usize| answer.is_ok() && fds[index].revents().is_some_and(|events| !events.is_empty());
+        if is_ready(1) {
             let _ = self.kick.read();
+        }
+        if let Some(second) = second {
+            second.set_ready(if is_ready(0) { FIRST } else { 0 } | if is_ready(2) { SECOND } else { 0 });
         }
     }
 
@@ -312,20 +328,9 @@ impl PageTable for Userfault {
         if self.direct {
             into.extend(trap::take_posted(self.id(), MESSAGES_PER_READ));
         }
-        count(&self.calls.reads);
-        let mut buffer = [0u8; abi::MESSAGE_BYTES * MESSAGES_PER_READ];
-        match nix::unistd::read(self.uffd_fd(), &mut buffer) {
-            Ok(bytes) => {
-                let messages = buffer[..bytes].chunks_exact(abi::MESSAGE_BYTES).filter_map(parse);
-                into.extend(messages.filter(|message| match *message {
-                    Message::Moved { from, to, .. } => !self.is_own_move(from, to),
-                    Message::Fault(_) | Message::Posted(..) => true,
-                }));
-                Ok(())
-            }
-            // The waiter has left, or a signal came: nothing to read is normal.
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno),
+        match self.second.get() {
+            None => self.read_from(self.uffd_fd(), MESSAGES_PER_READ, into),
+            Some(second) => self.read_either(second, into),
         }
     }
 
@@ -379,8 +384,27 @@ impl Userfault {
         std::ptr::from_ref(self) as usize
     }
 
-    fn uffd_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    /// Appends at most `most` messages of one of the userfaultfds.
+    fn read_from(&self, fd: BorrowedFd<'_>, most: usize, into: &mut Vec<Message>) -> Result<(), Errno> {
+        count(&self.calls.reads);
+        let mut buffer = [0u8; abi::MESSAGE_BYTES * MESSAGES_PER_READ];
+        match nix::unistd::read(fd, &mut buffer[..abi::MESSAGE_BYTES * most]) {
+            Ok(bytes) => {
+                let messages = buffer[..bytes].chunks_exact(abi::MESSAGE_BYTES).filter_map(parse);
+                into.extend(messages.filter(|message| match *message {
+                    Message::Moved { from, to, .. } => !self.is_own_move(from, to),
+                    Message::Fault(_) | Message::Posted(..) => true,
+                }));
+                Ok(())
+            }
+            // The waiter has left, or a signal came: nothing to read is normal.
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn uffd_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open as long as `self.uffd`, which the borrow of self outlasts.
-        unsafe { std::os::fd::BorrowedFd::borrow_raw(self.fd()) }
+        unsafe { BorrowedFd::borrow_raw(self.fd()) }
     }
 }

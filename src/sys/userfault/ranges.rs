@@ -6,8 +6,8 @@ use nix::errno::Errno;
 use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
 use userfaultfd::RegisterMode;
 
-use super::Userfault;
 use super::open::errno_of;
+use super::{Userfault, count};
 use crate::sync::back_off;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{Outcome, PageTable};
@@ -17,23 +17,38 @@ use crate::units::Addr;
 const ASK_TRIES: u32 = 10_000;
 const ASK_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 
+/// What a range is, and so how its faults come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// Anonymous memory.
+    Zeros,
+    Device,
+    /// The device, of an asynchronous mapping.
+    DeviceUnnoticed,
+}
+
 /// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
 /// `mremap` with an old size of zero copies a shared mapping together with its registration.
 pub(super) struct Template {
     /// The device's address, while it lives.
     device: usize,
+    watched: Watched,
     pub(super) at: Addr,
     pub(super) bytes: u64,
 }
 
 impl Userfault {
-    pub(super) fn register(&self, at: Addr, bytes: u64, device: bool) -> Result<(), Errno> {
+    pub(super) fn register(&self, at: Addr, bytes: u64, watched: Watched) -> Result<(), Errno> {
         let mut mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
-        if device {
+        if watched != Watched::Zeros {
             mode |= RegisterMode::MINOR;
         }
+        let uffd = match watched {
+            Watched::Zeros | Watched::Device => &self.uffd,
+            Watched::DeviceUnnoticed => &self.second.get().ok_or(Errno::EBADF)?.uffd,
+        };
         // All modes at once: registering again with fewer would drop the others.
-        self.uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
+        uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
     }
 
     /// Whether the whole range is registered with us. Waits where the kernel refuses to say: the event of somebody's
@@ -50,12 +65,12 @@ impl Userfault {
     }
 
     /// A mapping of the device, registered and kept out of children, wherever there is room.
-    pub(super) fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64) -> Result<Addr, Errno> {
+    fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64, watched: Watched) -> Result<Addr, Errno> {
         let fd = device.fd().ok_or(Errno::ENODEV)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
         let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
-        self.prepare(addr(at), bytes, true)
+        self.prepare(addr(at), bytes, watched)
     }
 
     /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
@@ -74,7 +89,7 @@ impl Userfault {
         let head = at.since(start);
         self.give_back(start, head);
         self.give_back(at.plus(bytes), slack - head);
-        self.prepare(at, bytes, false)
+        self.prepare(at, bytes, Watched::Zeros)
     }
 
     /// Makes a new mapping ready: not inherited, registered, and accessible last.
@@ -82,10 +97,10 @@ impl Userfault {
     /// After mlockall(MCL_FUTURE) the kernel locks what is mapped and fills it at once, before it could be
     /// registered: hence PROT_NONE, which it does not fill, and munlock, without which mremap would fill
     /// the range from inside the worker that serves its faults.
-    pub(super) fn prepare(&self, at: Addr, bytes: u64, device: bool) -> Result<Addr, Errno> {
+    pub(super) fn prepare(&self, at: Addr, bytes: u64, watched: Watched) -> Result<Addr, Errno> {
         let ready = munlock(at, bytes)
             .and_then(|()| madvise(at, bytes, libc::MADV_DONTFORK))
-            .and_then(|()| self.register(at, bytes, device))
+            .and_then(|()| self.register(at, bytes, watched))
             .and_then(|()| make_accessible(at, bytes));
         match ready {
             Ok(()) => Ok(at),
@@ -128,16 +143,38 @@ impl Userfault {
         found.is_some_and(|index| moves.remove(index).is_some())
     }
 
+    /// Points a range at the device.
+    pub(super) fn point(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &DeviceMemory,
+        offset: u64,
+        watched: Watched,
+    ) -> Result<(), Errno> {
+        count(&self.calls.repoints);
+        if !device.is_huge() {
+            let template = self.template(device, watched)?;
+            // After mlockall the kernel would fill the range from inside this very thread.
+            munlock(template, device.len_bytes())?;
+            return self.move_over(template.plus(offset), 0, bytes, at);
+        }
+        // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
+        let stage = self.map_device(bytes, device, offset, watched)?;
+        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
+    }
+
     /// The registered mapping of the whole device, made when it is first wanted.
-    pub(super) fn template(&self, device: &DeviceMemory) -> Result<Addr, Errno> {
+    fn template(&self, device: &DeviceMemory, watched: Watched) -> Result<Addr, Errno> {
         let key = std::ptr::from_ref(device) as usize;
         let mut templates = self.templates.lock();
-        if let Some(template) = templates.iter().find(|template| template.device == key) {
+        if let Some(template) = templates.iter().find(|template| (template.device, template.watched) == (key, watched))
+        {
             return Ok(template.at);
         }
         let bytes = device.len_bytes();
-        let at = self.map_device(bytes, device, 0)?;
-        templates.push(Template { device: key, at, bytes });
+        let at = self.map_device(bytes, device, 0, watched)?;
+        templates.push(Template { device: key, watched, at, bytes });
         let this = self.this.clone();
         device.when_gone(Box::new(move || {
             if let Some(this) = this.upgrade() {
@@ -147,15 +184,10 @@ impl Userfault {
         Ok(at)
     }
 
-    /// Gives up the template of a device that is gone, and with it the device's memory.
+    /// Gives up the templates of a device that is gone, and with them the device's memory.
     fn forget_template(&self, device: usize) {
-        let mut templates = self.templates.lock();
-        let found = templates.iter().position(|template| template.device == device);
-        let template = found.map(|index| templates.swap_remove(index));
-        drop(templates);
-        if let Some(template) = template {
-            self.give_back(template.at, template.bytes);
-        }
+        let gone: Vec<Template> = self.templates.lock().extract_if(.., |template| template.device == device).collect();
+        gone.iter().for_each(|template| self.give_back(template.at, template.bytes));
     }
 }
 

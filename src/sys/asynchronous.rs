@@ -1,0 +1,193 @@
+//! The page table of mappings whose stores the kernel lets through by itself (`Tracking::Asynchronous`).
+//!
+//! It is the same address space and the same channel, with one difference: ranges that point at the device let
+//! a store through a write-protected entry without a message, and the entry is the record of it. Ranges that
+//! point at zeros stay as they are: a store there needs a block.
+
+use nix::errno::Errno;
+
+use super::memory::DeviceMemory;
+use super::{Calls, Delivery, Filled, Message, Outcome, PageTable, Protection, Resolver, Scan, Ticket, Tid, Verdict};
+use crate::error::Result;
+use crate::sync::Arc;
+use crate::units::Addr;
+
+/// A page table that has such ranges too.
+pub(super) trait Twin: PageTable {
+    /// As [`PageTable::point_at_device`].
+    fn point_at_device_unnoticed(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+    ) -> Result<(), Errno>;
+
+    /// As [`PageTable::install`], for a range that lets stores through by itself.
+    fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno>;
+
+    /// As [`PageTable::install_run`], likewise.
+    fn install_run_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno>;
+
+    /// As [`PageTable::scan`].
+    fn scan_unnoticed(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno>;
+}
+
+/// See the module.
+pub(super) struct Asynchronous<T>(pub(super) Arc<T>);
+
+impl<T: Twin> Asynchronous<T> {
+    /// Zeros and device are watched by different userfaultfds, and a thread sleeps at the one of the range that it
+    /// has faulted on. What is done through the other wakes nobody there.
+    fn wake_after(&self, at: Addr, bytes: u64, outcome: Result<Outcome, Errno>) -> Result<Outcome, Errno> {
+        if outcome == Ok(Outcome::Installed) {
+            self.0.wake(at, bytes);
+        }
+        outcome
+    }
+}
+
+impl<T: Twin + 'static> PageTable for Asynchronous<T> {
+    fn base_page(&self) -> u64 {
+        self.0.base_page()
+    }
+
+    fn serves_kernel_faults(&self) -> bool {
+        self.0.serves_kernel_faults()
+    }
+
+    fn check_huge(&self) -> Result<()> {
+        self.0.check_huge()
+    }
+
+    fn asynchronous(self: Arc<Self>) -> Result<Arc<dyn PageTable>> {
+        Ok(self)
+    }
+
+    fn scan(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        self.0.scan_unnoticed(scan, at, bytes, each)
+    }
+
+    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
+        self.0.reserve(bytes, align)
+    }
+
+    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
+        self.0.point_at_device_unnoticed(at, bytes, device, offset)?;
+        self.0.wake(at, bytes);
+        Ok(())
+    }
+
+    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.0.point_at_zeros(at, bytes)?;
+        self.0.wake(at, bytes);
+        Ok(())
+    }
+
+    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        let mended = self.0.mend(at, bytes)?;
+        self.0.wake(at, bytes);
+        Ok(mended)
+    }
+
+    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+        self.0.condemn(at, bytes)
+    }
+
+    fn unmap(&self, at: Addr, bytes: u64) {
+        self.0.unmap(at, bytes);
+    }
+
+    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
+        self.0.install_unnoticed(at, bytes, protection)
+    }
+
+    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+        self.0.install_run_unnoticed(at, bytes, protection)
+    }
+
+    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
+        self.0.install_zeros(at)
+    }
+
+    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.wake_after(at, bytes, self.0.poison(at, bytes))
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn put_quietly(&self, at: Addr, entry: super::inject::Entry) -> Result<Outcome, Errno> {
+        self.0.put_quietly(at, entry)
+    }
+
+    fn refuse_own(&self, at: Addr) -> bool {
+        self.0.refuse_own(at)
+    }
+
+    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.wake_after(at, bytes, self.0.unprotect(at, bytes))
+    }
+
+    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.0.clear_markers(at, bytes)
+    }
+
+    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        self.0.protect(at, bytes)
+    }
+
+    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.0.zap(at, bytes)
+    }
+
+    fn wake(&self, at: Addr, bytes: u64) {
+        self.0.wake(at, bytes);
+    }
+
+    fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
+        self.0.raise_sigbus(tid, at)
+    }
+
+    fn outlook(&self, tid: Tid) -> Delivery {
+        self.0.outlook(tid)
+    }
+
+    fn may_wait(&self, tid: Tid) -> bool {
+        self.0.may_wait(tid)
+    }
+
+    fn runs(&self, tid: Tid) -> Option<u64> {
+        self.0.runs(tid)
+    }
+
+    fn wait(&self) {
+        self.0.wait();
+    }
+
+    fn read(&self, into: &mut Vec<Message>) -> Result<(), Errno> {
+        self.0.read(into)
+    }
+
+    fn kick(&self) {
+        self.0.kick();
+    }
+
+    fn watch(&self, at: Addr, bytes: u64, resolver: Arc<dyn Resolver>) {
+        self.0.watch(at, bytes, resolver);
+    }
+
+    fn unwatch(&self, at: Addr) {
+        self.0.unwatch(at);
+    }
+
+    fn answer(&self, ticket: Ticket, verdict: Verdict) {
+        self.0.answer(ticket, verdict);
+    }
+
+    fn dismiss(&self) {
+        self.0.dismiss();
+    }
+
+    fn calls(&self) -> Calls {
+        self.0.calls()
+    }
+}

@@ -1,0 +1,91 @@
+//! Ranges that let stores through by themselves: the kernel's asynchronous write-protect.
+
+use nix::errno::Errno;
+
+use super::entries::Entry;
+use super::space::{Backing, Space, pages};
+use super::{BASE_PAGE, Shared};
+use crate::sync::Arc;
+use crate::sys::asynchronous::Twin;
+use crate::sys::memory::DeviceMemory;
+use crate::sys::{Filled, Outcome, PageTable, Protection, Scan};
+use crate::units::Addr;
+
+/// What becomes of a store through a write-protected entry of the device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stores {
+    Fault,
+    /// The entry is made writable, and nobody asked.
+    LetThrough,
+}
+
+impl Backing {
+    pub(super) fn lets_stores_through(&self) -> bool {
+        matches!(self, Backing::Device(_, _, Stores::LetThrough))
+    }
+}
+
+impl Space {
+    /// PAGEMAP_SCAN, page by page, of what lets stores through by itself.
+    pub(super) fn scan(&mut self, scan: Scan, at: Addr, bytes: u64) -> Vec<Addr> {
+        let mut found = Vec::new();
+        for page in pages(at, bytes) {
+            if !self.backing(page).is_some_and(|backing| backing.lets_stores_through()) {
+                continue;
+            }
+            let meant = match (scan, self.entries.get_mut(&page)) {
+                (Scan::TakeWritten, Some(Entry::Present { protected, .. })) => !std::mem::replace(protected, true),
+                (Scan::TakeWritten, _) => false,
+                (Scan::Absent, entry) => entry.is_none(),
+                (Scan::Marked, entry) => matches!(entry, Some(Entry::Marker)),
+            };
+            if meant {
+                found.push(Addr(page));
+            }
+        }
+        found
+    }
+}
+
+impl Shared {
+    pub(super) fn point_within(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        stores: Stores,
+    ) -> Result<(), Errno> {
+        if offset.checked_add(bytes).is_none_or(|end| end > device.len_bytes()) {
+            return Err(Errno::EFAULT);
+        }
+        self.point(at, bytes, Backing::Device(device.clone(), offset, stores));
+        Ok(())
+    }
+}
+
+impl Twin for Shared {
+    fn point_at_device_unnoticed(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+    ) -> Result<(), Errno> {
+        self.point_within(at, bytes, device, offset, Stores::LetThrough)
+    }
+
+    fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
+        self.install(at, bytes, protection)
+    }
+
+    fn install_run_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+        self.install_run(at, bytes, protection)
+    }
+
+    fn scan_unnoticed(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        let found = self.state.lock().space.scan(scan, at, bytes);
+        found.into_iter().for_each(|page| each(page, BASE_PAGE));
+        Ok(())
+    }
+}
