@@ -22,7 +22,7 @@ fn asked(options: Options) -> Result<MapOptions, &'static str> {
     let tracking = match options.tracking {
         Tracking::Exact => daxpager::Tracking::Exact,
         Tracking::Coarse => daxpager::Tracking::Coarse,
-        Tracking::Asynchronous => return Err("the library does not track asynchronously yet"),
+        Tracking::Asynchronous => daxpager::Tracking::Asynchronous,
     };
     let asked = MapOptions::new().resolve(resolve).tracking(tracking);
     Ok(options.around.map_or(asked, |bytes| asked.fault_around(bytes)))

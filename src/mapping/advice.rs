@@ -109,6 +109,16 @@ impl Mapping {
                 Err(error @ (Error::PagerGone { .. } | Error::MappingLost { .. })) => Err(error),
                 Ok(()) | Err(_) => Ok(()),
             },
+            Advice::DontNeed if self.window.is_asynchronous() => {
+                // Nothing is installed while it is found out what has been stored to.
+                let change = self.inode.space.change();
+                let alive = self.window.is_alive();
+                if alive {
+                    self.window.zap(pages);
+                }
+                change.commit(&self.inode.store);
+                if alive { Ok(()) } else { Err(self.core.gone()) }
+            }
             Advice::DontNeed => {
                 // Shared, as for an install: the range is ours as long as the window is in its file.
                 let _shared = self.inode.space.shared();

@@ -2,6 +2,7 @@
 
 mod accesses;
 pub(crate) mod advice;
+mod asynchronous;
 pub(crate) mod options;
 
 use std::ops::Range;
@@ -193,7 +194,11 @@ impl Mapping {
         let mut at = all.start;
         while at < all.end {
             let chunk = PageRange::at(at, COLLECT_PAGES).intersect(all);
-            let runs = self.collect(chunk).inspect_err(|_| self.mark_again(&dirty))?;
+            let collected = match self.window.is_asynchronous() {
+                true => self.collect_asynchronously(chunk),
+                false => self.collect(chunk),
+            };
+            let runs = collected.inspect_err(|_| self.mark_again(&dirty))?;
             for run in runs {
                 let start = page.bytes_of(run.start.0 - all.start.0);
                 let end = start + page.bytes_of(run.pages());

@@ -37,6 +37,21 @@ pub enum Tracking {
     /// [`File::extents`](crate::File::extents) shows and [`Volume::free_blocks`](crate::Volume::free_blocks) misses. Those that
     /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
     Coarse,
+    /// By the kernel, in the page table, with no fault that reaches the pager: the first store to a page that has been
+    /// loaded costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that
+    /// have not been touched, are faults as ever. For who asks for dirty ranges now and then, and has no use for being
+    /// told of the first store to each page.
+    ///
+    /// [`Mapping::take_dirty`](crate::Mapping::take_dirty) promises the same: every store is reported, and a page that has only
+    /// been loaded is not. Only where the kernel does not say which entries it has taken away are too many pages reported:
+    /// then all of them that it may have taken. Never too few.
+    ///
+    /// What the application drops itself (`MADV_DONTNEED`), and what the kernel swaps out, stays dirty. What it
+    /// unmaps, or maps something else over, is nobody's record any more.
+    ///
+    /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7
+    /// ([`Error::MissingFeature`](crate::Error::MissingFeature)) and /proc.
+    Asynchronous,
 }
 
 /// How a mapping is to be. For [`Pager::map_with`](crate::Pager::map_with).

@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Error, Result};
-use crate::mapping::options::{MapOptions, Resolve};
+use crate::mapping::options::{MapOptions, Resolve, Tracking};
 use crate::pager::Pager;
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
@@ -74,11 +74,15 @@ fn carry(core: &Core, table: &dyn PageTable, messages: &mut Vec<Message>) {
 
 impl Pager {
     /// The page table for a mapping with these options. The first mapping whose threads resolve their own faults opens
-    /// another userfaultfd, and starts a thread.
+    /// another userfaultfd, and starts a thread; the first whose stores the kernel tracks opens one more beside the one that it would have.
     pub(super) fn table_for(&self, options: &MapOptions) -> Result<Arc<dyn PageTable>> {
-        match options.resolve {
-            Resolve::PagerThread => Ok(self.core.table.clone()),
-            Resolve::FaultingThread => self.direct_table(),
+        let table = match options.resolve {
+            Resolve::PagerThread => self.core.table.clone(),
+            Resolve::FaultingThread => self.direct_table()?,
+        };
+        match options.tracking {
+            Tracking::Exact | Tracking::Coarse => Ok(table),
+            Tracking::Asynchronous => table.asynchronous(),
         }
     }
 

@@ -80,7 +80,7 @@ fn takes_neighbours(window: &Window, decision: Decision) -> bool {
     match (decision, window.options.tracking) {
         (Decision::InstallReadOnly, _) => true,
         (Decision::InstallWritable | Decision::Unprotect, Tracking::Coarse) => true,
-        (Decision::InstallWritable | Decision::Unprotect, Tracking::Exact) => false,
+        (Decision::InstallWritable | Decision::Unprotect, Tracking::Exact | Tracking::Asynchronous) => false,
         (Decision::Sigbus | Decision::InstallZeros | Decision::Retry, _) => false,
         (Decision::Repoint(_) | Decision::Allocate | Decision::Convert(_), _) => false,
     }

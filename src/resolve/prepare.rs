@@ -96,6 +96,7 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
     }
     let Some(region) = regions.of(&need.window) else { return Prepared::Ready };
     need.inode.probe(Point::Repointing, range.start, None);
+    settle(&need.inode, &need.window, range);
     let held = need.inode.broken(Rule::NoWaitUnderLock).then(|| need.inode.space.change());
     let pointed = point(need, range, first);
     if let Some(change) = held {
@@ -114,6 +115,18 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
             evict(core, &mut regions);
             Prepared::NoMemory
         }
+    }
+}
+
+/// Before a range is pointed elsewhere: the page table is the record of what has been stored to through an asynchronous
+/// mapping, and a re-point takes the markers away with the entries. There may be some even where the layout was wrong when the
+/// re-point was found to be needed: another worker may have put it right since, and faults have been answered. With
+/// `regions` held exclusively, so nothing is installed before the re-point.
+fn settle(inode: &Inode, window: &Window, range: PageRange) {
+    if window.may_have_unread(range) {
+        let change = inode.space.change();
+        window.zap(range);
+        change.commit(&inode.store);
     }
 }
 
@@ -159,6 +172,7 @@ fn evict(core: &Core, regions: &mut Regions) {
     }
     let page = region.inode.page();
     let at = region.window.addr_of(span.start);
+    settle(&region.inode, &region.window, span);
     match region.window.table.point_at_zeros(at, page.bytes_of(span.pages())) {
         Ok(()) => {
             region.layout.set(span, Backing::Zeros);

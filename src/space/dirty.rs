@@ -28,10 +28,12 @@ impl DirtyBits {
     }
 
     /// Pages are counted from the start of the mapping.
-    pub(crate) fn mark(&self, page: PageIndex) {
-        let word = page.0 / 64;
-        self.bits.get(word as usize).fetch_or(1 << (page.0 % 64), Ordering::Relaxed);
+    /// Whether the page was marked before is returned.
+    pub(crate) fn mark(&self, page: PageIndex) -> bool {
+        let (word, bit) = (page.0 / 64, 1 << (page.0 % 64));
+        let had = self.bits.get(word as usize).fetch_or(bit, Ordering::Relaxed);
         self.summary.get((word / 64) as usize).fetch_or(1 << (word % 64), Ordering::Relaxed);
+        had & bit != 0
     }
 
     /// Marks every page of a range.
@@ -94,17 +96,27 @@ impl DirtyBits {
         }
     }
 
+    /// Whether any page of a range is marked. Allocates nothing.
+    pub(crate) fn has_marked(&self, range: PageRange) -> bool {
+        let mut any = false;
+        self.for_words(range, |word, mask| any |= self.bits.get(word as usize).load(Ordering::Relaxed) & mask != 0);
+        any
+    }
+
     /// The pages of a range that are marked, as runs, in order. They stay marked.
     pub(crate) fn marked(&self, range: PageRange) -> Vec<PageRange> {
         let mut runs: Vec<PageRange> = Vec::new();
         self.for_words(range, |word, mask| {
             let mut set = self.bits.get(word as usize).load(Ordering::Relaxed) & mask;
             while set != 0 {
-                let page = PageIndex(word * 64 + u64::from(set.trailing_zeros()));
-                set &= set - 1;
+                // As many as follow each other, at once.
+                let first = set.trailing_zeros();
+                let count = (set >> first).trailing_ones();
+                set &= (u64::MAX << first).checked_shl(count).unwrap_or(0);
+                let found = PageRange::at(PageIndex(word * 64 + u64::from(first)), u64::from(count));
                 match runs.last_mut() {
-                    Some(run) if run.end == page => run.end = page.plus(1),
-                    _ => runs.push(PageRange::one(page)),
+                    Some(run) if run.end == found.start => run.end = found.end,
+                    _ => runs.push(found),
                 }
             }
         });

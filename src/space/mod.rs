@@ -10,7 +10,7 @@
 //! L1 Inode::change          control calls, exclusively; File::read_at, shared. Never a fault.
 //!  └─ Core::regions         faults, shared; map, unmap and re-point, exclusively. The kernel's mmap_lock.
 //!      └─ L2 Space::state   faults, shared; whoever publishes, exclusively. The kernel's invalidate_lock.
-//!          └─ leaves        Inode::grace, Store::allocator, Core::numbering, Userfault::templates and ::moves.
+//!          └─ leaves        Window::again, Inode::grace, Store::allocator, Core::numbering, Userfault::templates and ::moves.
 //!                           Nothing is taken under a leaf; the allocator is never taken under L2.
 //! ```
 //!
@@ -18,6 +18,7 @@
 //! `regions` and nothing below. No lock but L1 is held while a user's buffer is touched.
 
 mod ahead;
+mod asynchronous;
 mod change;
 #[cfg(feature = "shuttle")]
 mod check;
@@ -76,16 +77,16 @@ impl Space {
     }
 
     pub(crate) fn shared(&self) -> Shared<'_> {
-        self.hold(self.state.read())
+        self.hold(self.state.read(), true)
     }
 
     /// Only if nobody holds the lock exclusively or waits to: for the reader thread.
     pub(crate) fn try_shared(&self) -> Option<Shared<'_>> {
-        self.state.try_read().map(|state| self.hold(state))
+        self.state.try_read().map(|state| self.hold(state, false))
     }
 
-    fn hold<'a>(&'a self, state: RwLockReadGuard<'a, State>) -> Shared<'a> {
-        Shared { page: self.page, state: Some(state) }
+    fn hold<'a>(&'a self, state: RwLockReadGuard<'a, State>, waits: bool) -> Shared<'a> {
+        Shared { page: self.page, state: Some(state), waits }
     }
 
     pub(crate) fn change(&self) -> Change<'_> {
@@ -94,7 +95,7 @@ impl Space {
 
     /// A guard that guards nothing, for broken rules.
     pub(crate) fn unguarded(&self) -> Shared<'_> {
-        Shared { page: self.page, state: None }
+        Shared { page: self.page, state: None, waits: true }
     }
 
     /// Zaps without publishing anything: what an invalidation in the wrong order begins with.
@@ -109,6 +110,8 @@ pub(crate) struct Shared<'a> {
     page: PageSize,
     /// `None` only from [`Space::unguarded`].
     state: Option<RwLockReadGuard<'a, State>>,
+    /// Whether its holder may wait for locks, and allocate.
+    waits: bool,
 }
 
 impl Shared<'_> {
@@ -129,7 +132,8 @@ impl Shared<'_> {
         View { page, eof: self.page.ceil(state.i_size), state: state.extents.state(page), backing }
     }
 
-    /// Installs the page's block. `mark` sets the dirty bit first, as a writable entry must have it.
+    /// Installs the page's block. `mark` sets the dirty bit first, as a writable entry must have it. Also
+    /// [`Outcome::Retry`] if that takes somebody who waits.
     pub(crate) fn install(
         &self,
         window: &Window,
@@ -140,7 +144,14 @@ impl Shared<'_> {
         if mark {
             window.mark_dirty(page);
         }
-        window.table.install(window.addr_of(page), self.page.bytes(), protection)
+        let Some(before) = window.before_install(PageRange::one(page), protection, self.waits) else {
+            return Ok(Outcome::Retry);
+        };
+        let outcome = window.table.install(window.addr_of(page), self.page.bytes(), protection)?;
+        if outcome == Outcome::Installed {
+            window.after_install(&before, 1);
+        }
+        Ok(outcome)
     }
 
     /// Installs the blocks of several pages, which this guard has been asked about one by one or as one extent. `mark`
@@ -155,7 +166,16 @@ impl Shared<'_> {
         if mark {
             window.mark_dirty_range(pages);
         }
-        window.table.install_run(window.addr_of(pages.start), self.page.bytes_of(pages.pages()), protection)
+        let Some(before) = window.before_install(pages, protection, self.waits) else {
+            return Ok(Filled::Nothing(Outcome::Retry));
+        };
+        let (at, bytes) = (window.addr_of(pages.start), self.page.bytes_of(pages.pages()));
+        let filled = window.table.install_run(at, bytes, protection)?;
+        if let Filled::Bytes(bytes) = filled {
+            // Of a page that is there in part, too.
+            window.after_install(&before, self.page.ceil(bytes).0);
+        }
+        Ok(filled)
     }
 
     pub(crate) fn install_zeros(&self, window: &Window, at: Addr) -> Result<Outcome, Errno> {

@@ -2,11 +2,12 @@
 
 use nix::errno::Errno;
 
+use super::asynchronous::mapped_bits;
 use super::dirty::DirtyBits;
 use super::streams::Streams;
 use crate::mapping::options::{MapOptions, Resolve};
 use crate::policy::Backing;
-use crate::sync::{Arc, AtomicBool, Ordering};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use crate::sys::PageTable;
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
@@ -15,14 +16,19 @@ pub(crate) struct Window {
     /// The page table that the range is registered with.
     pub(crate) table: Arc<dyn PageTable>,
     pub(crate) options: MapOptions,
-    base: Addr,
+    pub(super) base: Addr,
     /// The pages of the file that it shows.
     pub(super) pages: PageRange,
-    page: PageSize,
+    pub(super) page: PageSize,
     /// The sequential streams of faults among the last ones.
     pub(crate) streams: Streams,
     /// Pages stored to through this mapping, counted from its start.
     pub(super) dirty: DirtyBits,
+    /// See [`super::asynchronous`].
+    pub(super) mapped: Option<DirtyBits>,
+    /// One install at a time of pages that had an entry before, from the look whether it was written to up to the note of the new
+    /// one: of two that both saw a marker, one would not know what became of the other's entry. A leaf, for two ioctls.
+    pub(super) again: Mutex<()>,
     /// Set when the application has moved a part of the range away: none of it is ours to unmap.
     lost: AtomicBool,
     /// Cleared under L2 held exclusively, before the address range is given back or condemned: whoever
@@ -39,9 +45,10 @@ impl Window {
         page: PageSize,
     ) -> Result<Self, Errno> {
         let dirty = DirtyBits::new(pages.pages())?;
+        let mapped = mapped_bits(options.tracking, pages.pages())?;
         let (lost, alive) = (AtomicBool::new(false), AtomicBool::new(true));
         let streams = Streams::default();
-        Ok(Self { table, options, base, pages, page, streams, dirty, lost, alive })
+        Ok(Self { table, options, base, pages, page, streams, dirty, mapped, again: Mutex::new(()), lost, alive })
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -115,10 +122,12 @@ impl Window {
     /// pages are skipped by the thousand.
     pub(crate) fn next_marked(&self, page: PageIndex) -> PageIndex {
         let own = PageIndex(page.0.saturating_sub(self.pages.start.0));
-        self.pages.start.plus(self.dirty.next_marked(own).0)
+        let marked = self.pages.start.plus(self.dirty.next_marked(own).0);
+        self.next_mapped(page).map_or(marked, |mapped| mapped.min(marked))
     }
 
-    /// Takes the entries of `range` away. Always safe: the next access faults.
+    /// Takes the entries of `range` away. Always safe: the next access faults. Of an asynchronous window only
+    /// while nothing can be installed: with L2 held exclusively.
     ///
     /// # Panics
     /// When the kernel refuses. An entry that stays would show a freed block, so the
@@ -132,5 +141,6 @@ impl Window {
         if let Err(errno) = self.table.zap(at, bytes) {
             panic!("zap of {bytes} bytes at {at:?} failed: {errno}");
         }
+        self.settle(cut);
     }
 }

@@ -1,0 +1,198 @@
+//! Windows whose stores nobody is told of (`Tracking::Asynchronous`): the page table is the record of what has been
+//! stored to, and is read before anything of it is lost.
+//!
+//! An entry of such a window is write-protected when it is put there for a load, and the kernel lifts the protection
+//! at the first store. So what is in the page table is dirty if it is writable. What has been taken out of it is
+//! dirty unless a marker has stayed, as one does where a write-protected entry was zapped: to the kernel, taking
+//! the entry and leaving the marker are one step. Where there is neither there may never have been an entry, so
+//! that is remembered here, a bit a page.
+
+use nix::errno::Errno;
+
+use super::dirty::DirtyBits;
+use super::{Change, Window};
+use crate::mapping::options::Tracking;
+use crate::sync::MutexGuard;
+use crate::sys::{Protection, Scan};
+use crate::units::{Addr, PageIndex, PageRange};
+
+/// Pages counted from the start of a window.
+type Own = PageRange;
+
+/// What was known of pages before they were installed.
+pub(super) struct Before<'a> {
+    range: Own,
+    /// Those that had had an entry, since we have last zapped them.
+    known: Vec<Own>,
+    /// Of these, those of which no marker says that they were write-protected to the end. Whoever installs them finds that their
+    /// entry is gone, and nobody here has taken it: the application has, or the kernel, short of memory.
+    lost: Vec<Own>,
+    /// Held while `lost` may be of use: see [`Window::again`].
+    _turn: Option<MutexGuard<'a, ()>>,
+}
+
+/// The pages that may have had an entry since we have last zapped them; `None` if stores are noticed anyhow.
+pub(super) fn mapped_bits(tracking: Tracking, pages: u64) -> Result<Option<DirtyBits>, Errno> {
+    match tracking {
+        Tracking::Asynchronous => DirtyBits::new(pages).map(Some),
+        Tracking::Exact | Tracking::Coarse => Ok(None),
+    }
+}
+
+impl Window {
+    /// Whether stores to its device pages are found out when somebody asks, and not before.
+    pub(crate) fn is_asynchronous(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    /// Whether the page table may be the only record of stores to a page of `range`. While nothing is installed.
+    pub(crate) fn may_have_unread(&self, range: PageRange) -> bool {
+        self.mapped.as_ref().is_some_and(|mapped| !mapped.marked(self.own(range)).is_empty())
+    }
+
+    /// The pages of `range` that `scan` means.
+    fn scan(&self, scan: Scan, range: Own, mut each: impl FnMut(Own)) -> Result<(), Errno> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let start = self.base.plus(self.page.bytes_of(range.start.0));
+        let own = |at: Addr, bytes: u64| {
+            PageRange::at(PageIndex(self.page.page_of(at.since(self.base)).0), self.page.pages_in(bytes))
+        };
+        self.table.scan(scan, start, self.page.bytes_of(range.pages()), &mut |at, bytes| each(own(at, bytes)))
+    }
+
+    /// Pages of `range` that had an entry, and have none any more though nobody here has zapped it, or has zapped it just now:
+    /// of those whose entry was write-protected still, a marker tells.
+    fn lost(&self, mapped: &DirtyBits, range: Own) -> Vec<Own> {
+        let runs = mapped.marked(range);
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return runs };
+        let mut lost = Vec::new();
+        let hull = PageRange::new(first.start, last.end);
+        match self.scan(Scan::Absent, hull, |absent| lost.extend(mapped.marked(absent))) {
+            Ok(()) => lost,
+            // The kernel does not say: rather too many than one too few.
+            Err(_) => runs,
+        }
+    }
+
+    /// Looks at pages before they are installed. `None` if that takes a lock and an allocation, and who asks is in a signal
+    /// handler.
+    pub(super) fn before_install(&self, range: PageRange, protection: Protection, waits: bool) -> Option<Before<'_>> {
+        let range = self.own(range);
+        let nothing = Before { range, known: Vec::new(), lost: Vec::new(), _turn: None };
+        let Some(mapped) = &self.mapped else { return Some(nothing) };
+        if !waits && self.is_direct() {
+            return (!mapped.has_marked(range)).then_some(nothing);
+        }
+        let known = mapped.marked(range);
+        // Who installs for a store marks the page anyhow.
+        if known.is_empty() || protection == Protection::Writable {
+            return Some(Before { known, ..nothing });
+        }
+        let turn = self.again.lock();
+        let mut clean = Vec::new();
+        let scanned = self.scan(Scan::Marked, range, |run| clean.push(run));
+        let was_clean = |page| scanned.is_ok() && clean.iter().any(|run: &Own| run.contains(page));
+        let pages = known.iter().flat_map(|run| run.iter()).filter(|page| !was_clean(*page));
+        let lost = pages.map(PageRange::one).collect();
+        Some(Before { range, known, lost, _turn: Some(turn) })
+    }
+
+    /// Notes that so many pages, from the first, have been installed: whoever has installed the next notes that. Under the
+    /// same hold of L2, so that nobody collects in between.
+    ///
+    /// ```text
+    /// a fault on X                                      another on X
+    ///   no bit                                            no bit
+    ///   installs
+    ///                     (stored to; the application takes the entry away)
+    ///                                                     installs, write-protected
+    ///   sets the bit                                      finds the bit set: both have installed, so
+    ///                                                     the entry was lost in between: dirty
+    /// ```
+    pub(super) fn after_install(&self, before: &Before<'_>, pages: u64) {
+        let Some(mapped) = &self.mapped else { return };
+        let done = PageRange::at(before.range.start, pages).intersect(before.range);
+        for page in done.iter() {
+            if mapped.mark(page) && !before.known.iter().any(|run| run.contains(page)) {
+                self.dirty.mark(page);
+            }
+        }
+        // Of those behind, the entry may be there still.
+        before.lost.iter().for_each(|run| self.dirty.mark_range(run.intersect(done)));
+    }
+
+    pub(super) fn mark_lost(&self, lost: &[Own]) {
+        lost.iter().for_each(|run| self.dirty.mark_range(*run));
+    }
+
+    /// After `range` has been zapped, with installs kept out since before: what had been stored to is marked.
+    ///
+    /// ```text
+    /// zap                                               store
+    ///   takes the entry, leaves a marker if it
+    ///   was write-protected: one step
+    ///                                                     before: has made the entry writable. No marker
+    ///                                                     after: finds no entry, faults, waits
+    ///   no entry, no marker: dirty
+    /// ```
+    ///
+    /// Looked at before the zap, a store in between would be lost.
+    pub(super) fn settle(&self, range: PageRange) {
+        let Some(mapped) = &self.mapped else { return };
+        let range = self.own(range);
+        self.mark_lost(&self.lost(mapped, range));
+        mapped.forget(range);
+    }
+
+    /// The first page of the file from `page` on that may be dirty without a mark.
+    pub(super) fn next_mapped(&self, page: PageIndex) -> Option<PageIndex> {
+        let own = PageIndex(page.0.saturating_sub(self.pages.start.0));
+        self.mapped.as_ref().map(|mapped| self.pages.start.plus(mapped.next_marked(own).0))
+    }
+}
+
+impl Change<'_> {
+    /// Takes the pages of `range` that have been stored to through an asynchronous window, as ranges of the file in
+    /// order, and has the next store to each recorded again.
+    ///
+    /// # Errors
+    /// What the kernel said; nothing is taken then.
+    pub(crate) fn take_written(&self, window: &Window, range: PageRange) -> Result<Vec<PageRange>, Errno> {
+        let Some(mapped) = &window.mapped else { return Ok(Vec::new()) };
+        let own = window.own(range);
+        let mut runs = window.dirty.marked(own);
+        window.dirty.forget(own);
+        let marked = runs.len();
+        // One step for each page: a store to it comes before, and is reported, or after, and is recorded anew.
+        if let Err(errno) = window.scan(Scan::TakeWritten, own, |run| runs.push(run)) {
+            window.mark_lost(&runs);
+            return Err(errno);
+        }
+        let written = runs.len();
+        let lost = window.lost(mapped, own);
+        lost.iter().for_each(|run| mapped.forget(*run));
+        runs.extend(lost);
+        // Sorted already if all of them are of one kind.
+        if marked != 0 && marked != runs.len() || written != runs.len() {
+            runs = joined(runs);
+        }
+        let first = window.pages.start;
+        runs.iter_mut().for_each(|run| *run = PageRange::at(first.plus(run.start.0), run.pages()));
+        Ok(runs)
+    }
+}
+
+/// Ranges in order, none of which touches the next.
+fn joined(mut runs: Vec<Own>) -> Vec<Own> {
+    runs.sort_unstable_by_key(|run| run.start);
+    runs.dedup_by(|next, run| {
+        let touches = next.start <= run.end;
+        if touches {
+            run.end = run.end.max(next.end);
+        }
+        touches
+    });
+    runs
+}

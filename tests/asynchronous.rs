@@ -1,0 +1,444 @@
+//! `Tracking::Asynchronous` on the kernel's page table: the stores that a mapping was used for are reported, each once, and
+//! nothing else is, whatever takes entries away meanwhile; and the pager hears of none of them.
+
+#![allow(unsafe_code, reason = "madvise(2) on a mapping")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::*;
+use daxpager::probe::Point;
+use daxpager::sabotage::Rule;
+use daxpager::{Device, File, Kind, MapOptions, Mapping, Pager, Tracking, Volume};
+
+fn asynchronous() -> MapOptions {
+    MapOptions::new().tracking(Tracking::Asynchronous)
+}
+
+fn map(pager: &Pager, file: &File, pages: u64) -> Arc<Mapping> {
+    Arc::new(pager.map_with(file, 0..pages * PAGE, &asynchronous()).unwrap())
+}
+
+/// The pages that are dirty, taken.
+fn take(map: &Mapping) -> Vec<u64> {
+    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
+}
+
+fn load_all(map: &Mapping) {
+    for page in 0..map.len() / PAGE {
+        map.load(page * PAGE).unwrap();
+    }
+}
+
+fn world_of(pages: u64) -> (Volume, Pager, File) {
+    let volume = Volume::format(Device::memfd("asynchronous", 4 * pages * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    let file = volume.create("file").unwrap();
+    file.write_at(&vec![1; (pages * PAGE) as usize], 0).unwrap();
+    (volume, pager, file)
+}
+
+/// A file whose every other page lies elsewhere, so that each is an address range of its own.
+fn fragmented(volume: &Volume, pages: u64) -> File {
+    let (file, other) = (volume.create("fragmented").unwrap(), volume.create("other").unwrap());
+    for page in 0..pages {
+        file.write_at(&[page as u8 + 1; PAGE as usize], page * PAGE).unwrap();
+        other.write_at(&[0xee; PAGE as usize], page * PAGE).unwrap();
+    }
+    file
+}
+
+fn drop_entries(map: &Mapping, pages: std::ops::Range<u64>) {
+    let at = map.as_ptr() as u64 + pages.start * PAGE;
+    let bytes = ((pages.end - pages.start) * PAGE) as usize;
+    // SAFETY: takes page-table entries of a mapping that is there, which the library allows.
+    let dropped = unsafe { libc::madvise(at as *mut _, bytes, libc::MADV_DONTNEED) };
+    assert_eq!(dropped, 0);
+}
+
+#[test]
+fn each_store_is_reported_once_and_no_load_is() {
+    let (_volume, pager, file) = world_of(64);
+    let map = map(&pager, &file, 64);
+    load_all(&map);
+    assert_eq!(take(&map), vec![]);
+    map.store(3 * PAGE, 7).unwrap();
+    map.store(3 * PAGE + 8, 8).unwrap();
+    map.compare_exchange(63 * PAGE, 0, 0).unwrap();
+    load_all(&map);
+    assert_eq!(take(&map), vec![3, 63]);
+    assert_eq!(take(&map), vec![]);
+    load_all(&map);
+    assert_eq!(take(&map), vec![]);
+    // The next store to a page that was taken is found again.
+    map.store(3 * PAGE, 9).unwrap();
+    assert_eq!(take(&map), vec![3]);
+    // Without a load before, so installed for the store.
+    let fresh = self::map(&pager, &file, 64);
+    fresh.store(5 * PAGE, 1).unwrap();
+    fresh.write_at(&[1; 8], 9 * PAGE).unwrap();
+    assert_eq!(take(&fresh), vec![5, 9]);
+    fresh.store(5 * PAGE, 1).unwrap();
+    assert_eq!(take(&fresh), vec![5]);
+    assert_eq!(take(&map), vec![], "stored to through another mapping");
+}
+
+#[test]
+fn the_pager_hears_of_no_store_to_what_is_loaded() {
+    let (_volume, pager, file) = world_of(64);
+    let map = map(&pager, &file, 64);
+    load_all(&map);
+    let before = pager.stats();
+    for _ in 0..3 {
+        (0..64).for_each(|page| map.store(page * PAGE, 7).unwrap());
+        assert_eq!(take(&map), (0..64).collect::<Vec<_>>());
+    }
+    let after = pager.stats();
+    assert_eq!(after.all_faults(), before.all_faults());
+    assert_eq!(after.faults_of(Kind::WriteProtect), 0);
+    // The reader may have been on its way to the next poll when it was asked before.
+    assert_eq!(after.calls.reads, before.calls.reads);
+    // The same stores through a mapping with exact tracking.
+    let exact = pager.map(&file, 0..64 * PAGE).unwrap();
+    load_all(&exact);
+    (0..64).for_each(|page| exact.store(page * PAGE, 7).unwrap());
+    assert_eq!(pager.stats().faults_of(Kind::WriteProtect), 64);
+}
+
+#[test]
+fn stores_from_inside_system_calls() {
+    let (_volume, pager, file) = world_of(16);
+    let map = map(&pager, &file, 16);
+    if !pager.serves_kernel_faults() {
+        println!("LEFT OUT: faults from kernel mode are not served");
+        return;
+    }
+    load_all(&map);
+    let source = nix::sys::memfd::memfd_create("source", nix::sys::memfd::MFdFlags::empty()).unwrap();
+    nix::unistd::write(&source, &[9; 2 * PAGE as usize]).unwrap();
+    nix::unistd::lseek(&source, 0, nix::unistd::Whence::SeekSet).unwrap();
+    assert_eq!(map.read_from(source.as_fd(), 4 * PAGE + 100, PAGE), Ok(PAGE as usize));
+    assert_eq!(take(&map), vec![4, 5]);
+    assert_eq!(map.write_to(source.as_fd(), 7 * PAGE, PAGE), Ok(PAGE as usize));
+    assert_eq!(take(&map), vec![]);
+    // Pages that have not been touched.
+    let fresh = self::map(&pager, &file, 16);
+    nix::unistd::lseek(&source, 0, nix::unistd::Whence::SeekSet).unwrap();
+    assert_eq!(fresh.read_from(source.as_fd(), 4 * PAGE, PAGE), Ok(PAGE as usize));
+    assert_eq!(take(&fresh), vec![4]);
+    assert_eq!(pager.stats().faults_of(Kind::WriteProtect), 0);
+}
+
+#[test]
+fn holes_are_exact() {
+    let (volume, pager, _) = world_of(16);
+    let sparse = volume.create("sparse").unwrap();
+    sparse.truncate(16 * PAGE).unwrap();
+    sparse.allocate(8 * PAGE, 4 * PAGE, false).unwrap();
+    let map = map(&pager, &sparse, 16);
+    load_all(&map);
+    assert_eq!(take(&map), vec![]);
+    let used = volume.used_blocks();
+    map.store(2 * PAGE, 7).unwrap();
+    map.store(9 * PAGE, 7).unwrap();
+    assert_eq!(volume.used_blocks(), used + 1, "a store into a hole takes a block, one to an unwritten page has it");
+    assert_eq!(take(&map), vec![2, 9]);
+    assert_eq!(map.load(2 * PAGE).unwrap(), 7);
+    load_all(&map);
+    assert_eq!(take(&map), vec![]);
+    map.store(2 * PAGE, 8).unwrap();
+    assert_eq!(take(&map), vec![2]);
+    let mut bytes = [0; 8];
+    sparse.read_at(&mut bytes, 2 * PAGE).unwrap();
+    assert_eq!(bytes, 8u64.to_ne_bytes());
+}
+
+#[test]
+fn what_is_punched_or_truncated_is_not_dirty_and_the_rest_is() {
+    let (_volume, pager, file) = world_of(16);
+    let map = map(&pager, &file, 16);
+    load_all(&map);
+    (0..16).for_each(|page| map.store(page * PAGE, 7).unwrap());
+    file.punch_hole(2 * PAGE, 3 * PAGE).unwrap();
+    // The tail of page 9 is zapped and zeroed; what was stored at its start stays.
+    file.truncate(9 * PAGE + 100).unwrap();
+    file.truncate(16 * PAGE).unwrap();
+    assert_eq!(take(&map), vec![0, 1, 5, 6, 7, 8, 9]);
+    load_all(&map);
+    assert_eq!(take(&map), vec![]);
+    // A tail that has only been loaded.
+    file.truncate(8 * PAGE + 100).unwrap();
+    assert_eq!(take(&map), vec![]);
+    assert!(is_bus(&map.load(12 * PAGE)));
+    assert!(is_bus(&map.store(12 * PAGE, 1).map(|()| 0)));
+    assert_eq!(take(&map), vec![]);
+}
+
+#[test]
+fn an_eviction_loses_nothing() {
+    const PAGES: u64 = 200;
+    let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(32).start().unwrap();
+    let file = fragmented(&volume, PAGES);
+    let map = map(&pager, &file, PAGES);
+    let mut stored = BTreeSet::new();
+    for round in 0..3 {
+        for page in 0..PAGES {
+            map.load(page * PAGE).unwrap();
+            if (page * 7 + round) % 3 == 0 {
+                // Loaded before, so that the pager does not hear of it.
+                map.store(page * PAGE, round).unwrap();
+                stored.insert(page);
+            }
+        }
+        assert_eq!(take(&map), std::mem::take(&mut stored).into_iter().collect::<Vec<_>>());
+    }
+    assert!(pager.stats().evictions > 10, "address ranges were never short");
+}
+
+#[test]
+fn blocks_that_are_moved_stay_dirty() {
+    const PAGES: u64 = 200;
+    let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(32).gather_blocks().start().unwrap();
+    let file = fragmented(&volume, PAGES);
+    let map = map(&pager, &file, PAGES);
+    for page in 0..PAGES {
+        map.load(page * PAGE).unwrap();
+        if page % 3 == 0 {
+            map.store(page * PAGE, page).unwrap();
+        }
+    }
+    assert_eq!(take(&map), (0..PAGES).step_by(3).collect::<Vec<_>>());
+    (0..PAGES).step_by(3).for_each(|page| assert_eq!(map.load(page * PAGE).unwrap(), page));
+    assert!(file.extents().len() < PAGES as usize, "no block was moved");
+}
+
+#[test]
+fn what_the_application_drops_stays_dirty() {
+    // More than one page table of pages, so that a whole one is dropped with its entries.
+    const PAGES: u64 = 2048;
+    let (_volume, pager, file) = world_of(PAGES);
+    let map = map(&pager, &file, PAGES);
+    load_all(&map);
+    let stored: Vec<u64> = (0..PAGES).filter(|page| *page >= 1024 || page % 5 == 0).collect();
+    stored.iter().for_each(|page| map.store(page * PAGE, 7).unwrap());
+    drop_entries(&map, 0..PAGES);
+    assert_eq!(take(&map), stored);
+    assert_eq!(take(&map), vec![]);
+    // Loaded again before it is asked for.
+    load_all(&map);
+    stored.iter().for_each(|page| map.store(page * PAGE, 8).unwrap());
+    drop_entries(&map, 0..PAGES);
+    load_all(&map);
+    assert_eq!(take(&map), stored);
+    load_all(&map);
+    drop_entries(&map, 0..PAGES);
+    load_all(&map);
+    assert_eq!(take(&map), vec![], "what was dropped had not been stored to");
+}
+
+#[test]
+fn each_mapping_has_its_own_tracking() {
+    let (_volume, pager, file) = world_of(16);
+    let maps = [
+        map(&pager, &file, 16),
+        Arc::new(pager.map(&file, 0..16 * PAGE).unwrap()),
+        map(&pager, &file, 16),
+        Arc::new(pager.map_with(&file, 4 * PAGE..16 * PAGE, &asynchronous()).unwrap()),
+    ];
+    maps.iter().for_each(|map| load_all(map));
+    maps[0].store(PAGE, 1).unwrap();
+    maps[1].store(2 * PAGE, 1).unwrap();
+    maps[3].store(3 * PAGE, 1).unwrap();
+    let dirty: Vec<_> = maps.iter().map(|map| take(map)).collect();
+    assert_eq!(dirty, [vec![1], vec![2], vec![], vec![3]]);
+    file.punch_hole(0, 16 * PAGE).unwrap();
+    assert!(maps.iter().all(|map| map.load(PAGE).unwrap() == 0));
+    maps[1].store(PAGE, 5).unwrap();
+    maps[2].store(8 * PAGE, 5).unwrap();
+    assert!(maps[..3].iter().all(|map| map.load(PAGE).unwrap() == 5));
+    assert!(maps[..3].iter().all(|map| map.load(8 * PAGE).unwrap() == 5));
+    let dirty: Vec<_> = maps.iter().map(|map| take(map)).collect();
+    assert_eq!(dirty, [vec![], vec![1], vec![8], vec![]]);
+}
+
+/// Threads that sleep in a fault on zeros are woken when a block of the device comes under them, which is watched by another
+/// userfaultfd; and the other way about.
+#[test]
+fn nobody_sleeps_on_while_ranges_change_hands() {
+    let (volume, pager, _) = world_of(64);
+    let file = volume.create("changing").unwrap();
+    file.truncate(8 * PAGE).unwrap();
+    let map = map(&pager, &file, 8);
+    let stop = Arc::new(AtomicBool::new(false));
+    let tasks: Vec<_> = (0..4u64)
+        .map(|thread| {
+            let (map, stop) = (map.clone(), stop.clone());
+            spawn(move || {
+                let mut done = 0u64;
+                while done == 0 || !stop.load(Ordering::Relaxed) {
+                    let at = (done + thread) % 8 * PAGE + thread * 8;
+                    map.load(at).unwrap();
+                    map.store(at, done).unwrap();
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect();
+    for round in 0..300 {
+        file.punch_hole(round % 8 * PAGE, 3 * PAGE).unwrap();
+        std::thread::yield_now();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        assert!(task.join("a thread that loads and stores").unwrap() > 0);
+    }
+}
+
+/// Counts a thread that has ended.
+struct End(Arc<AtomicU64>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Writers count up in their words, while another thread collects, and notes what it sees in the pages that are reported. When all
+/// is done and collected once more, it has seen the last of each word: no store was lost. `disturb` takes entries away.
+fn nothing_is_lost(pager: &Pager, file: &File, pages: u64, stores: u64, disturb: impl Fn(&Mapping, u64)) {
+    const WRITERS: u64 = 2;
+    let map = map(pager, file, pages);
+    let written = Arc::new(AtomicU64::new(0));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (map, written) = (map.clone(), written.clone());
+            spawn(move || {
+                let mut state = 0x9e37_79b9 + writer;
+                // Counted also if it panics.
+                let _end = End(written);
+                for count in 1..=stores {
+                    state = u64::wrapping_add(state.wrapping_mul(6_364_136_223_846_793_005), 1);
+                    let page = (state >> 33) % pages;
+                    if count % 3 == 0 {
+                        map.load(page * PAGE).unwrap();
+                    }
+                    map.store(page * PAGE + writer * 8, count).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut seen = vec![[0; WRITERS as usize]; pages as usize];
+    let mut collect = || {
+        for page in take(&map) {
+            seen[page as usize] = std::array::from_fn(|writer| map.load(page * PAGE + writer as u64 * 8).unwrap());
+        }
+    };
+    collect();
+    let mut rounds = 0;
+    while written.load(Ordering::Acquire) < WRITERS {
+        disturb(&map, rounds);
+        collect();
+        rounds += 1;
+    }
+    writers.iter().for_each(|writer| writer.join("a writer").unwrap());
+    collect();
+    println!("{rounds} collections beside {} stores; {:?}", WRITERS * stores, pager.stats());
+    for (page, seen) in (0..).zip(&seen) {
+        let last: [u64; WRITERS as usize] =
+            std::array::from_fn(|writer| map.load(page * PAGE + writer as u64 * 8).unwrap());
+        assert_eq!(*seen, last, "page {page}: collected, and what is there");
+    }
+    assert!(rounds > 10);
+}
+
+#[test]
+fn no_store_is_lost_while_collecting() {
+    let (_volume, pager, file) = world_of(256);
+    file.zero_range(0, 256 * PAGE, false).unwrap();
+    nothing_is_lost(&pager, &file, 256, 60_000, |_, _| {});
+}
+
+#[test]
+fn no_store_is_lost_while_entries_are_taken_away() {
+    let (_volume, pager, file) = world_of(256);
+    file.zero_range(0, 256 * PAGE, false).unwrap();
+    nothing_is_lost(&pager, &file, 256, 60_000, |map, round| {
+        let page = round * 37 % 200;
+        if round % 2 == 0 {
+            drop_entries(map, page..page + 50);
+        } else {
+            // The last page is zapped each time: the tail behind the new end is zeroed, where nobody stores.
+            file.truncate(255 * PAGE + 64).unwrap();
+            file.truncate(256 * PAGE).unwrap();
+        }
+    });
+}
+
+#[test]
+fn no_store_is_lost_while_address_ranges_are_short() {
+    const PAGES: u64 = 64;
+    let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(24).start().unwrap();
+    let file = fragmented(&volume, PAGES);
+    file.zero_range(0, PAGES * PAGE, false).unwrap();
+    nothing_is_lost(&pager, &file, PAGES, 6_000, |_, _| std::thread::yield_now());
+    assert!(pager.stats().evictions > 10);
+}
+
+/// One step for the kernel, so a store that comes during a collection is in it or in the next. Taken in two
+/// steps, it is in neither.
+fn store_while_collecting(world: &mut World) -> Verdict {
+    let file = world.file("file", 2, 1);
+    let map = map(world.pager(), &file, 2);
+    load_all(&map);
+    map.store(0, 1).unwrap();
+    let parked = world.park.at_page(Point::Collecting, 0);
+    let collect = spawn({
+        let map = map.clone();
+        move || take(&map)
+    });
+    // Only the broken one comes here.
+    let _ = parked.caught_within(WATCH);
+    map.store(PAGE, 2).unwrap();
+    parked.release();
+    let first = collect.join("take_dirty")?;
+    let second = take(&map);
+    check(first == [0], || format!("a store before take_dirty is not in it: {first:?}"))?;
+    check(second == [1], || format!("a store during take_dirty is in neither: {second:?}"))
+}
+
+rule_test!(taken_and_protected_in_one_step, Rule::ForgetBeforeProtect, 2, store_while_collecting);
+
+/// The mark that the pager sets is not what says that a page is dirty.
+#[test]
+fn the_page_table_is_the_record() {
+    let mut world = World::new(8, None);
+    world.volume.sabotage(Rule::MarkDirty, true);
+    let file = world.file("file", 4, 1);
+    let map = map(world.pager(), &file, 4);
+    map.load(PAGE).unwrap();
+    (0..2).for_each(|page| map.store(page * PAGE, 7).unwrap());
+    assert_eq!(take(&map), vec![0, 1]);
+    (0..2).for_each(|page| map.store(page * PAGE, 8).unwrap());
+    drop_entries(&map, 0..4);
+    assert_eq!(take(&map), vec![0, 1]);
+    drop(map);
+    drop(world.pager.take());
+}
+
+#[test]
+fn a_pager_that_ends_leaves_sigbus() {
+    let (_volume, pager, file) = world_of(8);
+    let map = map(&pager, &file, 8);
+    load_all(&map);
+    pager.shutdown().unwrap();
+    assert!(is_bus(&map.load(0)));
+    assert!(map.take_dirty().is_err());
+}
