@@ -8,7 +8,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::*;
-use daxpager::{Device, Error, ExtentKind, Pager, Volume};
+use daxpager::{Device, Error, ExtentKind, MapOptions, Pager, Tracking, Volume};
 
 const HUGE: u64 = 2 << 20;
 
@@ -124,4 +124,34 @@ fn sizes_are_multiples_of_a_huge_page() {
     assert_eq!(error, Error::DeviceNotWholeBlocks { bytes: HUGE + 4096, block_bytes: HUGE });
     let error = Device::open(&path, 4096).unwrap_err();
     assert_eq!(error, Error::DeviceSize { bytes: 4096, block_bytes: HUGE });
+}
+
+#[test]
+fn stores_tracked_by_the_kernel() {
+    let Some(dir) = HugeDir::new("asynchronous") else { return };
+    let volume = Volume::format(Device::open(dir.path.join("device"), 6 * HUGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    let a = volume.create("a").unwrap();
+    a.write_at(&[7; 8], 0).unwrap();
+    a.write_at(&[7; 8], 2 * HUGE).unwrap();
+    a.truncate(4 * HUGE).unwrap();
+    let map = pager.map_with(&a, 0..4 * HUGE, &MapOptions::new().tracking(Tracking::Asynchronous)).unwrap();
+    let load_all = || (0..4).for_each(|page| assert!(map.load(page * HUGE).is_ok()));
+    load_all();
+    assert_eq!(map.take_dirty(), Ok(vec![]));
+    map.store(2 * HUGE + 8, 1).unwrap();
+    map.store(3 * HUGE, 1).unwrap();
+    assert_eq!(map.take_dirty(), Ok(vec![2 * HUGE..4 * HUGE]));
+    load_all();
+    assert_eq!(map.take_dirty(), Ok(vec![]));
+    map.store(0, 1).unwrap();
+    map.store(3 * HUGE, 2).unwrap();
+    // The tail of page 3 is zapped, and its start is kept.
+    a.truncate(3 * HUGE + 100).unwrap();
+    a.punch_hole(0, HUGE).unwrap();
+    assert_eq!(map.take_dirty(), Ok(vec![3 * HUGE..4 * HUGE]));
+    load_all();
+    a.truncate(2 * HUGE + 100).unwrap();
+    assert_eq!(map.take_dirty(), Ok(vec![]));
+    assert_eq!(pager.stats().faults_of(daxpager::Kind::WriteProtect), 1, "the store to zeros alone");
 }

@@ -7,7 +7,7 @@
 //! a moment of its own choice. There, and everywhere else too, a plain array says what ought to be.
 //!
 //! Populating and advising change nothing that is compared; what has been stored through the first mapping must be among its
-//! dirty ranges, under exact tracking and under coarse.
+//! dirty ranges, under each kind of tracking.
 //!
 //! `DAXPAGER_ORACLE_STEPS` says how many steps, 20,000 unless set; `DAXPAGER_ORACLE_DIR` where the real
 //! file is put, if the build directory is on neither ext4 nor XFS.
@@ -509,5 +509,46 @@ fn agrees_with_the_kernel_in_the_faulting_thread_of_the_fake() {
     let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
     let pager = Pager::builder().start_on_fake(&fake).unwrap();
     run(&FakeCpu(fake), &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "fake-direct");
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
+}
+
+/// The same with stores that the kernel lets through by itself.
+#[test]
+fn agrees_with_the_kernel_when_it_tracks_stores_itself() {
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, &MapOptions::new().tracking(Tracking::Asynchronous), "asynchronous");
+}
+
+/// With too few address ranges besides.
+#[test]
+fn agrees_with_the_kernel_when_it_tracks_stores_itself_and_ranges_are_given_up() {
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().address_ranges_max(1).gather_blocks().start().unwrap();
+    run(&RealCpu, &volume, &pager, &MapOptions::new().tracking(Tracking::Asynchronous), "asynchronous-short");
+    assert!(pager.stats().evictions > 0, "address ranges were never short");
+}
+
+/// On the fake page table.
+#[test]
+fn agrees_with_the_kernel_when_the_fake_tracks_stores() {
+    let fake = FakePageTable::new();
+    let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
+    let pager = Pager::builder().start_on_fake(&fake).unwrap();
+    run(&FakeCpu(fake), &volume, &pager, &MapOptions::new().tracking(Tracking::Asynchronous), "asynchronous-fake");
+}
+
+/// And where the threads resolve what faults are left, on both.
+#[test]
+fn agrees_with_the_kernel_when_it_tracks_the_stores_of_faulting_threads() {
+    let options = MapOptions::new().resolve(Resolve::FaultingThread).tracking(Tracking::Asynchronous);
+    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, &options, "asynchronous-direct");
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
+    let fake = FakePageTable::new();
+    let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
+    let pager = Pager::builder().start_on_fake(&fake).unwrap();
+    run(&FakeCpu(fake), &volume, &pager, &options, "asynchronous-fake-direct");
     assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }
