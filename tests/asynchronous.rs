@@ -13,14 +13,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::*;
 use daxpager::probe::Point;
 use daxpager::sabotage::Rule;
-use daxpager::{Device, File, Kind, MapOptions, Mapping, Pager, Tracking, Volume};
+use daxpager::{Access, Advice, Device, File, Kind, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
 
 fn asynchronous() -> MapOptions {
     MapOptions::new().tracking(Tracking::Asynchronous)
 }
 
 fn map(pager: &Pager, file: &File, pages: u64) -> Arc<Mapping> {
-    Arc::new(pager.map_with(file, 0..pages * PAGE, &asynchronous()).unwrap())
+    map_with(pager, file, pages, Resolve::PagerThread)
+}
+
+fn map_with(pager: &Pager, file: &File, pages: u64, resolve: Resolve) -> Arc<Mapping> {
+    Arc::new(pager.map_with(file, 0..pages * PAGE, &asynchronous().resolve(resolve)).unwrap())
 }
 
 /// The pages that are dirty, taken.
@@ -107,6 +111,63 @@ fn the_pager_hears_of_no_store_to_what_is_loaded() {
     load_all(&exact);
     (0..64).for_each(|page| exact.store(page * PAGE, 7).unwrap());
     assert_eq!(pager.stats().faults_of(Kind::WriteProtect), 64);
+}
+
+/// Faults are left only for what has no entry, and those are resolved in their threads.
+#[test]
+fn faulting_threads_resolve_what_is_left() {
+    let (_volume, pager, file) = world_of(64);
+    let map = map_with(&pager, &file, 64, Resolve::FaultingThread);
+    load_all(&map);
+    assert!(pager.stats().in_thread > 0);
+    let before = pager.stats();
+    for _ in 0..3 {
+        (0..64).for_each(|page| map.store(page * PAGE, 7).unwrap());
+        assert_eq!(take(&map), (0..64).collect::<Vec<_>>());
+    }
+    assert_eq!(pager.stats().all_faults(), before.all_faults());
+    map.store(9 * PAGE, 8).unwrap();
+    // What has become of an entry is looked up by a worker: a signal handler takes no lock for it.
+    drop_entries(&map, 8..11);
+    load_all(&map);
+    assert!(pager.stats().handed_over > before.handed_over);
+    assert_eq!(take(&map), vec![9]);
+    drop_entries(&map, 8..11);
+    map.store(8 * PAGE, 8).unwrap();
+    assert_eq!(take(&map), vec![8]);
+    assert_eq!(map.compare_exchange(8 * PAGE, 8, 9), Ok(8));
+    map.advise(0..64 * PAGE, Advice::DontNeed).unwrap();
+    load_all(&map);
+    assert_eq!(take(&map), vec![8]);
+}
+
+/// What is installed along with a page, by a fault or by populate, is not dirty until it is stored to.
+#[test]
+fn neighbours_are_write_protected() {
+    const PAGES: u64 = 2048;
+    let (_volume, pager, file) = world_of(PAGES);
+    for resolve in [Resolve::PagerThread, Resolve::FaultingThread] {
+        let map = map_with(&pager, &file, PAGES, resolve);
+        map.load((PAGES - 1) * PAGE).unwrap();
+        let before = pager.stats();
+        (0..100).for_each(|page| map.store(page * PAGE, 7).unwrap());
+        assert!(pager.stats().installs - before.installs > 100, "neighbours were installed");
+        assert_eq!(take(&map), (0..100).collect::<Vec<_>>());
+        (100..PAGES).for_each(|page| map.store(page * PAGE, 7).unwrap());
+        let taken = pager.stats().all_faults() - before.all_faults();
+        assert!(taken < 40, "{taken} faults");
+        assert_eq!(take(&map), (100..PAGES).collect::<Vec<_>>());
+        map.store(5 * PAGE, 7).unwrap();
+        map.advise(0..64 * PAGE, Advice::DontNeed).unwrap();
+        map.populate(0..PAGES * PAGE, Access::Load).unwrap();
+        drop_entries(&map, 64..128);
+        map.populate(0..PAGES * PAGE, Access::Load).unwrap();
+        map.store(70 * PAGE, 7).unwrap();
+        assert_eq!(take(&map), vec![5, 70]);
+        map.advise(0..64 * PAGE, Advice::DontNeed).unwrap();
+        map.populate(16 * PAGE..32 * PAGE, Access::Store).unwrap();
+        assert_eq!(take(&map), (16..32).collect::<Vec<_>>());
+    }
 }
 
 #[test]
@@ -312,9 +373,19 @@ impl Drop for End {
 
 /// Writers count up in their words, while another thread collects, and notes what it sees in the pages that are reported. When all
 /// is done and collected once more, it has seen the last of each word: no store was lost. `disturb` takes entries away.
+/// In turn with faults that the pager resolves, and with faults that the writers do.
 fn nothing_is_lost(pager: &Pager, file: &File, pages: u64, stores: u64, disturb: impl Fn(&Mapping, u64)) {
+    for resolve in [Resolve::PagerThread, Resolve::FaultingThread] {
+        file.zero_range(0, pages * PAGE, false).unwrap();
+        nothing_is_lost_from(&map_with(pager, file, pages, resolve), stores, &disturb);
+        println!("{resolve:?}: {:?}", pager.stats());
+    }
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
+}
+
+fn nothing_is_lost_from(map: &Arc<Mapping>, stores: u64, disturb: impl Fn(&Mapping, u64)) {
     const WRITERS: u64 = 2;
-    let map = map(pager, file, pages);
+    let pages = map.len() / PAGE;
     let written = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| {
@@ -336,20 +407,20 @@ fn nothing_is_lost(pager: &Pager, file: &File, pages: u64, stores: u64, disturb:
         .collect();
     let mut seen = vec![[0; WRITERS as usize]; pages as usize];
     let mut collect = || {
-        for page in take(&map) {
+        for page in take(map) {
             seen[page as usize] = std::array::from_fn(|writer| map.load(page * PAGE + writer as u64 * 8).unwrap());
         }
     };
     collect();
     let mut rounds = 0;
     while written.load(Ordering::Acquire) < WRITERS {
-        disturb(&map, rounds);
+        disturb(map, rounds);
         collect();
         rounds += 1;
     }
     writers.iter().for_each(|writer| writer.join("a writer").unwrap());
     collect();
-    println!("{rounds} collections beside {} stores; {:?}", WRITERS * stores, pager.stats());
+    println!("{rounds} collections beside {} stores", WRITERS * stores);
     for (page, seen) in (0..).zip(&seen) {
         let last: [u64; WRITERS as usize] =
             std::array::from_fn(|writer| map.load(page * PAGE + writer as u64 * 8).unwrap());
@@ -361,22 +432,24 @@ fn nothing_is_lost(pager: &Pager, file: &File, pages: u64, stores: u64, disturb:
 #[test]
 fn no_store_is_lost_while_collecting() {
     let (_volume, pager, file) = world_of(256);
-    file.zero_range(0, 256 * PAGE, false).unwrap();
     nothing_is_lost(&pager, &file, 256, 60_000, |_, _| {});
 }
 
 #[test]
 fn no_store_is_lost_while_entries_are_taken_away() {
     let (_volume, pager, file) = world_of(256);
-    file.zero_range(0, 256 * PAGE, false).unwrap();
     nothing_is_lost(&pager, &file, 256, 60_000, |map, round| {
         let page = round * 37 % 200;
-        if round % 2 == 0 {
-            drop_entries(map, page..page + 50);
-        } else {
+        let bytes = page * PAGE..(page + 50) * PAGE;
+        match round % 4 {
+            0 => drop_entries(map, page..page + 50),
+            1 => map.advise(bytes, Advice::DontNeed).unwrap(),
+            2 => map.populate(bytes, Access::Load).unwrap(),
             // The last page is zapped each time: the tail behind the new end is zeroed, where nobody stores.
-            file.truncate(255 * PAGE + 64).unwrap();
-            file.truncate(256 * PAGE).unwrap();
+            _ => {
+                file.truncate(255 * PAGE + 64).unwrap();
+                file.truncate(256 * PAGE).unwrap();
+            }
         }
     });
 }
@@ -387,7 +460,6 @@ fn no_store_is_lost_while_address_ranges_are_short() {
     let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
     let pager = Pager::builder().address_ranges_max(24).start().unwrap();
     let file = fragmented(&volume, PAGES);
-    file.zero_range(0, PAGES * PAGE, false).unwrap();
     nothing_is_lost(&pager, &file, PAGES, 6_000, |_, _| std::thread::yield_now());
     assert!(pager.stats().evictions > 10);
 }

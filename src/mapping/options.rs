@@ -38,8 +38,9 @@ pub enum Tracking {
     /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
     Coarse,
     /// By the kernel, in the page table, with no fault that reaches the pager: the first store to a page that has been
-    /// loaded costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that
-    /// have not been touched, are faults as ever. For who asks for dirty ranges now and then, and has no use for being
+    /// installed costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that
+    /// have not been touched, are faults as ever; sequential ones to blocks that there are install their neighbours, which
+    /// are not dirty until they are stored to. For who asks for dirty ranges now and then, and has no use for being
     /// told of the first store to each page.
     ///
     /// [`Mapping::take_dirty`](crate::Mapping::take_dirty) promises the same: every store is reported, and a page that has only
