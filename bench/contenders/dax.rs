@@ -13,8 +13,8 @@ use crate::raw::{PAGE, View};
 /// How much is written at a time.
 const CHUNK: usize = 1 << 20;
 
-/// The options in the library's words; the error is what it lacks for them.
-fn asked(options: Options) -> Result<MapOptions, &'static str> {
+/// The options in the library's words.
+fn asked(options: Options) -> MapOptions {
     let resolve = match options.resolve {
         Resolve::PagerThread => daxpager::Resolve::PagerThread,
         Resolve::FaultingThread => daxpager::Resolve::FaultingThread,
@@ -25,19 +25,15 @@ fn asked(options: Options) -> Result<MapOptions, &'static str> {
         Tracking::Asynchronous => daxpager::Tracking::Asynchronous,
     };
     let asked = MapOptions::new().resolve(resolve).tracking(tracking);
-    Ok(options.around.map_or(asked, |bytes| asked.fault_around(bytes)))
+    options.around.map_or(asked, |bytes| asked.fault_around(bytes))
 }
 
 /// Maps a file as the options say.
 pub(crate) fn map(pager: &Pager, file: &File, range: Range<u64>, options: Options) -> anyhow::Result<Mapping> {
-    let options = asked(options).map_err(anyhow::Error::msg)?;
-    Ok(pager.map_with(file, range, &options)?)
+    Ok(pager.map_with(file, range, &asked(options))?)
 }
 
 pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> {
-    if let Err(lack) = asked(options) {
-        return Ok(Outcome::NotAvailable(lack.into()));
-    }
     let measured = match case.work {
         Work::Collect => special::collect(case, options).map(Outcome::Measured),
         Work::Punch | Work::Truncate => special::take_away(case, options).map(Outcome::Measured),

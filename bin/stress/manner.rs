@@ -8,13 +8,18 @@ use fastrand::Rng;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Surplus {
     Nothing,
+    /// Pages whose entries were lost may be among them.
+    Lost,
     Neighbours,
 }
 
 /// Each value by its name on the command line. One line is all that a new one needs.
 const RESOLVES: &[(&str, Resolve)] = &[("pager", Resolve::PagerThread), ("faulting", Resolve::FaultingThread)];
-const TRACKINGS: &[(&str, (Tracking, Surplus))] =
-    &[("exact", (Tracking::Exact, Surplus::Nothing)), ("coarse", (Tracking::Coarse, Surplus::Neighbours))];
+const TRACKINGS: &[(&str, (Tracking, Surplus))] = &[
+    ("exact", (Tracking::Exact, Surplus::Nothing)),
+    ("coarse", (Tracking::Coarse, Surplus::Neighbours)),
+    ("asynchronous", (Tracking::Asynchronous, Surplus::Lost)),
+];
 const AROUNDS: &[(&str, u64)] = &[("off", 0), ("small", 16 << 10), ("default", 2 << 20)];
 
 /// The first of them.

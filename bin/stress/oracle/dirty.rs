@@ -25,7 +25,7 @@ impl Limit {
     /// not about, whoever resolves the faults of that.
     pub(crate) fn of(manner: Manner, late: bool) -> Self {
         match manner.surplus() {
-            Surplus::Neighbours => Limit::None,
+            Surplus::Neighbours | Surplus::Lost => Limit::None,
             Surplus::Nothing if late => Limit::None,
             // The thread is in its fault until it is answered.
             Surplus::Nothing if manner.is_direct() => Limit::SinceCollected,
