@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::mapping::options::Resolve;
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Kind, Latencies};
 use crate::policy::Fault;
@@ -38,6 +39,13 @@ pub(crate) struct Handed {
     pub(crate) read_at: Option<std::time::Instant>,
     /// Its thread was to resolve it, and waits for the answer to this.
     pub(crate) ticket: Option<Ticket>,
+}
+
+impl Handed {
+    /// In which way its thread waits.
+    pub(crate) fn way(&self) -> Resolve {
+        if self.ticket.is_some() { Resolve::FaultingThread } else { Resolve::PagerThread }
+    }
 }
 
 const LATEST_SLOTS: usize = 256;

@@ -20,7 +20,7 @@ impl Resolver for Core {
     fn resolve(&self, fault: &RawFault) -> Option<Verdict> {
         let started = self.latencies.is_some().then(std::time::Instant::now);
         self.tell(Point::FaultTaken, fault, Patience::Try);
-        let looked = catch_unwind(AssertUnwindSafe(|| attempt(self, fault, Patience::Try)));
+        let looked = catch_unwind(AssertUnwindSafe(|| attempt(self, fault, Patience::Try, Resolve::FaultingThread)));
         let verdict = match looked {
             Ok(Attempt::Done) => Verdict::Repeat,
             Ok(Attempt::Sigbus) => Verdict::Sigbus,

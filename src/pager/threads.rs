@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
+use crate::mapping::options::Resolve;
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::policy::Fault;
@@ -73,7 +74,10 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     let read_at = core.latencies.is_some().then(Instant::now);
     core.tell(Point::FaultRead, &fault, Patience::Try);
     let losing = core.losers.is_losing(fault.tid, fault.addr);
-    let answer = if core.reader_answers && !losing { attempt(core, &fault, patience(core)) } else { Attempt::Busy };
+    let answer = match core.reader_answers && !losing {
+        true => attempt(core, &fault, patience(core), Resolve::PagerThread),
+        false => Attempt::Busy,
+    };
     match answer {
         Attempt::Done => record(core, kind, read_at),
         Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) | Attempt::InTheWay => {

@@ -27,6 +27,7 @@ mod refuse;
 
 use nix::errno::Errno;
 
+use crate::mapping::options::Resolve;
 use crate::pager::core::{Age, Core, Handed};
 use crate::pager::regions::{Region, Regions};
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
@@ -115,7 +116,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
     }
     for _ in 0..ROUNDS_PER_TURN {
         core.stats.add(&core.stats.rounds);
-        let need = match attempt(core, &raw, Patience::Wait) {
+        let need = match attempt(core, &raw, Patience::Wait, handed.way()) {
             Attempt::Done => return Served::Done,
             Attempt::Sigbus => return Served::Sigbus,
             Attempt::Prepare(need) => need,
@@ -187,13 +188,18 @@ fn grant_grace(core: &Core, raw: &RawFault) {
     }
 }
 
-/// Looks at a fault once, and answers it if nothing has to be prepared.
-pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience) -> Attempt {
+/// Looks at a fault once, and answers it if nothing has to be prepared. `way` is how its thread waits.
+pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Resolve) -> Attempt {
     let Some(regions) = lock_regions(core, patience) else { return Attempt::Busy };
     let Some(region) = regions.find(raw.addr) else {
         return stranger(core, raw);
     };
     let (inode, window) = (&*region.inode, &*region.window);
+    if window.options.resolve != way {
+        // Late: its mapping has gone, and the one at its address now takes its faults in the other way. An answer meant for
+        // threads that wait in this one would be for nobody there.
+        return stranger(core, raw);
+    }
     let page = window.page_at(raw.addr);
     let size_seen = size_before_lock(inode, page);
     let Some(shared) = lock_space(inode, patience) else { return Attempt::Busy };
