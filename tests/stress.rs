@@ -51,15 +51,42 @@ fn faults_put_in_change_nothing() {
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
 }
 
+/// Everything that is drawn for each mapping, each value for all of them.
+#[test]
+fn what_mappings_are_is_pinned() {
+    for args in [
+        "--scenario all --resolve faulting --tracking coarse --fault-around default --seconds 7 --mix-seconds 1 --seed 21",
+        "--resolve faulting --tracking exact --fault-around off --inject all --seconds 2 --mix-seconds 1 --seed 31",
+        "--resolve pager --tracking coarse --fault-around small --inject all --seconds 2 --mix-seconds 1 --seed 41",
+    ] {
+        let output = stress(args);
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{args}: {text}{}", stderr(&output));
+        let pins: Vec<&str> = args.split_whitespace().collect();
+        let value = |name: &str| pins[pins.iter().position(|arg| *arg == name).unwrap() + 1];
+        let (resolve, tracking) = (value("--resolve"), value("--tracking"));
+        let told = format!("resolve {resolve}, tracking {tracking}, fault-around {};", value("--fault-around"));
+        assert!(text.contains(&told), "{told}: {text}");
+    }
+}
+
 /// What a person gets who runs into a violation: what it is, where, and how to see it again.
 #[test]
 fn a_violation_is_told_in_full() {
     let (json, page) = (Scratch::new("violation.json"), Scratch::new("violation.html"));
     let files = format!("--json {} --report {}", json.0.display(), page.0.display());
-    let output = stress(&format!("--sabotage zero-new-block --seed 5 --seconds 30 {files}"));
+    let output = stress(&format!("--sabotage zero-new-block --resolve faulting --seed 5 --seconds 30 {files}"));
     assert_eq!(output.status.code(), Some(1), "{}{}", stdout(&output), stderr(&output));
     let text = stdout(&output);
-    for part in ["seed", "expected", "found", "last events", "To run it again", "--sabotage zero-new-block"] {
+    for part in [
+        "seed",
+        "expected",
+        "found",
+        "last events",
+        "To run it again",
+        "--sabotage zero-new-block",
+        "--resolve faulting",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let outcome = std::fs::read_to_string(&json.0).unwrap();
@@ -87,6 +114,9 @@ fn what_is_wrong_is_refused_before_anything_starts() {
         ("--sabotage entropy", "there is no such rule"),
         ("--scenario calm", "calm"),
         ("--inject gremlins", "gremlins"),
+        ("--resolve nobody", "nobody"),
+        ("--tracking loosely", "loosely"),
+        ("--fault-around 7", "--fault-around"),
         ("--seconds 0", "--seconds"),
         ("--ops 0", "--ops"),
         ("--seed x", "--seed"),

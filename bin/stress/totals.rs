@@ -81,6 +81,7 @@ fn counters(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("retries", stats.retries),
         ("sigbus", stats.sigbus),
         ("re-points", stats.repoints),
+        ("in their threads", stats.in_thread),
         ("handed over", stats.handed_over),
         ("rounds", stats.rounds),
         ("graces", stats.graces),
