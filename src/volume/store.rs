@@ -14,7 +14,7 @@ use crate::volume::allocator::Allocator;
 use crate::volume::inode::{Inode, Wanted};
 
 /// How often, and how long apart, blocks in transit are waited for.
-const TRANSIT_TRIES: u32 = 1000;
+const TRANSIT_TRIES: u32 = 10_000;
 const TRANSIT_BACK_OFF: Duration = Duration::from_micros(50);
 
 /// What is allocated ahead of a store is no more than one of so many blocks that are free.
@@ -93,7 +93,7 @@ impl Store {
 
     /// Runs of `want` blocks in all, with memory behind them, whatever they hold. All or nothing.
     ///
-    /// Blocks that are on their way are waited for, a tenth of a second at most: a volume is not full while a
+    /// Blocks that are on their way are waited for, a second or so at most: a volume is not full while a
     /// punch that has been seen has yet to free its blocks. Their holders wait for nobody who allocates.
     ///
     /// Blocks that other files have allocated ahead of stores are given back first: the caller holds no L2.

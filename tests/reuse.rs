@@ -1,0 +1,63 @@
+//! Rule 7, by its race: an address that is given out again. In a process of its own, one test at a time: the address must
+//! not go to anybody else meanwhile.
+
+mod common;
+#[path = "common/interrupted.rs"]
+mod interrupted;
+
+use std::sync::{Mutex, PoisonError};
+
+use common::*;
+use daxpager::probe::Point;
+use daxpager::sabotage::Rule;
+
+const B: u8 = 0xbb;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A fault of a mapping that is gone must not land in what is mapped at its address now.
+///
+/// ```text
+/// load through the old mapping              unmap, and map another file
+///   a hole: zeros (parked)
+///                                             the same address
+///   install zeros: over a page that
+///   has bytes
+/// ```
+fn late_install(world: &mut World) -> Verdict {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let a = world.volume.create("a").unwrap();
+    a.truncate(PAGE).unwrap();
+    let b = world.file("b", 1, B);
+    let old = world.map(&a, 1);
+    let at = old.as_ptr();
+    let parked = world.park.at_page(Point::Decided, 0);
+    // The mapping is dropped under this load, so it must not be repeated before the new one is there: once
+    // its fault is parked, the thread is held in a signal handler.
+    let load = interrupted::load(at as usize);
+    parked.wait();
+    load.interrupt();
+    let swap = spawn({
+        let pager = world.pager.take().unwrap();
+        move || {
+            drop(old);
+            let new = pager.map(&b, 0..PAGE).unwrap();
+            (pager, new)
+        }
+    });
+    let swapped = swap.within(WATCH);
+    let answered = world.park.at_page(Point::Answered, 0);
+    parked.release();
+    answered.wait();
+    answered.release();
+    let (pager, new) = match swapped {
+        Some(swapped) => swapped,
+        None => swap.join("the unmap")?,
+    };
+    check(new.as_ptr() == at, || "the address was not used again: the test proves nothing".to_owned())?;
+    world.pager = Some(pager);
+    let loaded = new.load(0);
+    load.finish()?;
+    check(loaded == Ok(u64::from_ne_bytes([B; 8])), || format!("the new mapping shows {loaded:x?}"))
+}
+rule_test!(no_late_install_after_unmap, Rule::UnmapUnderLock, 2, late_install);
