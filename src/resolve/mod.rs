@@ -178,10 +178,10 @@ fn short_of_memory(handed: Handed) -> Served {
 fn grant_grace(core: &Core, raw: &RawFault) {
     let found = {
         let regions = core.regions.read();
-        regions.find(raw.addr).map(|region| (region.inode.clone(), region.window.page_at(raw.addr)))
+        regions.find(raw.addr).map(|region| (region.inode.clone(), region.window.clone()))
     };
-    if let Some((inode, page)) = found
-        && let Some(grace) = Grace::new(&core.table, raw.tid, page)
+    if let Some((inode, window)) = found
+        && let Some(grace) = Grace::new(&window.table, raw.tid, window.page_at(raw.addr))
     {
         core.stats.add(&core.stats.graces);
         inode.grant(grace);
