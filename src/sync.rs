@@ -19,8 +19,8 @@ use real as chosen;
 #[cfg(feature = "fake")]
 pub(crate) use chosen::Condvar;
 pub(crate) use chosen::{
-    AtomicBool, AtomicU64, Deadline, Mutex, MutexGuard, Queue, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off,
-    step, thread,
+    AtomicBool, AtomicU64, Deadline, Mutex, MutexGuard, Queue, RwLock, RwLockReadGuard, RwLockWriteGuard, TRIES,
+    back_off, pause, step, thread,
 };
 #[cfg(feature = "shuttle")]
 pub(crate) use model::RwLockPeek;

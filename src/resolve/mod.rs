@@ -257,7 +257,14 @@ pub(crate) fn lock_regions(core: &Core, patience: Patience) -> Option<RwLockRead
 fn lock_space(inode: &Inode, patience: Patience) -> Option<Shared<'_>> {
     match patience {
         Patience::Wait => Some(inode.space.shared()),
-        Patience::Try => inode.space.try_shared(),
+        // A change holds it for some microseconds, most of the time; a hand-over takes two wake-ups. Tried for a moment and no
+        // longer: whoever holds it may be waiting for this thread, or need its CPU.
+        Patience::Try => (0..sync::TRIES).find_map(|round| {
+            if round > 0 {
+                sync::pause();
+            }
+            inode.space.try_shared()
+        }),
     }
 }
 

@@ -278,6 +278,14 @@ impl<T> Queue<T> {
     }
 }
 
+/// More would make schedules longer, and show nothing that two do not.
+pub(crate) const TRIES: u32 = 2;
+
+/// See `real`.
+pub(crate) fn pause() {
+    thread::yield_now();
+}
+
 /// There is no time here: everybody else may run.
 pub(crate) fn back_off(_: Duration) {
     thread::yield_now();

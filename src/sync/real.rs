@@ -42,6 +42,14 @@ impl<T> Queue<T> {
     }
 }
 
+/// How often something is tried that will be free in a moment: some tens of microseconds in all.
+pub(crate) const TRIES: u32 = 192;
+
+/// Between two tries.
+pub(crate) fn pause() {
+    (0..16).for_each(|_| std::hint::spin_loop());
+}
+
 /// Gives other threads `time` to run. Only for back-off: nothing may depend on its length.
 pub(crate) fn back_off(time: Duration) {
     thread::sleep(time);
