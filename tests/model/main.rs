@@ -9,7 +9,7 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use daxpager::{MapOptions, Resolve};
+use daxpager::{MapOptions, Resolve, Tracking};
 use hunt::{How, unbroken};
 use scenarios::{ALL, REFUSED, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
@@ -39,15 +39,32 @@ fn every_schedule_is_fine() {
     println!("{total} schedules in {:.1?}", start.elapsed());
 }
 
-/// The same where threads resolve their own faults. Not the two scenarios that are about messages.
+/// The same where threads resolve their own faults, with stores tracked in each way. Not the two scenarios that are about
+/// messages.
 #[test]
 fn every_schedule_is_fine_in_the_faulting_thread() {
-    let (start, mut total) = (Instant::now(), 0);
     let options = MapOptions::new().resolve(Resolve::FaultingThread);
+    every_scenario(options, schedules());
+    for tracking in [Tracking::Coarse, Tracking::Asynchronous] {
+        every_scenario(options.tracking(tracking), schedules() / 5);
+    }
+}
+
+/// And where the pager resolves them, with the other ways to track stores.
+#[test]
+fn every_schedule_is_fine_with_other_tracking() {
+    for tracking in [Tracking::Coarse, Tracking::Asynchronous] {
+        every_scenario(MapOptions::new().tracking(tracking), schedules() / 5);
+    }
+}
+
+fn every_scenario(options: MapOptions, schedules: usize) {
+    let (start, mut total) = (Instant::now(), 0);
+    println!("{options:?}");
     for scenario in ALL.iter().filter(|scenario| !["moved", "slow reader"].contains(&scenario.name)) {
         let runs = [How::Random, How::Pct].map(|how| {
             let start = Instant::now();
-            total += with_options(options, || unbroken(how.scheduler(SEED, schedules()), scenario));
+            total += with_options(options, || unbroken(how.scheduler(SEED, schedules), scenario));
             format!("{how:?} {:.1?}", start.elapsed())
         });
         println!("{:12} {}", scenario.name, runs.join(", "));
