@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use common::*;
 use daxpager::probe::Point;
 use daxpager::sabotage::Rule;
+use daxpager::{MapOptions, Resolve};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 
 const B: u8 = 0xbb;
 
@@ -61,3 +63,41 @@ fn late_install(world: &mut World) -> Verdict {
     check(loaded == Ok(u64::from_ne_bytes([B; 8])), || format!("the new mapping shows {loaded:x?}"))
 }
 rule_test!(no_late_install_after_unmap, Rule::UnmapUnderLock, 2, late_install);
+
+/// A message is served late, when its mapping has gone and one whose threads resolve their own faults is at its address: it
+/// is nobody's, and no pager dies of it.
+///
+/// ```text
+/// reader                                            others
+///   reads a message (parked)
+///                                                     unmap; map at the same address, in the other way
+///   the page is past the end: SIGBUS, for a thread
+///   that waits at a slot; there is none
+/// ```
+#[test]
+fn a_late_message_is_not_for_a_mapping_that_has_none() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = World::with_reader(16, None, true);
+    let file = world.volume.create("a").unwrap();
+    let first = world.map(&file, 4);
+    let at = first.as_ptr() as usize;
+    let read = world.park.at(Point::FaultRead, |_| true);
+    // As a thread that does not know that the mapping is about to go: an error where an instruction would end the process.
+    let late = spawn(move || {
+        let mut word = [0; 8];
+        let from = [RemoteIoVec { base: at, len: 8 }];
+        process_vm_readv(nix::unistd::getpid(), &mut [std::io::IoSliceMut::new(&mut word)], &from)
+    });
+    read.wait();
+    drop(first);
+    let second = world.map_with(&file, 4, &MapOptions::new().resolve(Resolve::FaultingThread));
+    assert_eq!(second.as_ptr() as usize, at, "the kernel gives out the addresses of the last mapping first");
+    read.release();
+    assert_eq!(late.join("a load whose mapping has gone"), Ok(Err(nix::Error::EFAULT)));
+    until("the late message", || (world.pager().stats().strangers > 0).then_some(()));
+    assert!(is_bus(&second.load(0)));
+    file.truncate(PAGE).unwrap();
+    assert_eq!(second.load(0), Ok(0));
+    drop(second);
+    assert_eq!(world.map(&file, 4).load(0), Ok(0));
+}
