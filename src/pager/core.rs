@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::mapping::options::Resolve;
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Kind, Latencies};
-use crate::policy::Fault;
 use crate::probe::{Event, Point, Probe};
 use crate::resolve::losers::Losers;
 use crate::resolve::{Patience, lock_regions};
@@ -232,7 +231,7 @@ impl Core {
     fn hand_on(&self, message: Message, number: u64) {
         match message {
             Message::Fault(fault) => {
-                self.stats.fault(Kind::of(Fault { access: fault.access, kind: fault.kind }));
+                self.stats.fault(Kind::of(&fault));
                 self.hand_over(self.handed(fault, number));
             }
             Message::Moved { from, to, bytes } => self.queue.push(Job::Moved(from, to, bytes)),

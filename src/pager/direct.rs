@@ -4,16 +4,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mapping::options::{MapOptions, Resolve, Tracking};
 use crate::pager::Pager;
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::pager::threads::{message_of, record};
-use crate::policy::Fault;
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt};
-use crate::sync::{Arc, thread};
+use crate::sync::Arc;
 use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verdict, process};
 
 impl Resolver for Core {
@@ -24,7 +23,7 @@ impl Resolver for Core {
         let verdict = match looked {
             Ok(Attempt::Done) => Verdict::Repeat,
             Ok(Attempt::Sigbus) => Verdict::Sigbus,
-            Ok(Attempt::Again | Attempt::Busy | Attempt::NoMemory | Attempt::Prepare(_) | Attempt::InTheWay) => {
+            Ok(Attempt::Again | Attempt::Busy | Attempt::NoMemory | Attempt::Prepare(_)) => {
                 return None;
             }
             Err(panic) => {
@@ -33,7 +32,7 @@ impl Resolver for Core {
                 return None;
             }
         };
-        let kind = Kind::of(Fault { access: fault.access, kind: fault.kind });
+        let kind = Kind::of(fault);
         self.stats.fault(kind);
         self.stats.add(&self.stats.in_thread);
         record(self, kind, started);
@@ -92,11 +91,8 @@ impl Pager {
             return Ok(table);
         }
         let table = (self.open_direct)()?;
-        let (core, own) = (self.core.clone(), table.clone());
-        let thread = thread::Builder::new()
-            .name(format!("{}-courier", self.thread_name))
-            .spawn(move || courier(&core, &*own))
-            .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })?;
+        let own = table.clone();
+        let thread = self.spawn("courier", move |core| courier(core, &*own))?;
         *courier_thread = Some(thread);
         self.core.set_direct(table.clone());
         Ok(table)

@@ -191,16 +191,16 @@ impl PagerBuilder {
             workers: Mutex::new(Vec::new()),
             courier: Mutex::new(None),
             open_direct,
-            thread_name: self.thread_name.clone(),
+            thread_name: self.thread_name,
             #[cfg(feature = "sabotage")]
             injecting,
         };
         for worker in 0..self.workers {
-            let thread = pager.spawn(format!("{}-worker-{worker}", self.thread_name), threads::worker)?;
+            let thread = pager.spawn(&format!("worker-{worker}"), threads::worker)?;
             pager.workers.lock().push(thread);
         }
         // Last: when it ends, it waits for a worker.
-        let reader = pager.spawn(format!("{}-reader", self.thread_name), threads::reader)?;
+        let reader = pager.spawn("reader", threads::reader)?;
         *pager.reader.lock() = Some(reader);
         Ok(pager)
     }
@@ -224,10 +224,11 @@ impl Pager {
         }
     }
 
-    fn spawn(&self, name: String, body: fn(&Core)) -> Result<thread::JoinHandle<()>> {
+    /// `part` tells the thread from the pager's others.
+    fn spawn(&self, part: &str, body: impl FnOnce(&Core) + Send + 'static) -> Result<thread::JoinHandle<()>> {
         let core = self.core.clone();
         thread::Builder::new()
-            .name(name)
+            .name(format!("{}-{part}", self.thread_name))
             .spawn(move || body(&core))
             .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })
     }

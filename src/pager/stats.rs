@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::policy::{Access, Fault, FaultKind};
+use crate::policy::{Access, FaultKind};
 use crate::sync::{Ordering, Tally};
-use crate::sys::Calls;
+use crate::sys::{Calls, RawFault};
 
 /// The kinds of fault that are counted apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -39,7 +39,7 @@ impl Kind {
         }
     }
 
-    pub(crate) fn of(fault: Fault) -> Self {
+    pub(crate) fn of(fault: &RawFault) -> Self {
         match (fault.kind, fault.access) {
             (FaultKind::WriteProtect, _) => Kind::WriteProtect,
             (FaultKind::Missing, Access::Load) => Kind::MissingLoad,

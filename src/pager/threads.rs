@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use crate::mapping::options::Resolve;
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
-use crate::policy::Fault;
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, Served, attempt, resolve};
 use crate::sabotage::Rule;
@@ -69,7 +68,7 @@ fn next_messages(core: &Core, messages: &mut Vec<Message>) -> Result<u64, Errno>
 }
 
 fn serve_fault(core: &Core, fault: RawFault, message: u64) {
-    let kind = kind_of(&fault);
+    let kind = Kind::of(&fault);
     core.stats.fault(kind);
     let read_at = core.latencies.is_some().then(Instant::now);
     core.tell(Point::FaultRead, &fault, Patience::Try);
@@ -80,15 +79,11 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     };
     match answer {
         Attempt::Done => record(core, kind, read_at),
-        Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) | Attempt::InTheWay => {
+        Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) => {
             core.hand_over(Handed { losing, read_at, ..core.handed(fault, message) });
         }
         Attempt::Sigbus => unreachable!("only a thread that resolves its own faults is told so"),
     }
-}
-
-fn kind_of(fault: &RawFault) -> Kind {
-    Kind::of(Fault { access: fault.access, kind: fault.kind })
 }
 
 pub(super) fn record(core: &Core, kind: Kind, read_at: Option<Instant>) {
@@ -132,9 +127,9 @@ fn serve_handed(core: &Core, handed: Handed) {
         Served::Sigbus => Verdict::Sigbus,
         Served::Again(again) => return core.queue.push(Job::Fault(again)),
     };
-    record(core, kind_of(&handed.fault), handed.read_at);
+    record(core, Kind::of(&handed.fault), handed.read_at);
     if let (Some(ticket), Some(direct)) = (handed.ticket, core.direct()) {
-        core.stats.fault(kind_of(&handed.fault));
+        core.stats.fault(Kind::of(&handed.fault));
         direct.answer(ticket, verdict);
     }
 }

@@ -152,8 +152,7 @@ impl Answer<'_> {
         if pages.pages() > 1 {
             match shared.install_run(window, pages, protection, mark) {
                 Ok(Filled::Bytes(bytes)) => {
-                    let done = self.inode.page().pages_in(bytes);
-                    core.stats.installs.fetch_add(done, Ordering::Relaxed);
+                    let done = self.counted(core, bytes);
                     self.reach.answered(window, done);
                     return Ok(Outcome::Installed);
                 }
@@ -163,37 +162,47 @@ impl Answer<'_> {
                 Ok(Filled::Nothing(Outcome::Gone | Outcome::Installed)) | Err(_) => {}
             }
         }
-        let outcome = shared.install(window, pages.start, protection, mark)?;
+        self.install_own(core, shared, protection, mark, 0)
+    }
+
+    /// Installs the page that has faulted; so many behind it have been.
+    fn install_own(
+        &self,
+        core: &Core,
+        shared: &Shared<'_>,
+        protection: Protection,
+        mark: bool,
+        behind: u64,
+    ) -> Result<Outcome, Errno> {
+        let outcome = shared.install(self.window, self.reach.pages.start, protection, mark)?;
         if outcome == Outcome::Installed {
             core.stats.add(&core.stats.installs);
-            self.reach.answered(window, 1);
+            self.reach.answered(self.window, 1 + behind);
         }
         Ok(outcome)
+    }
+
+    /// The pages of a run that has been installed, counted.
+    fn counted(&self, core: &Core, bytes: u64) -> u64 {
+        let done = self.inode.page().pages_in(bytes);
+        core.stats.installs.fetch_add(done, Ordering::Relaxed);
+        done
     }
 
     /// Installs the page that has faulted for its store, and those behind it write-protected: the kernel lets the first
     /// store to each through, and that costs a fraction of a fault. They go first: the thread runs on when its own page is there.
     fn install_for_store(&self, core: &Core, shared: &Shared<'_>, mark: bool) -> Result<Outcome, Errno> {
-        let (window, page) = (self.window, self.reach.pages.start);
-        let behind = PageRange::new(page.plus(1), self.reach.pages.end);
+        let behind = PageRange::new(self.reach.pages.start.plus(1), self.reach.pages.end);
         let mut done = 0;
         if !behind.is_empty() {
-            match shared.install_run(window, behind, Protection::ReadOnly, false) {
-                Ok(Filled::Bytes(bytes)) => {
-                    done = self.inode.page().pages_in(bytes);
-                    core.stats.installs.fetch_add(done, Ordering::Relaxed);
-                }
+            match shared.install_run(self.window, behind, Protection::ReadOnly, false) {
+                Ok(Filled::Bytes(bytes)) => done = self.counted(core, bytes),
                 // Of all pages alike, or for a worker to do.
                 Ok(Filled::Nothing(Outcome::Retry)) => return Ok(Outcome::Retry),
                 Ok(Filled::Nothing(_)) | Err(_) => {}
             }
         }
-        let outcome = shared.install(window, page, Protection::Writable, mark)?;
-        if outcome == Outcome::Installed {
-            core.stats.add(&core.stats.installs);
-            self.reach.answered(window, 1 + done);
-        }
-        Ok(outcome)
+        self.install_own(core, shared, Protection::Writable, mark, done)
     }
 
     /// Lets stores through to the page that has faulted and those behind it that the answer reaches.

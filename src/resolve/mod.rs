@@ -66,9 +66,10 @@ pub(crate) enum Attempt {
     Prepare(Need),
     /// The thread resolves its own faults, and is to take a SIGBUS.
     Sigbus,
-    /// The page is to be poisoned, and something is in the way; only from [`act`].
-    InTheWay,
 }
+
+/// The page is to be poisoned, and something is in the way.
+struct InTheWay;
 
 /// What became of a worker's turn at a fault.
 pub(crate) enum Served {
@@ -123,7 +124,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
             Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Attempt::NoMemory => return short_of_memory(handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
-            Attempt::Again | Attempt::Busy | Attempt::InTheWay => break,
+            Attempt::Again | Attempt::Busy => break,
         };
         if need.takes_a_block() && handed.ticket.is_none() {
             match core.age(&handed) {
@@ -154,7 +155,7 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
         need.inode.probe(Point::Prepared, need.page, None);
         if let Some(decision) = need.stale_decision(&raw) {
             return match act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
-                Attempt::Done => Served::Done,
+                Ok(Attempt::Done) => Served::Done,
                 _ => Served::Again(handed),
             };
         }
@@ -226,16 +227,16 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         drop(regions);
         tell_decided(&inode, &view);
         let answer = Answer { window: &window, inode: &inode, view, decision, reach };
-        return act(core, raw, &answer, &inode.space.unguarded());
+        return act(core, raw, &answer, &inode.space.unguarded()).unwrap_or(Attempt::Busy);
     }
     tell_decided(inode, &view);
     match act(core, raw, &Answer { window, inode, view, decision, reach }, &shared) {
-        Attempt::InTheWay if patience == Patience::Try => Attempt::Busy,
-        Attempt::InTheWay => {
+        Ok(done) => done,
+        Err(InTheWay) if patience == Patience::Try => Attempt::Busy,
+        Err(InTheWay) => {
             let (inode, window) = (region.inode.clone(), region.window.clone());
             Attempt::Prepare(Need { inode, window, page, what: What::Poison(raw.addr) })
         }
-        done => done,
     }
 }
 
@@ -351,14 +352,14 @@ fn act_unguarded(
     inode: &Inode,
     page: PageIndex,
     decision: Decision,
-) -> Attempt {
+) -> Result<Attempt, InTheWay> {
     let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros };
     let answer = Answer { window, inode, view, decision, reach: Reach::one(page) };
     act(core, raw, &answer, &inode.space.unguarded())
 }
 
 /// Does what was decided, under the guard it was decided under.
-fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) -> Attempt {
+fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) -> Result<Attempt, InTheWay> {
     let Answer { window, inode, ref view, decision, .. } = *answer;
     let page = view.page;
     let stats = &core.stats;
@@ -366,7 +367,7 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
     if window.is_direct() && decision == Decision::Sigbus {
         // No poison: the thread asks each time.
         stats.add(&stats.sigbus);
-        return Attempt::Sigbus;
+        return Ok(Attempt::Sigbus);
     }
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
@@ -404,10 +405,10 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
         }
         Ok(Outcome::Retry) => Attempt::Again,
         Err(Errno::ENOMEM) => Attempt::NoMemory,
-        Err(_) => lost_page(core, raw, window, view, shared),
+        Err(_) => lost_page(core, raw, window, view, shared)?,
     };
     if matches!(attempt, Attempt::Done) {
         inode.probe(Point::Answered, page, None);
     }
-    attempt
+    Ok(attempt)
 }

@@ -1,6 +1,6 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
-use super::{Attempt, SHORTAGES_MAX, Served};
+use super::{Attempt, InTheWay, SHORTAGES_MAX, Served};
 use crate::pager::core::{Age, Core, Handed};
 use crate::policy::{PageState, View};
 use crate::space::{Shared, Window};
@@ -14,19 +14,25 @@ const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// The device has no page where the file has a block, or something else is mapped at the
 /// address: somebody has changed the device, or the mapping, behind our back. SIGBUS rather than a guess.
-pub(super) fn lost_page(core: &Core, raw: &RawFault, window: &Window, view: &View, shared: &Shared<'_>) -> Attempt {
+pub(super) fn lost_page(
+    core: &Core,
+    raw: &RawFault,
+    window: &Window,
+    view: &View,
+    shared: &Shared<'_>,
+) -> Result<Attempt, InTheWay> {
     core.stats.add(&core.stats.lost_pages);
     if window.is_direct() {
-        return Attempt::Sigbus;
+        return Ok(Attempt::Sigbus);
     }
     match shared.poison(window, raw.addr, view.backing) {
         Ok(Outcome::Installed) => {}
         // The marker of an entry that was write-protected, most likely. The thread would fault again, for ever.
-        Ok(Outcome::AlreadyPresent) => return Attempt::InTheWay,
+        Ok(Outcome::AlreadyPresent) => return Err(InTheWay),
         Ok(Outcome::Gone) | Err(_) => core.wake(raw),
-        Ok(Outcome::Retry) => return Attempt::Again,
+        Ok(Outcome::Retry) => return Ok(Attempt::Again),
     }
-    Attempt::Done
+    Ok(Attempt::Done)
 }
 
 /// A fault at an address that belongs to no region. Its mapping has just been unmapped, and the access is to
