@@ -1,34 +1,15 @@
 //! The stress harness as a program: what it finds, what it refuses, and what it says. With it, what CI runs of it: a
 //! short mix of everything, and the rules that show soon, each broken once.
 
-use std::path::PathBuf;
+#[path = "common/program.rs"]
+mod program;
+
 use std::process::{Command, Output};
+
+use program::{Scratch, stderr, stdout};
 
 fn stress(args: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_daxpager-stress")).args(args.split_whitespace()).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A file of this test's own, gone at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("daxpager-test-{}-{name}", std::process::id())))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 #[test]

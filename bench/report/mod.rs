@@ -1,5 +1,7 @@
 //! What was measured, for people and programs.
 
+#[path = "../../bin/stress/report/escape.rs"]
+mod escape;
 mod html;
 mod plots;
 mod svg;

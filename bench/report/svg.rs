@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::escape::escape;
+
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 64.0;
@@ -141,23 +143,6 @@ fn line(out: &mut String, class: &str, from: (f64, f64), to: (f64, f64)) {
 fn text(out: &mut String, class: &str, at: (f64, f64), anchor: &str, text: &str) {
     let (x, y, text) = (at.0, at.1, escape(text));
     let _ = write!(out, r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#);
-}
-
-/// Makes text safe between tags and in quoted attributes.
-pub(crate) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            '\0'..='\x08' | '\x0b'..='\x1f' | '\x7f' => safe.push('\u{fffd}'),
-            char => safe.push(char),
-        }
-    }
-    safe
 }
 
 #[cfg(test)]

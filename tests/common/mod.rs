@@ -238,20 +238,28 @@ pub fn broken_in(mut world: World, rule: Rule, scenario: impl Fn(&mut World) -> 
     }
 }
 
+/// The one in which the rule holds and the one in which it is broken.
+#[macro_export]
+macro_rules! rule_halves {
+    ($rule:expr, $blocks:expr, $scenario:expr) => {
+        #[test]
+        fn holds() {
+            intact($scenario, $blocks);
+        }
+        #[test]
+        fn is_noticed_when_broken() {
+            broken($rule, $scenario, $blocks);
+        }
+    };
+}
+
 /// Both halves of a rule's test, and both again where threads resolve their own faults.
 #[macro_export]
 macro_rules! rule_tests {
     ($name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
         mod $name {
             use super::*;
-            #[test]
-            fn holds() {
-                intact($scenario, $blocks);
-            }
-            #[test]
-            fn is_noticed_when_broken() {
-                broken($rule, $scenario, $blocks);
-            }
+            $crate::rule_halves!($rule, $blocks, $scenario);
             #[test]
             fn holds_in_the_faulting_thread() {
                 intact_in(World::new($blocks, None).directly(), $scenario);
@@ -271,14 +279,7 @@ macro_rules! rule_test {
         $(#[$doc])*
         mod $name {
             use super::*;
-            #[test]
-            fn holds() {
-                intact($scenario, $blocks);
-            }
-            #[test]
-            fn is_noticed_when_broken() {
-                broken($rule, $scenario, $blocks);
-            }
+            $crate::rule_halves!($rule, $blocks, $scenario);
         }
     };
 }

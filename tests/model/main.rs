@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use daxpager::{MapOptions, Resolve, Tracking};
 use hunt::{How, unbroken};
-use scenarios::{ALL, REFUSED, named};
+use scenarios::{ALL, REFUSED, Scenario, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
 use world::with_options;
 
@@ -27,16 +27,12 @@ fn schedules() -> usize {
 /// extents do not have, and every thread ends.
 #[test]
 fn every_schedule_is_fine() {
-    let (start, mut total) = (Instant::now(), 0);
-    for scenario in ALL {
-        let runs = [How::Random, How::Pct].map(|how| {
-            let start = Instant::now();
-            total += unbroken(how.scheduler(SEED, schedules()), scenario);
-            format!("{how:?} {:.1?}", start.elapsed())
-        });
-        println!("{:12} {}", scenario.name, runs.join(", "));
-    }
-    println!("{total} schedules in {:.1?}", start.elapsed());
+    every_scenario(ALL, MapOptions::new(), schedules());
+}
+
+/// All scenarios but the two that are about messages.
+fn without_messages() -> impl Iterator<Item = &'static Scenario> {
+    ALL.iter().filter(|scenario| !["moved", "slow reader"].contains(&scenario.name))
 }
 
 /// The same where threads resolve their own faults, with stores tracked in each way. Not the two scenarios that are about
@@ -44,9 +40,9 @@ fn every_schedule_is_fine() {
 #[test]
 fn every_schedule_is_fine_in_the_faulting_thread() {
     let options = MapOptions::new().resolve(Resolve::FaultingThread);
-    every_scenario(options, schedules());
+    every_scenario(without_messages(), options, schedules());
     for tracking in [Tracking::Coarse, Tracking::Asynchronous] {
-        every_scenario(options.tracking(tracking), schedules() / 5);
+        every_scenario(without_messages(), options.tracking(tracking), schedules() / 5);
     }
 }
 
@@ -54,14 +50,14 @@ fn every_schedule_is_fine_in_the_faulting_thread() {
 #[test]
 fn every_schedule_is_fine_with_other_tracking() {
     for tracking in [Tracking::Coarse, Tracking::Asynchronous] {
-        every_scenario(MapOptions::new().tracking(tracking), schedules() / 5);
+        every_scenario(without_messages(), MapOptions::new().tracking(tracking), schedules() / 5);
     }
 }
 
-fn every_scenario(options: MapOptions, schedules: usize) {
+fn every_scenario(scenarios: impl IntoIterator<Item = &'static Scenario>, options: MapOptions, schedules: usize) {
     let (start, mut total) = (Instant::now(), 0);
     println!("{options:?}");
-    for scenario in ALL.iter().filter(|scenario| !["moved", "slow reader"].contains(&scenario.name)) {
+    for scenario in scenarios {
         let runs = [How::Random, How::Pct].map(|how| {
             let start = Instant::now();
             total += with_options(options, || unbroken(how.scheduler(SEED, schedules), scenario));

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::svg::escape;
+use super::escape::escape;
 use super::tables::{self, Table};
 use super::units::{counted, seconds, thousands};
 use super::{latency, map, rates};

@@ -1,5 +1,6 @@
 //! What a person or a script sees of a run: a table on stdout, a JSON file, and an HTML page.
 
+mod escape;
 #[cfg(test)]
 mod example;
 mod file;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::escape::escape;
+
 /// The width of every drawing, in its own units; the page scales it.
 pub(crate) const WIDTH: f64 = 960.0;
 
@@ -97,24 +99,6 @@ pub(crate) fn number(value: f64) -> String {
         Some(whole) => whole.to_owned(),
         None => text,
     }
-}
-
-/// Makes text safe between tags and in quoted attributes.
-pub(crate) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            // HTML has no way to write these.
-            '\0'..='\x08' | '\x0b'..='\x1f' | '\x7f' => safe.push('\u{fffd}'),
-            char => safe.push(char),
-        }
-    }
-    safe
 }
 
 /// The step of 1, 2 or 5 times a power of ten that divides `span` into at most `most` parts.
