@@ -159,11 +159,25 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The application has moved a part of the mapping (mremap(2)), and the pager has given it up.
-    #[error("a part of the mapping at {addr:#x} was moved away, and it is given up")]
+    /// The pager has given the mapping up: the application has moved a part of it (mremap(2)), or the kernel had no room to
+    /// keep it.
+    #[error("the mapping at {addr:#x} is given up: a part of it was moved away, or there was no room to keep it")]
     MappingLost {
         /// Where the mapping began.
         addr: usize,
+    },
+    /// The process has no address range (VMA) left: `vm.max_map_count`, or `RLIMIT_AS`. The access waited for one about a
+    /// second, and can be repeated: the mapping is as it was.
+    #[error(
+        "page {page} needs an address range, and the process has none left: pagers have {taken} of the {max} that vm.max_map_count          allows"
+    )]
+    AddressRanges {
+        /// The page of the file.
+        page: u64,
+        /// Address ranges that the mappings of all pagers of the process take.
+        taken: u64,
+        /// `vm.max_map_count`.
+        max: u64,
     },
     /// An access through a mapping ended in SIGBUS, and was caught.
     #[error(transparent)]
@@ -179,6 +193,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// For a page of a file whose address cannot be pointed at its block.
+    pub(crate) fn address_ranges(page: crate::units::PageIndex, taken: u64) -> Self {
+        Error::AddressRanges { page: page.0, taken, max: crate::sys::process::max_map_count() }
+    }
+
     pub(crate) fn system(call: &'static str, errno: nix::errno::Errno) -> Self {
         Error::System { call, errno: errno as i32 }
     }

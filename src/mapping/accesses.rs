@@ -6,7 +6,9 @@ use nix::errno::Errno;
 
 use super::{BusError, Mapping};
 use crate::error::{Error, Result};
+use crate::pager::budget;
 use crate::sys::{Access, access};
+use crate::units::Addr;
 
 /// How much of a mapping is put in place for one system call, where that cannot fault, and how often.
 const POPULATE_BYTES: u64 = 1 << 20;
@@ -43,6 +45,10 @@ impl Mapping {
     }
 
     fn bus_error(&self, addr: usize) -> Error {
+        let at = Addr(addr);
+        if self.window.contains(at) && self.window.was_short_of(self.window.page_at(at)) {
+            return Error::address_ranges(self.window.page_at(at), budget::total());
+        }
         Error::Bus(BusError { addr, offset: addr.wrapping_sub(self.window.base().0) as u64 })
     }
 

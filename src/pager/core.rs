@@ -4,6 +4,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::mapping::options::Resolve;
+use crate::pager::budget::Share;
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Kind, Latencies};
 use crate::probe::{Event, Point, Probe};
@@ -11,7 +12,7 @@ use crate::resolve::losers::Losers;
 use crate::resolve::{Patience, lock_regions};
 use crate::sabotage::Switches;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock};
-use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid};
+use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid, process};
 use crate::units::{Addr, PageIndex};
 
 /// Work for a worker.
@@ -19,6 +20,8 @@ pub(crate) enum Job {
     Fault(Handed),
     /// The application has moved this many bytes, from and to.
     Moved(Addr, Addr, u64),
+    /// Another pager of the process needs address ranges, and this one has the most.
+    GiveUpRanges,
     /// The pager ends: condemn every mapping.
     Condemn,
     Stop,
@@ -102,8 +105,10 @@ pub(crate) struct Core {
     pub(crate) busy_poll: Option<std::time::Duration>,
     /// Address ranges that the mappings may take together before some are given up.
     pub(crate) address_ranges_max: u64,
-    /// How many they took when somebody last looked.
-    address_ranges: AtomicU64,
+    /// Those that the mappings of all pagers of the process may take before somebody gives some up.
+    pub(crate) process_ranges_max: u64,
+    /// Those that the mappings take.
+    pub(crate) share: Arc<Share>,
     /// Whether blocks may be moved together then.
     pub(crate) gathers: bool,
     /// The number of the next message, and for each thread, by its id, of its last one: what was
@@ -129,14 +134,16 @@ fn slot_of(tid: Tid, number: u64) -> u64 {
 impl Core {
     pub(crate) fn new(
         table: Arc<dyn PageTable>,
-        address_ranges_max: u64,
+        address_ranges_max: Option<u64>,
         latencies: bool,
         probe: Option<Arc<dyn Probe>>,
     ) -> Self {
+        let process_ranges_max = process::max_map_count() / 4 * 3;
+        let share = Arc::new(Share::default());
         Self {
             table,
             direct: Mutex::new(None),
-            regions: RwLock::new(Regions::default()),
+            regions: RwLock::new(Regions::new(share.clone())),
             queue: Queue::new(),
             stats: Counters::default(),
             latencies: latencies.then(Latencies::new),
@@ -145,8 +152,9 @@ impl Core {
             probe,
             reader_answers: true,
             busy_poll: None,
-            address_ranges_max,
-            address_ranges: AtomicU64::new(0),
+            address_ranges_max: address_ranges_max.unwrap_or(process_ranges_max),
+            process_ranges_max,
+            share,
             gathers: false,
             messages: AtomicU64::new(0),
             numbering: Mutex::new(Vec::new()),
@@ -283,14 +291,6 @@ impl Core {
         });
         let page = found.map_or(PageIndex(u64::MAX), |(_, page)| page);
         probe.at(Event { point, file: found.map(|(file, _)| file), page, block: None });
-    }
-
-    /// The address ranges that the mappings take: now, or when the map of regions was last free.
-    pub(crate) fn address_ranges(&self) -> u64 {
-        if let Some(regions) = self.regions.try_read() {
-            self.address_ranges.store(regions.pieces(), Ordering::Relaxed);
-        }
-        self.address_ranges.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

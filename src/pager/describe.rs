@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use super::budget;
 use super::core::Core;
 use super::regions::{Region, Regions};
 use super::stats::Kind;
@@ -36,7 +37,12 @@ fn write_all(core: &Core, out: &mut String) -> fmt::Result {
         None => writeln!(out, "map of regions: {held}; mappings not known"),
         Some(regions) => {
             let (mappings, ranges) = (regions.len(), regions.pieces());
-            writeln!(out, "map of regions: {held}; {mappings} mappings in {ranges} address ranges")?;
+            let (own, all) = (core.address_ranges_max, core.process_ranges_max);
+            writeln!(
+                out,
+                "map of regions: {held}; {mappings} mappings in {ranges} address ranges of at most {own}; all pagers: {} of at most {all}",
+                budget::total()
+            )?;
             write_mappings(&regions, out)
         }
     }

@@ -10,7 +10,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
-use crate::sys::{Outcome, PageTable};
+use crate::sys::{Condemned, PageTable};
 use crate::units::Addr;
 use crate::volume::inode::Inode;
 
@@ -23,7 +23,8 @@ const ROOM_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100)
 
 impl Core {
     /// Makes every mapping end in SIGBUS. Waits for locks, so it is a worker's: whoever holds one may be
-    /// waiting for the reader, which goes on reading meanwhile.
+    /// waiting for the reader, which goes on reading meanwhile. The addresses stay taken: [`Core::unmap`] alone gives them
+    /// back. Waits, too, while the process has no address range left with which to take one out of service.
     pub(crate) fn condemn(&self) {
         // The last reference to a removed file frees its blocks: dropped after the lock.
         let mut dropped = Vec::new();
@@ -34,11 +35,15 @@ impl Core {
             change.remove_window(&window);
             window.table.unwatch(window.base());
             // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
-            if !self.switches.broken(Rule::CondemnBeforeClose) && !window.table.condemn(window.base(), window.bytes()) {
-                window.set_lost();
-            }
+            let done = self.switches.broken(Rule::CondemnBeforeClose) || take_out_of_service(&window);
             change.commit(&inode.store);
-            dropped.extend(regions.remove(&window));
+            if done {
+                dropped.extend(regions.remove(&window));
+                continue;
+            }
+            RwLockWriteGuard::unlock_fair(regions);
+            crate::sync::back_off(CONDEMN_BACK_OFF);
+            regions = self.regions.write();
         }
         // Under the lock: whoever maps looks at it under the lock.
         self.condemned.store(true, Ordering::Release);
@@ -61,9 +66,9 @@ impl Core {
     pub(crate) fn unmap(&self, window: &Arc<Window>, inode: &Arc<Inode>) {
         let tell = |point| inode.probe(point, window.pages().start, None);
         tell(Point::BeforeUnmap);
-        if inode.broken(Rule::UnmapUnderLock) && !window.is_lost() {
-            window.table.unmap(window.base(), window.bytes());
-            window.set_lost();
+        if inode.broken(Rule::UnmapUnderLock) {
+            give_back(window);
+            window.set_foreign(window.base(), window.bytes());
         }
         let mut regions = self.regions.write();
         let removed = regions.remove(window);
@@ -71,9 +76,7 @@ impl Core {
         change.remove_window(window);
         window.table.unwatch(window.base());
         // Under L2: no invalidation finds the entries any more, and what they name may be freed once it is dropped.
-        if !window.is_lost() {
-            window.table.unmap(window.base(), window.bytes());
-        }
+        give_back(window);
         change.commit(&inode.store);
         tell(Point::Unmapped);
         RwLockWriteGuard::unlock_fair(regions);
@@ -101,8 +104,8 @@ impl Core {
     }
 
     /// Ends a mapping of which a part is not ours any more: `bytes` from `hole` on, which are at `moved` now if
-    /// the application has moved them. The rest is unmapped. What has been moved goes first: when the
-    /// mapping says that it is lost, no entry of it is left.
+    /// the application has moved them. The rest is taken out of service in place, and given back when the mapping is dropped.
+    /// `None` if there is no such region, or the kernel has no room for that: then its faults are poisoned one by one.
     pub(crate) fn give_up(
         &self,
         regions: &mut Regions,
@@ -111,30 +114,25 @@ impl Core {
         bytes: u64,
         moved: Option<Addr>,
     ) -> Option<Region> {
-        let removed = regions.remove(window)?;
-        let (base, end) = (window.base(), window.base().plus(window.bytes()));
-        let after = hole.plus(bytes).min(end);
-        let rest = [(base, hole), (after, end)].into_iter().filter(|(start, end)| start < end);
-        let mut change = removed.inode.space.change();
+        let inode = regions.of(window)?.inode.clone();
+        let end = window.base().plus(window.bytes());
+        let bytes = hole.plus(bytes).min(end).since(hole);
+        window.set_lost();
+        let mut change = inode.space.change();
         change.remove_window(window);
         window.table.unwatch(window.base());
-        for (start, end) in rest.clone() {
-            // What the kernel refuses is unmapped in a moment.
-            let _ = window.table.zap(start, end.since(start));
-        }
         if let Some(to) = moved {
             Self::condemn_if_ours(&*window.table, to, bytes);
-            // MREMAP_DONTUNMAP leaves the range where it was, too; and a worker that had not heard of the move may have
-            // pointed it elsewhere since.
-            Self::condemn_if_ours(&*window.table, hole, bytes);
         }
-        change.commit(&removed.inode.store);
-        window.set_lost();
-        for (start, end) in rest {
-            window.table.unmap(start, end.since(start));
+        // MREMAP_DONTUNMAP leaves the range where it was, too; and a worker that had not heard of the move may have
+        // pointed it elsewhere since.
+        if !Self::condemn_if_ours(&*window.table, hole, bytes) {
+            window.set_foreign(hole, bytes);
         }
-        window.table.wake(base, window.bytes());
-        Some(removed)
+        let done = take_out_of_service(window);
+        change.commit(&inode.store);
+        window.table.wake(window.base(), window.bytes());
+        if done { regions.remove(window) } else { None }
     }
 
     /// An address range that no region has, and the map of regions held exclusively from before there is a range.
@@ -166,19 +164,42 @@ impl Core {
         Err(Error::system("mmap", Errno::EAGAIN))
     }
 
-    /// Condemns a range that is in no region, if it is registered with the table: its address may be
-    /// somebody else's by now.
-    fn condemn_if_ours(table: &dyn PageTable, at: Addr, bytes: u64) {
+    /// Condemns a range that is in no region, if it is registered with the table: its addresses may be
+    /// somebody else's by now. Whether it was.
+    fn condemn_if_ours(table: &dyn PageTable, at: Addr, bytes: u64) -> bool {
+        if !matches!(table.is_ours(at, bytes), Ok(true)) {
+            return false;
+        }
         for _ in 0..CONDEMN_TRIES {
-            match table.protect(at, bytes) {
-                Ok(Outcome::Installed | Outcome::AlreadyPresent) => {
-                    table.condemn(at, bytes);
-                    return;
-                }
-                // The thread that has called mremap has not run again.
-                Ok(Outcome::Retry) => crate::sync::back_off(CONDEMN_BACK_OFF),
-                Ok(Outcome::Gone) | Err(_) => return,
+            if table.condemn(at, bytes) != Condemned::Refused {
+                break;
+            }
+            crate::sync::back_off(CONDEMN_BACK_OFF);
+        }
+        true
+    }
+}
+
+/// Makes every access to a mapping end in SIGBUS, with its addresses kept, under L2 held exclusively. `false` if the kernel has
+/// no room for that. The entries are gone even so.
+fn take_out_of_service(window: &Window) -> bool {
+    let mut done = true;
+    for (at, bytes) in window.own_parts() {
+        match window.table.condemn(at, bytes) {
+            Condemned::Sigbus => {}
+            // Calls that come from now on are an error; one that is under way is not caught.
+            Condemned::Segv => window.set_lost(),
+            Condemned::Refused => {
+                // Of what the application has unmapped the kernel has taken them.
+                let _ = window.table.zap(at, bytes);
+                done = false;
             }
         }
     }
+    done
+}
+
+/// Gives the addresses of a mapping back, and wakes who waits there.
+fn give_back(window: &Window) {
+    window.own_parts().into_iter().for_each(|(at, bytes)| window.table.unmap(at, bytes));
 }

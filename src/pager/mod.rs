@@ -1,5 +1,6 @@
 //! Pagers: the left-hand door. Messages come in, and are answered or handed on. Knows no extents.
 
+pub(crate) mod budget;
 pub(crate) mod core;
 mod describe;
 mod direct;
@@ -20,10 +21,10 @@ use crate::mapping::options::MapOptions;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
+use crate::sys::PageTable;
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
 use crate::sys::userfault::Userfault;
-use crate::sys::{PageTable, process};
 use crate::units::PageRange;
 use regions::Region;
 use stats::{Kind, LatencySummary, Stats};
@@ -94,8 +95,10 @@ impl PagerBuilder {
     }
 
     /// How many address ranges (VMAs) the mappings may take together. Beyond that, parts of mappings of
-    /// fragmented files are given up until they are touched again, which costs a fault or two each time. Three
-    /// quarters of `vm.max_map_count` unless set; at least 16.
+    /// fragmented files are given up until they are touched again, which costs a fault or two each time. At least 16.
+    ///
+    /// Unless set, three quarters of `vm.max_map_count`. That is a limit of the process: the mappings of all its pagers
+    /// together keep to three quarters of it whatever is set here, and the pager that has the most gives up first.
     pub fn address_ranges_max(mut self, ranges: u64) -> Self {
         self.address_ranges_max = Some(ranges.max(16));
         self
@@ -178,12 +181,12 @@ impl PagerBuilder {
         };
         #[cfg(feature = "sabotage")]
         let table = injecting.clone().map_or(table, |injecting| injecting as Arc<dyn PageTable>);
-        let ranges = self.address_ranges_max.unwrap_or_else(|| process::max_map_count() / 4 * 3);
-        let mut core = Core::new(table, ranges, self.latencies, self.probe);
+        let mut core = Core::new(table, self.address_ranges_max, self.latencies, self.probe);
         core.reader_answers = self.reader_answers;
         core.busy_poll = self.busy_poll;
         core.gathers = self.gathers;
         let core = Arc::new(core);
+        budget::join(&core);
         // Threads that have been started end with the pager if a later one is not to be had.
         let pager = Pager {
             core,
@@ -283,7 +286,7 @@ impl Pager {
         Stats {
             calls: self.core.calls(),
             queued: self.core.queue.len() as u64,
-            address_ranges: self.core.address_ranges(),
+            address_ranges: self.core.share.pieces(),
             ..self.core.stats.snapshot()
         }
     }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::mapping::advice::Advised;
+use crate::pager::budget::Share;
 use crate::pager::layout::Layout;
+use crate::policy::Backing;
 use crate::space::Window;
 use crate::sync::Arc;
-use crate::units::{Addr, PageIndex};
+use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
 /// A mapping as the pager sees it.
@@ -39,12 +41,18 @@ impl Region {
 }
 
 /// Regions by address. They never overlap.
-#[derive(Default)]
 pub(crate) struct Regions {
     by_addr: BTreeMap<usize, Region>,
+    /// The address ranges that all of them take.
+    share: Arc<Share>,
 }
 
 impl Regions {
+    /// None yet, whose address ranges will count as `share`.
+    pub(crate) fn new(share: Arc<Share>) -> Self {
+        Self { by_addr: BTreeMap::new(), share }
+    }
+
     pub(crate) fn find(&self, at: Addr) -> Option<&Region> {
         let (_, region) = self.by_addr.range(..=at.0).next_back()?;
         (at.since(region.window.base()) < region.window.bytes()).then_some(region)
@@ -57,6 +65,7 @@ impl Regions {
     }
 
     pub(crate) fn insert(&mut self, region: Region) {
+        self.share.count(0, region.layout.pieces());
         self.by_addr.insert(region.window.base().0, region);
     }
 
@@ -68,7 +77,8 @@ impl Regions {
 
     /// Takes a region out; `None` if it is gone already.
     pub(crate) fn remove(&mut self, window: &Arc<Window>) -> Option<Region> {
-        self.of(window)?;
+        let pieces = self.of(window)?.layout.pieces();
+        self.share.count(pieces, 0);
         self.by_addr.remove(&window.base().0)
     }
 
@@ -85,9 +95,18 @@ impl Regions {
         self.by_addr.len()
     }
 
+    /// Records that a range of a window points at `first` and what follows.
+    pub(crate) fn repointed(&mut self, window: &Arc<Window>, range: PageRange, first: Backing) {
+        let Some(region) = self.of(window) else { return };
+        let before = region.layout.pieces();
+        region.layout.set(range, first);
+        let now = region.layout.pieces();
+        self.share.count(before, now);
+    }
+
     /// Address ranges that all regions take together.
     pub(crate) fn pieces(&self) -> u64 {
-        self.by_addr.values().map(|region| region.layout.pieces()).sum()
+        self.share.pieces()
     }
 
     /// The region that takes the most address ranges.

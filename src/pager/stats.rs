@@ -121,6 +121,8 @@ counters! {
     strangers,
     /// Address ranges given up because the process was running out of them.
     evictions,
+    /// Faults that ended in SIGBUS because the process had no address range, or the kernel no memory, left for them.
+    shortages,
     /// Faults that found the device without the page that a file has there.
     lost_pages,
 }

@@ -11,7 +11,7 @@ use crate::mapping::options::Resolve;
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
 use crate::probe::Point;
-use crate::resolve::{Attempt, Patience, Served, attempt, resolve};
+use crate::resolve::{Attempt, Patience, Served, attempt, give_up_ranges, resolve};
 use crate::sabotage::Rule;
 use crate::sync::Deadline;
 use crate::sys::{MESSAGES_PER_READ, Message, RawFault, Verdict, process};
@@ -105,8 +105,9 @@ pub(super) fn worker(core: &Core) {
             Job::Stop => return,
             Job::Fault(handed) => catch_unwind(AssertUnwindSafe(|| serve_handed(core, handed))),
             Job::Moved(from, to, bytes) => catch_unwind(AssertUnwindSafe(|| core.lose(from, to, bytes))),
+            Job::GiveUpRanges => catch_unwind(AssertUnwindSafe(|| give_up_ranges(core))),
             Job::Condemn => {
-                // Goes on where a panic has interrupted it: nothing else ends the reader.
+                // Goes on where a panic, or a lack of address ranges, has interrupted it: nothing else ends the reader.
                 while !core.is_condemned() {
                     let _ = catch_unwind(AssertUnwindSafe(|| core.condemn()));
                 }

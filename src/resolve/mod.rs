@@ -40,8 +40,9 @@ use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::grace::Grace;
 use crate::volume::inode::{Inode, Wanted};
 use around::{Answer, Reach, reach, reach_of_store};
+pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
-use refuse::{end_in_sigbus, lost_page, stranger};
+use refuse::{end_in_sigbus, given_up, lost_page, stranger};
 
 /// Whether locks that are taken are waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,7 +108,10 @@ const ROUNDS_PER_TURN: u32 = 16;
 /// How long a worker leaves a fault alone that the kernel refuses for the moment.
 const BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 /// Turns that end for lack of memory or address ranges after which a fault ends in SIGBUS: about a second.
-const SHORTAGES_MAX: u32 = 10_000;
+const SHORTAGES_MAX: u32 = 1_000;
+/// How many of them are over soon, and how long a worker waits after each of the others.
+const SHORTAGES_SOON: u32 = 50;
+const SHORTAGE_BACK_OFF: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Serves a fault to its end, or as far as one turn goes.
 pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
@@ -144,7 +148,10 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
         match prepare(core, &need) {
             Prepared::Ready => {}
             Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
-            Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
+            Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+                need.window.set_short_of(need.page);
+                return end_in_sigbus(core, handed);
+            }
             Prepared::NoMemory => return short_of_memory(handed),
         }
         if let What::Poison(_) = need.what {
@@ -170,8 +177,13 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
 }
 
 fn short_of_memory(handed: Handed) -> Served {
-    sync::back_off(BACK_OFF);
+    back_off_from_shortage(handed.shortages);
     Served::Again(Handed { shortages: handed.shortages + 1, ..handed })
+}
+
+/// Leaves a fault, or a call, alone that has found no memory or address range so many times before.
+fn back_off_from_shortage(shortages: u32) {
+    sync::back_off(if shortages < SHORTAGES_SOON { BACK_OFF } else { SHORTAGE_BACK_OFF });
 }
 
 /// Has invalidations of the page wait until the thread has had its turn. Before the fault is
@@ -205,8 +217,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
     let size_seen = size_before_lock(inode, page);
     let Some(shared) = lock_space(inode, patience) else { return Attempt::Busy };
     if !window.is_alive() {
-        core.wake(raw);
-        return Attempt::Done;
+        return given_up(core, raw, window, region.layout.backing(page));
     }
     let mut view = shared.view(page, region.layout.backing(page));
     if let Some(size) = size_seen {

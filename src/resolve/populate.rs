@@ -5,13 +5,14 @@ use nix::errno::Errno;
 
 use super::around::alike;
 use super::prepare::{Prepared, prepare};
-use super::{BACK_OFF, Need, SHORTAGES_MAX, What, need};
+use super::{Need, SHORTAGES_MAX, What, back_off_from_shortage, need};
 use crate::error::{Error, Result};
+use crate::pager::budget;
 use crate::pager::core::Core;
 use crate::pager::regions::Region;
 use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
 use crate::space::{Shared, Window};
-use crate::sync::{self, Arc, Ordering};
+use crate::sync::{Arc, Ordering};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{LARGEST_WINDOW, PageIndex, PageRange};
 use crate::volume::inode::{Inode, Wanted};
@@ -46,6 +47,7 @@ pub(crate) fn populate(
     let mut left = range;
     let mut refusals = 0;
     while !left.is_empty() {
+        let page = left.start;
         let refused = match look(core, inode, window, left, want)? {
             Step::UpTo(page) => {
                 left.start = page;
@@ -55,6 +57,9 @@ pub(crate) fn populate(
             Step::Prepare(need) => match prepare(core, &need) {
                 Prepared::Ready => continue,
                 Prepared::NoBlock(error) => return Err(error),
+                Prepared::NoMemory if refusals >= SHORTAGES_MAX => {
+                    return Err(Error::address_ranges(page, budget::total()));
+                }
                 Prepared::NoMemory => Errno::ENOMEM,
             },
             Step::Refused(errno) => errno,
@@ -63,7 +68,7 @@ pub(crate) fn populate(
         if refusals > SHORTAGES_MAX {
             return Err(Error::system("ioctl(UFFDIO_CONTINUE)", refused));
         }
-        sync::back_off(BACK_OFF);
+        back_off_from_shortage(refusals);
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use nix::errno::Errno;
 
 use super::{Need, What};
 use crate::error::Error;
+use crate::pager::budget::is_crowded;
 use crate::pager::core::Core;
 use crate::pager::regions::Regions;
 use crate::policy::Backing;
@@ -12,6 +13,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, RwLockWriteGuard};
+use crate::sys::Mended;
 use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -84,17 +86,19 @@ fn poison(core: &Core, need: &Need, at: Addr) {
 ///   unlock
 /// ```
 fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepared {
-    if core.gathers && is_crowded(core, &core.regions.read()) {
+    if core.gathers && is_crowded(core, REPOINT_PIECES) {
         // Fragmented so much that the process runs out of address ranges: put together
         // what belongs together. The next look sees fewer, longer extents.
         let start = PageIndex(need.page.0 / GATHER_PAGES * GATHER_PAGES);
         need.inode.gather(PageRange::at(start, GATHER_PAGES));
     }
     let mut regions = core.regions.write();
-    if is_crowded(core, &regions) {
+    if is_crowded(core, REPOINT_PIECES) {
         evict(core, &mut regions);
     }
-    let Some(region) = regions.of(&need.window) else { return Prepared::Ready };
+    if regions.of(&need.window).is_none() {
+        return Prepared::Ready;
+    }
     need.inode.probe(Point::Repointing, range.start, None);
     settle(&need.inode, &need.window, range);
     let held = need.inode.broken(Rule::NoWaitUnderLock).then(|| need.inode.space.change());
@@ -104,15 +108,17 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
     }
     match pointed {
         Ok(()) => {
-            region.layout.set(range, first);
+            regions.repointed(&need.window, range, first);
+            need.window.set_room();
             core.stats.add(&core.stats.repoints);
             RwLockWriteGuard::unlock_fair(regions);
             Prepared::Ready
         }
         Err(_) => {
             mend(core, &mut regions, &need.window, range);
-            // Out of address ranges though the budget was kept: others have them.
+            // Out of address ranges though the budget was kept: the application has them.
             evict(core, &mut regions);
+            RwLockWriteGuard::unlock_fair(regions);
             Prepared::NoMemory
         }
     }
@@ -149,15 +155,20 @@ fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRan
     let bytes = region.inode.page().bytes_of(range.pages());
     let at = window.addr_of(range.start);
     match window.table.mend(at, bytes) {
-        Ok(true) => region.layout.set(range, Backing::Zeros),
-        Ok(false) => {}
-        // The addresses may be somebody else's from now on.
-        Err(_) => drop(core.give_up(regions, window, at, bytes, None)),
+        Ok(Mended::Zeros) => regions.repointed(window, range, Backing::Zeros),
+        Ok(Mended::Untouched) => {}
+        Ok(Mended::Lost) => drop(core.give_up(regions, window, at, bytes, None)),
+        // The kernel does not tell. If the range is gone, an access is a SIGSEGV; if it is there, the next re-point tells.
+        Err(_) => {}
     }
 }
 
-fn is_crowded(core: &Core, regions: &Regions) -> bool {
-    regions.pieces() + REPOINT_PIECES > core.address_ranges_max
+/// For another pager of the process, which needs address ranges.
+pub(crate) fn give_up_ranges(core: &Core) {
+    core.share.heard();
+    let mut regions = core.regions.write();
+    evict(core, &mut regions);
+    RwLockWriteGuard::unlock_fair(regions);
 }
 
 /// Gives up some of the address ranges of the mapping that has the most: they point at zeros again,
@@ -170,18 +181,15 @@ fn evict(core: &Core, regions: &mut Regions) {
     if span.is_empty() || region.layout.pieces() < 2 {
         return;
     }
-    let page = region.inode.page();
-    let at = region.window.addr_of(span.start);
-    settle(&region.inode, &region.window, span);
-    match region.window.table.point_at_zeros(at, page.bytes_of(span.pages())) {
+    let (page, window) = (region.inode.page(), region.window.clone());
+    let at = window.addr_of(span.start);
+    settle(&region.inode, &window, span);
+    region.evicted_up_to(span.end);
+    match window.table.join_to_zeros(at, page.bytes_of(span.pages())) {
         Ok(()) => {
-            region.layout.set(span, Backing::Zeros);
-            region.evicted_up_to(span.end);
+            regions.repointed(&window, span, Backing::Zeros);
             core.stats.add(&core.stats.evictions);
         }
-        Err(_) => {
-            let window = region.window.clone();
-            mend(core, regions, &window, span);
-        }
+        Err(_) => mend(core, regions, &window, span),
     }
 }

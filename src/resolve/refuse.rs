@@ -2,7 +2,7 @@
 
 use super::{Attempt, InTheWay, SHORTAGES_MAX, Served};
 use crate::pager::core::{Age, Core, Handed};
-use crate::policy::{PageState, View};
+use crate::policy::{Backing, PageState, View};
 use crate::space::{Shared, Window};
 use crate::sync;
 use crate::sys::{Delivery, Outcome, RawFault};
@@ -47,6 +47,22 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
     Attempt::Done
 }
 
+/// A fault of a mapping that has been given up, and whose addresses the kernel had no room to take out of service.
+pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Backing) -> Attempt {
+    if window.is_direct() {
+        return Attempt::Sigbus;
+    }
+    let (at, bytes) = window.poisoned_range(raw.addr, backing);
+    let poisoned = match window.table.poison(at, bytes) {
+        Ok(Outcome::AlreadyPresent) => window.table.poison_over_marker(at, bytes),
+        other => other,
+    };
+    if poisoned != Ok(Outcome::Installed) {
+        core.wake(raw);
+    }
+    Attempt::Done
+}
+
 /// Ends the fault of a store for which there is no block, or of an access for which the kernel has no
 /// memory: SIGBUS for that thread, and for no other. The hole stays readable as zeros.
 ///
@@ -61,6 +77,9 @@ pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
 ///   has run is of the same store, and only woken for.
 pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
     let raw = &handed.fault;
+    if handed.shortages >= SHORTAGES_MAX {
+        core.stats.add(&core.stats.shortages);
+    }
     if handed.ticket.is_some() {
         core.stats.add(&core.stats.sigbus);
         return Served::Sigbus;

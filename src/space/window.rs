@@ -7,7 +7,7 @@ use super::dirty::DirtyBits;
 use super::streams::Streams;
 use crate::mapping::options::{MapOptions, Resolve};
 use crate::policy::Backing;
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::sys::PageTable;
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
@@ -29,8 +29,14 @@ pub(crate) struct Window {
     /// One install at a time of pages that had an entry before, from the look whether it was written to up to the note of the new
     /// one: of two that both saw a marker, one would not know what became of the other's entry. A leaf, for two ioctls.
     pub(super) again: Mutex<()>,
-    /// Set when the application has moved a part of the range away: none of it is ours to unmap.
+    /// Set when the mapping has been given up: calls say so, and touch nothing. Before anything is done to its addresses.
     lost: AtomicBool,
+    /// The parts of the range that are not ours any more: the application, or the kernel, has unmapped them. Nothing is done to
+    /// them, and they are not given back. Changed by `Core::give_up` with `regions` held exclusively. A leaf, for the
+    /// time of a copy.
+    foreign: Mutex<Vec<(Addr, u64)>>,
+    /// The page, and 1, whose last fault ended in SIGBUS for lack of address ranges; 0 when there was room again.
+    short_of: AtomicU64,
     /// Cleared under L2 held exclusively, before the address range is given back or condemned: whoever
     /// holds L2 shared and finds it set may install.
     pub(super) alive: AtomicBool,
@@ -46,9 +52,21 @@ impl Window {
     ) -> Result<Self, Errno> {
         let dirty = DirtyBits::new(pages.pages())?;
         let mapped = mapped_bits(options.tracking, pages.pages())?;
-        let (lost, alive) = (AtomicBool::new(false), AtomicBool::new(true));
-        let streams = Streams::default();
-        Ok(Self { table, options, base, pages, page, streams, dirty, mapped, again: Mutex::new(()), lost, alive })
+        Ok(Self {
+            table,
+            options,
+            base,
+            pages,
+            page,
+            streams: Streams::default(),
+            dirty,
+            mapped,
+            again: Mutex::new(()),
+            lost: AtomicBool::new(false),
+            foreign: Mutex::new(Vec::new()),
+            short_of: AtomicU64::new(0),
+            alive: AtomicBool::new(true),
+        })
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -61,6 +79,10 @@ impl Window {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.page.bytes_of(self.pages.pages())
+    }
+
+    pub(crate) fn contains(&self, at: Addr) -> bool {
+        (self.base..self.base.plus(self.bytes())).contains(&at)
     }
 
     /// Whether threads resolve their own faults here.
@@ -78,6 +100,45 @@ impl Window {
 
     pub(crate) fn set_lost(&self) {
         self.lost.store(true, Ordering::Release);
+    }
+
+    /// A part of the range is not ours any more.
+    pub(crate) fn set_foreign(&self, at: Addr, bytes: u64) {
+        self.foreign.lock().push((at, bytes));
+    }
+
+    /// The parts of the range that are ours, by address: each with its length in bytes.
+    pub(crate) fn own_parts(&self) -> Vec<(Addr, u64)> {
+        let mut foreign = self.foreign.lock().clone();
+        foreign.sort_unstable();
+        let end = self.base.plus(self.bytes());
+        let mut parts = Vec::with_capacity(foreign.len() + 1);
+        let mut at = self.base;
+        for (start, bytes) in foreign {
+            if at < start {
+                parts.push((at, start.since(at)));
+            }
+            at = at.max(start.plus(bytes));
+        }
+        if at < end {
+            parts.push((at, end.since(at)));
+        }
+        parts
+    }
+
+    /// A fault on the page has ended in SIGBUS because the process has no address range left.
+    pub(crate) fn set_short_of(&self, page: PageIndex) {
+        self.short_of.store(page.0 + 1, Ordering::Relaxed);
+    }
+
+    /// An address range was to be had.
+    pub(crate) fn set_room(&self) {
+        self.short_of.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether that is why the last fault on the page ended in SIGBUS.
+    pub(crate) fn was_short_of(&self, page: PageIndex) -> bool {
+        self.short_of.load(Ordering::Relaxed) == page.0 + 1
     }
 
     /// The page of the file that an address of the window shows.
@@ -110,7 +171,7 @@ impl Window {
     }
 
     /// What to poison for an access at `at`: a base page where zeros are backed, a whole one on the device.
-    pub(super) fn poisoned_range(&self, at: Addr, backing: Backing) -> (Addr, u64) {
+    pub(crate) fn poisoned_range(&self, at: Addr, backing: Backing) -> (Addr, u64) {
         let bytes = match backing {
             Backing::Zeros => self.table.base_page(),
             Backing::Block(_) => self.page.bytes(),

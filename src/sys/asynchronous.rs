@@ -7,7 +7,10 @@
 use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
-use super::{Calls, Delivery, Filled, Message, Outcome, PageTable, Protection, Resolver, Scan, Ticket, Tid, Verdict};
+use super::{
+    Calls, Condemned, Delivery, Filled, Mended, Message, Outcome, PageTable, Protection, Resolver, Scan, Ticket, Tid,
+    Verdict,
+};
 use crate::error::Result;
 use crate::sync::Arc;
 use crate::units::Addr;
@@ -84,14 +87,27 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         Ok(())
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        let mended = self.0.mend(at, bytes)?;
+    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.0.join_to_zeros(at, bytes)?;
         self.0.wake(at, bytes);
+        Ok(())
+    }
+
+    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
+        let mended = self.0.mend(at, bytes)?;
+        // Only where the range is another now. A thread that is woken for nothing faults anew, and its wait begins anew.
+        if mended != Mended::Untouched {
+            self.0.wake(at, bytes);
+        }
         Ok(mended)
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
         self.0.condemn(at, bytes)
+    }
+
+    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        self.0.is_ours(at, bytes)
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {

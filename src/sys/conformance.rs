@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
-use super::{Access, Delivery, FaultKind, Message, Outcome, PageTable, Protection, Scan, access};
+use super::{Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Protection, Scan, access};
 use crate::sync::{Arc, thread};
 use crate::units::Addr;
 
@@ -194,7 +194,7 @@ impl Subject {
             }
             Step::Condemn(page, count) => {
                 let (at, bytes) = self.range(page, count);
-                table.condemn(at, bytes);
+                assert_eq!(table.condemn(at, bytes), Condemned::Sigbus);
                 Seen::Done(Ok(()))
             }
             Step::Scan(scan, page, count) => {

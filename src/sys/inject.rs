@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Scan,
-    Ticket, Tid, Verdict,
+    Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault,
+    Resolver, Scan, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -279,11 +279,20 @@ impl PageTable for Injecting {
         self.table.point_at_zeros(at, bytes)
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.short_of_memory()?;
+        self.table.join_to_zeros(at, bytes)
+    }
+
+    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        self.table.is_ours(at, bytes)
+    }
+
+    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
         self.table.mend(at, bytes)
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
         self.table.condemn(at, bytes)
     }
 

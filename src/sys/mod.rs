@@ -140,6 +140,30 @@ pub(crate) enum Scan {
     Marked,
 }
 
+/// What a range is that was to be condemned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(crate) enum Condemned {
+    /// Every access is a SIGBUS.
+    Sigbus,
+    /// Every access is a SIGSEGV: the kernel had no room for more.
+    Segv,
+    /// The kernel refuses that, too: nothing has changed.
+    Refused,
+}
+
+/// What a range is after a re-point of it has failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(crate) enum Mended {
+    /// What it was before.
+    Untouched,
+    /// The kernel had unmapped it. It points at zeros now.
+    Zeros,
+    /// The kernel had unmapped it, and its addresses are somebody else's, or will be.
+    Lost,
+}
+
 /// What came of sending a thread its SIGBUS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Delivery {
@@ -191,13 +215,27 @@ pub(crate) trait PageTable: Send + Sync {
     /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
     fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
 
-    /// After a re-point has failed: the kernel may have unmapped the range before it gave up. Then it
-    /// points at zeros now (`true`); or it is as it was.
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno>;
+    /// As [`PageTable::point_at_zeros`], where that makes one address range of several: with those that are kept in reserve, if
+    /// the process has none left.
+    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        self.point_at_zeros(at, bytes)
+    }
 
-    /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes
-    /// who waits there. `false` if the kernel refused: then the range is unmapped, and somebody else's.
-    fn condemn(&self, at: Addr, bytes: u64) -> bool;
+    /// After a re-point has failed: the kernel may have unmapped the range before it gave up.
+    ///
+    /// # Errors
+    /// What kept the kernel from telling; nothing is known then.
+    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno>;
+
+    /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes who waits there. In place:
+    /// the addresses stay taken.
+    fn condemn(&self, at: Addr, bytes: u64) -> Condemned;
+
+    /// Whether the range is registered with this page table, and with no other.
+    ///
+    /// # Errors
+    /// What kept the kernel from telling.
+    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno>;
 
     /// Gives the address range back, and wakes who waits there.
     fn unmap(&self, at: Addr, bytes: u64);

@@ -5,6 +5,7 @@
 pub(crate) mod child;
 pub(crate) mod park;
 pub(crate) mod raw;
+pub(crate) mod scarce;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};

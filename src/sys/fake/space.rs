@@ -96,6 +96,11 @@ impl Space {
         (((at - start) as u64) < area.bytes).then_some((*start, area))
     }
 
+    /// Whether all of a range is mapped, and not condemned.
+    pub(super) fn is_mapped(&self, at: Addr, bytes: u64) -> bool {
+        pages(at, bytes).all(|page| !matches!(self.backing(page), Some(Backing::Condemned) | None))
+    }
+
     /// What the page that holds `at` points at.
     pub(super) fn backing(&self, at: usize) -> Option<Backing> {
         let (start, area) = self.area(at)?;

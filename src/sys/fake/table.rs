@@ -11,7 +11,8 @@ use crate::sync::{Arc, MutexGuard};
 use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
+    Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver,
+    Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
 
@@ -95,15 +96,19 @@ impl PageTable for Shared {
         Ok(())
     }
 
-    fn mend(&self, _: Addr, _: u64) -> Result<bool, Errno> {
+    fn mend(&self, _: Addr, _: u64) -> Result<Mended, Errno> {
         // A re-point that fails has changed nothing here.
-        Ok(false)
+        Ok(Mended::Untouched)
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        Ok(self.state.lock().space.is_mapped(at, bytes))
+    }
+
+    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
         self.state.lock().space.replace(at, bytes, Backing::Condemned);
         self.wake(at, bytes);
-        true
+        Condemned::Sigbus
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {

@@ -6,6 +6,7 @@ mod asynchronous;
 mod ioctls;
 mod open;
 mod ranges;
+mod spare;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,8 +25,8 @@ use super::abi;
 use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
-    Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Ticket, Tid, Verdict, access, process, trap,
+    Access, Calls, Condemned, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable,
+    Protection, RawFault, Resolver, Ticket, Tid, Verdict, access, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -97,6 +98,7 @@ impl Userfault {
         let needed = abi::NEEDED.iter().fold(0, |all, feature| all | feature.bit);
         let features = needed | more | (supported & huge);
         let (uffd, user_mode_only) = open::open(features, need_kernel_faults)?;
+        spare::keep();
         let kick = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::system("eventfd", errno))?;
         let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
@@ -190,27 +192,41 @@ impl PageTable for Userfault {
         self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        match self.map_zeros(bytes, self.base_page(), Some(at)) {
-            Ok(_) => Ok(true),
-            // Still ours, unless somebody has mapped something there in between: then it is not registered.
-            Err(Errno::EEXIST) if self.is_registered(at, bytes)? => Ok(false),
-            Err(errno) => Err(errno),
+    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        spare::lend(|| self.point_at_zeros(at, bytes))
+    }
+
+    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
+        // Asked first: where no address range is left, the kernel refuses before it looks whether the place is free.
+        if self.is_ours(at, self.base_page())? {
+            return Ok(Mended::Untouched);
+        }
+        match spare::lend(|| self.map_zeros(bytes, self.base_page(), Some(at))) {
+            Ok(_) => Ok(Mended::Zeros),
+            Err(_) => Ok(Mended::Lost),
         }
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> bool {
+    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        let Ok(len) = length(bytes) else { return Condemned::Sigbus };
         let place = std::num::NonZeroUsize::new(at.0);
-        // SAFETY: replaces a range that this struct has reserved; no Rust reference points into it.
-        let dead = length(bytes).and_then(|len| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
-        if dead.is_err() {
-            // No room for the mapping: SIGSEGV is still better than zeros that were never there.
-            self.give_back(at, bytes);
-        }
+        // SAFETY: replaces a range that this struct has reserved and that is not given back before its `Mapping` is dropped
+        // (`Core::unmap`); no Rust reference points into it.
+        let dead = spare::lend(|| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
+        let condemned = match dead {
+            Ok(_) => Condemned::Sigbus,
+            // No room for the mapping, or no memory may be locked: SIGSEGV is still better than zeros that were never there.
+            Err(_) if spare::lend(|| ranges::make_inaccessible(at, bytes)).is_ok() => Condemned::Segv,
+            Err(_) => Condemned::Refused,
+        };
         self.wake(at, bytes);
-        dead.is_ok()
+        condemned
+    }
+
+    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        Ok(self.is_registered(at, bytes)? && self.is_registered_with_us(at, bytes))
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {

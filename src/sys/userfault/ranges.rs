@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap, mmap_anonymous, mremap, munmap};
-use userfaultfd::RegisterMode;
+use userfaultfd::{RegisterMode, Uffd};
 
 use super::open::errno_of;
 use super::{Userfault, count};
@@ -51,7 +51,7 @@ impl Userfault {
         uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
     }
 
-    /// Whether the whole range is registered with us. Waits where the kernel refuses to say: the event of somebody's
+    /// Whether the whole range is registered, be it with another userfaultfd: the kernel does not look whose it is. Waits where the kernel refuses to say: the event of somebody's
     /// mremap is unread, or its thread has not run again.
     pub(super) fn is_registered(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
         for _ in 0..ASK_TRIES {
@@ -62,6 +62,14 @@ impl Userfault {
             }
         }
         Err(Errno::EAGAIN)
+    }
+
+    /// Whether a range that is registered is so with one of ours. To register it again asks for no mode that it does not have,
+    /// and changes nothing; the kernel refuses (EBUSY) where another userfaultfd has any of it.
+    pub(super) fn is_registered_with_us(&self, at: Addr, bytes: u64) -> bool {
+        let again =
+            |uffd: &Uffd| uffd.register_with_mode(at.0 as *mut _, bytes as usize, RegisterMode::WRITE_PROTECT).is_ok();
+        again(&self.uffd) || self.second.get().is_some_and(|second| again(&second.uffd))
     }
 
     /// A mapping of the device, registered and kept out of children, wherever there is room.
@@ -212,6 +220,13 @@ pub(super) fn make_accessible(at: Addr, bytes: u64) -> Result<(), Errno> {
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
     unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
+}
+
+/// Makes every access to a range a SIGSEGV. The range stays mapped.
+pub(super) fn make_inaccessible(at: Addr, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: a range that this struct has mapped and that is not given back before its `Mapping` is dropped (`Core::unmap`); no
+    // Rust reference points into it, and accesses of the application are to fail from now on.
+    unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, ProtFlags::PROT_NONE) }
 }
 
 pub(super) fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {

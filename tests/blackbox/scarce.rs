@@ -1,0 +1,82 @@
+//! A process that runs out of address ranges.
+#![allow(unsafe_code)]
+
+/// Mappings that serve nothing, and take every address range that the process has left.
+pub(crate) struct Hoard {
+    at: *mut libc::c_void,
+    bytes: usize,
+    single: Vec<*mut libc::c_void>,
+}
+
+const PAGE: usize = 4096;
+
+impl Hoard {
+    /// Takes all but `left` of them. Nothing big is to be allocated while it lives.
+    pub(crate) fn all_but(left: usize) -> Self {
+        let max: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+        let bytes = (max + 2) * PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        let mut hoard = Self { at, bytes, single: Vec::with_capacity(64) };
+        // Each takes two.
+        let pages = (0..max).step_by(2);
+        let _ = pages.map(|page| hoard.protect(page, libc::PROT_READ)).take_while(|done| *done).count();
+        // And the last ones, one by one; shared ones are never joined.
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        loop {
+            // SAFETY: as above.
+            let one = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, flags, -1, 0) };
+            if one == libc::MAP_FAILED {
+                break;
+            }
+            hoard.single.push(one);
+        }
+        // Joined again: two each.
+        (0..left.div_ceil(2)).for_each(|range| assert!(hoard.protect(2 * range, libc::PROT_NONE)));
+        hoard
+    }
+
+    fn protect(&self, page: usize, protection: i32) -> bool {
+        // SAFETY: a page of the hoard's own, which nobody accesses.
+        unsafe { libc::mprotect(self.at.byte_add(page * PAGE), PAGE, protection) == 0 }
+    }
+}
+
+impl Drop for Hoard {
+    fn drop(&mut self) {
+        // SAFETY: the hoard's own, which nobody accesses.
+        unsafe { libc::munmap(self.at, self.bytes) };
+        for one in &self.single {
+            // SAFETY: likewise.
+            unsafe { libc::munmap(*one, PAGE) };
+        }
+    }
+}
+
+/// Sets a limit of this process, or lifts it, as far as that is allowed. What it was.
+pub(crate) fn limit(resource: nix::sys::resource::Resource, soft: u64) -> u64 {
+    let (before, hard) = nix::sys::resource::getrlimit(resource).unwrap();
+    nix::sys::resource::setrlimit(resource, soft, hard).unwrap();
+    before
+}
+
+/// Whether something is mapped at each of the addresses.
+pub(crate) fn is_mapped_by_now(addresses: &[usize]) -> Vec<bool> {
+    let is_mapped = |at: &usize| {
+        let mut resident = 0u8;
+        // SAFETY: the kernel only looks whether there is a mapping, and writes one byte.
+        unsafe { libc::mincore(*at as *mut _, PAGE, &raw mut resident) == 0 }
+    };
+    addresses.iter().map(is_mapped).collect()
+}
+
+/// Waits until a thread of this process sleeps in a function of the kernel of that name, for at most ten seconds.
+pub(crate) fn until_asleep(thread: nix::unistd::Pid, function: &str) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !std::fs::read_to_string(format!("/proc/self/task/{thread}/wchan")).unwrap().contains(function) {
+        assert!(std::time::Instant::now() < until, "{thread} does not sleep in {function}");
+        std::thread::yield_now();
+    }
+}
