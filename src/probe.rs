@@ -56,6 +56,13 @@ pub struct Event {
 
 /// Told at every [`Point`]. Called by the pager's own threads and by whoever calls the library,
 /// some with locks held: it must not call the library back, and must not touch mapped memory.
+///
+/// Of mappings with [`Resolve::FaultingThread`](crate::Resolve::FaultingThread) it is also called by the thread that has the fault,
+/// inside a signal handler with every signal blocked: there it must not allocate, wait for a lock that the interrupted code
+/// may hold, or print.
+///
+/// A panic in a thread of the pager, or in a handler, ends the pager: every mapping is a SIGBUS from then on. A panic in a call
+/// of the library passes to the caller once the call has done what keeps others safe.
 pub trait Probe: Send + Sync {
     /// The thread is at `event.point`, and stays there until this returns.
     fn at(&self, event: Event);

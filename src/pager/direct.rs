@@ -2,14 +2,12 @@
 //! decision and the same guard. A signal handler runs this, so it only tries, as the reader does; and what
 //! has to be prepared or waited for goes to the workers, while the thread waits for their answer.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crate::error::Result;
 use crate::mapping::options::{MapOptions, Resolve, Tracking};
 use crate::pager::Pager;
 use crate::pager::core::{Core, Handed, Job};
 use crate::pager::stats::Kind;
-use crate::pager::threads::{message_of, record};
+use crate::pager::threads::{caught, record};
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt};
 use crate::sync::Arc;
@@ -18,8 +16,10 @@ use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verd
 impl Resolver for Core {
     fn resolve(&self, fault: &RawFault) -> Option<Verdict> {
         let started = self.latencies.is_some().then(std::time::Instant::now);
-        self.tell(Point::FaultTaken, fault, Patience::Try);
-        let looked = catch_unwind(AssertUnwindSafe(|| attempt(self, fault, Patience::Try, Resolve::FaultingThread)));
+        let looked = caught(|| {
+            self.tell(Point::FaultTaken, fault, Patience::Try);
+            attempt(self, fault, Patience::Try, Resolve::FaultingThread)
+        });
         let verdict = match looked {
             Ok(Attempt::Done) => Verdict::Repeat,
             Ok(Attempt::Sigbus) => Verdict::Sigbus,
@@ -28,7 +28,7 @@ impl Resolver for Core {
             }
             Err(panic) => {
                 // The mapping is condemned soon, and the thread is dismissed then.
-                self.fail(format!("a thread that resolved its own fault panicked: {}", message_of(&*panic)));
+                self.fail(format!("a thread that resolved its own fault panicked: {panic}"));
                 return None;
             }
         };
@@ -46,9 +46,8 @@ fn courier(core: &Core, table: &dyn PageTable) {
     process::block_all_signals();
     let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
     while !core.is_condemned() {
-        let carried = catch_unwind(AssertUnwindSafe(|| carry(core, table, &mut messages)));
-        if let Err(panic) = carried {
-            core.fail(format!("its courier panicked: {}", message_of(&*panic)));
+        if let Err(panic) = caught(|| carry(core, table, &mut messages)) {
+            core.fail(format!("its courier panicked: {panic}"));
         }
     }
     // Nothing is watched any more, so nobody posts.

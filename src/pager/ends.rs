@@ -36,11 +36,13 @@ impl Core {
             window.table.unwatch(window.base());
             // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
             let done = self.switches.broken(Rule::CondemnBeforeClose) || take_out_of_service(&window);
-            change.commit(&inode.store);
             if done {
+                // Before an observer is told, which may panic: nothing is condemned twice.
                 dropped.extend(regions.remove(&window));
+                change.commit(&inode.store);
                 continue;
             }
+            change.commit(&inode.store);
             RwLockWriteGuard::unlock_fair(regions);
             crate::sync::back_off(CONDEMN_BACK_OFF);
             regions = self.regions.write();

@@ -337,7 +337,8 @@ impl Pager {
     }
 
     /// Ends the pager: every mapping ends in SIGBUS, threads that wait in a fault get theirs, and the
-    /// pager's own threads are gone when this returns. Waits for calls on its mappings that are under way.
+    /// pager's own threads are gone when this returns. Waits for faults that are being answered, and for nobody's call: one that is
+    /// under way on a mapping ends in an error at its next fault. Addresses stay the mapping's until that is dropped.
     ///
     /// # Errors
     /// [`Error::PagerGone`] if it had ended before, because a thread of it had panicked.

@@ -24,9 +24,8 @@ pub(super) fn reader(core: &Core) {
     let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
     let mut told = false;
     while !core.is_condemned() {
-        let served = catch_unwind(AssertUnwindSafe(|| serve(core, &mut messages)));
-        if let Err(panic) = served {
-            core.fail(format!("its reader panicked: {}", message_of(&*panic)));
+        if let Err(panic) = caught(|| serve(core, &mut messages)) {
+            core.fail(format!("its reader panicked: {panic}"));
         }
         if core.is_stopping() && !told {
             told = true;
@@ -103,20 +102,20 @@ pub(super) fn worker(core: &Core) {
     loop {
         let served = match core.queue.pop() {
             Job::Stop => return,
-            Job::Fault(handed) => catch_unwind(AssertUnwindSafe(|| serve_handed(core, handed))),
-            Job::Moved(from, to, bytes) => catch_unwind(AssertUnwindSafe(|| core.lose(from, to, bytes))),
-            Job::GiveUpRanges => catch_unwind(AssertUnwindSafe(|| give_up_ranges(core))),
+            Job::Fault(handed) => caught(|| serve_handed(core, handed)),
+            Job::Moved(from, to, bytes) => caught(|| core.lose(from, to, bytes)),
+            Job::GiveUpRanges => caught(|| give_up_ranges(core)),
             Job::Condemn => {
                 // Goes on where a panic, or a lack of address ranges, has interrupted it: nothing else ends the reader.
                 while !core.is_condemned() {
-                    let _ = catch_unwind(AssertUnwindSafe(|| core.condemn()));
+                    let _ = caught(|| core.condemn());
                 }
                 Ok(())
             }
         };
         if let Err(panic) = served {
             // The fault's thread is woken when its mapping is condemned.
-            core.fail(format!("a worker panicked: {}", message_of(&*panic)));
+            core.fail(format!("a worker panicked: {panic}"));
         }
     }
 }
@@ -135,7 +134,19 @@ fn serve_handed(core: &Core, handed: Handed) {
     }
 }
 
-pub(super) fn message_of(panic: &(dyn Any + Send)) -> String {
+/// Does something that may panic, in a thread that others wait for. The error is what the panic says.
+pub(super) fn caught<T>(act: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(act)).map_err(|panic| {
+        let text = message_of(&*panic);
+        // What it carries may panic again when it is dropped, and so on: that is nobody's to see.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(again);
+        }
+        text
+    })
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
