@@ -143,8 +143,8 @@ fn zeros_never_become_writable() {
             let (map, stop, a) = (map.clone(), stop.clone(), a.clone());
             spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // The page is poisoned for a moment now and then: what it shows is zeros or nothing.
-                    assert!(matches!(map.load(8), Ok(0) | Err(Error::Bus(_))));
+                    // The page is poisoned for a moment now and then, and a load does not notice.
+                    assert_eq!(map.load(8), Ok(0));
                     a.punch_hole(0, PAGE).unwrap();
                 }
             })

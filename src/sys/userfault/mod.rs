@@ -25,7 +25,7 @@ use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
     Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Ticket, Tid, Verdict, access, process, trap,
+    Resolver, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -292,6 +292,14 @@ impl PageTable for Userfault {
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
         process::raise_sigbus(tid, at)
+    }
+
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        passing::begin(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        passing::end(at, bytes);
     }
 
     fn outlook(&self, tid: Tid) -> Delivery {
