@@ -206,6 +206,8 @@ mod inside {
         let until = Instant::now() + RACE;
         let loads = Arc::new(AtomicU64::new(0));
         let stores = Arc::new(AtomicU64::new(0));
+        // For the first loader; made before there is no descriptor left, if that is what this is about.
+        let mut pipe = std::io::pipe().ok();
         let storers = (0..2).map(|_| {
             let (map, store, stores) = (map.clone(), store.clone(), stores.clone());
             spawn(move || {
@@ -217,11 +219,16 @@ mod inside {
         });
         let loaders = (0..3).map(|loader| {
             let (map, file, loads) = (map.clone(), file.clone(), loads.clone());
+            let (mut reader, writer) = pipe.take().unzip();
             spawn(move || {
                 while Instant::now() < until {
                     // SAFETY: within the mapping. A SIGBUS here ends the process.
                     assert_eq!(unsafe { map.as_ptr().cast::<u64>().wrapping_add(3).read_volatile() }, 0);
                     assert_eq!(map.load(8 * loader), Ok(0));
+                    if let (Some(reader), Some(writer)) = (&mut reader, &writer) {
+                        assert_eq!(map.write_to(writer.as_fd(), 0, 8), Ok(8), "write(2) out of a hole");
+                        std::io::Read::read_exact(reader, &mut [0; 8]).unwrap();
+                    }
                     if loader == 0 {
                         file.punch_hole(0, PAGE).unwrap();
                     }

@@ -14,7 +14,7 @@ pub mod fake;
 #[cfg(feature = "sabotage")]
 pub(crate) mod inject;
 pub(crate) mod memory;
-mod passing;
+pub(crate) mod passing;
 pub(crate) mod process;
 pub(crate) mod sent;
 mod trap;

@@ -18,6 +18,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use nix::errno::Errno;
+
 use super::{Access, Addr, access, trap};
 
 /// Ranges at a time: no more than there are workers, most of the time. Who finds no room waits.
@@ -32,6 +34,13 @@ static LISTED: [AtomicUsize; LISTED_MAX] = [const { AtomicUsize::new(0) }; LISTE
 static ENDED: [AtomicU64; COUNTS] = [const { AtomicU64::new(0) }; COUNTS];
 /// What was repeated last, by thread: a digest of the thread, the access and the count at the time.
 static REPEATED: [AtomicU64; COUNTS] = [const { AtomicU64::new(0) }; COUNTS];
+
+/// How many have ended anywhere.
+static ENDED_IN_ALL: AtomicU64 = AtomicU64::new(0);
+
+/// How often a system call is repeated that may have met such poison, each time after this long: for a second or so.
+const CALLS_MAX: u32 = 10_000;
+const PAUSE: std::time::Duration = std::time::Duration::from_micros(100);
 
 fn entry_of(at: Addr, bytes: u64) -> usize {
     debug_assert!(bytes.is_power_of_two() && (at.0 as u64).is_multiple_of(bytes) && bytes >= 4096);
@@ -55,6 +64,7 @@ pub(super) fn begin(at: Addr, bytes: u64) {
 /// The poison has been zapped.
 pub(super) fn end(at: Addr, bytes: u64) {
     ended(at.0).fetch_add(1, Ordering::SeqCst);
+    ENDED_IN_ALL.fetch_add(1, Ordering::SeqCst);
     let entry = entry_of(at, bytes);
     // Of two that are the same either is as good.
     let _ = LISTED.iter().any(|slot| slot.compare_exchange(entry, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok());
@@ -88,6 +98,26 @@ pub(super) fn is_to_be_repeated(addr: usize, context: &libc::ucontext_t) -> bool
     listed || before != digest
 }
 
+/// Makes a system call that loads from `bytes` at `at`, and has done nothing when it fails with EFAULT: again as long as it may have met
+/// poison that was not meant for it.
+pub(crate) fn outlast<T>(at: usize, bytes: usize, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    let meets = || {
+        LISTED.iter().map(|slot| slot.load(Ordering::SeqCst)).filter(|entry| *entry != 0).any(|entry| {
+            let start = entry >> (entry % 64) << (entry % 64);
+            start < at.saturating_add(bytes) && at < start + (1 << (entry % 64))
+        })
+    };
+    for _ in 0..CALLS_MAX {
+        let before = ENDED_IN_ALL.load(Ordering::SeqCst);
+        match call() {
+            // The list first, as above.
+            Err(Errno::EFAULT) if meets() || ENDED_IN_ALL.load(Ordering::SeqCst) != before => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    call()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,5 +138,23 @@ mod tests {
         end(huge, 2 << 20);
         assert!(!is_listed(0x7000) && !is_listed(0x60_0000));
         assert_eq!(ended(page.0).load(Ordering::SeqCst), before + 2);
+    }
+
+    #[test]
+    fn a_call_that_meets_poison_is_made_again_when_it_has_passed() {
+        let page = Addr(0x7000_0000);
+        begin(page, 4096);
+        let calls = AtomicU64::new(0);
+        let call = || match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(Errno::EFAULT),
+            // It passes during the call, which fails nevertheless.
+            1 => {
+                end(page, 4096);
+                Err(Errno::EFAULT)
+            }
+            _ => Ok(8),
+        };
+        assert_eq!(outlast(page.0 + 4088, 16, call), Ok(8));
+        assert_eq!(calls.load(Ordering::SeqCst), 3);
     }
 }
