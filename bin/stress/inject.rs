@@ -19,6 +19,8 @@ pub(crate) enum Inject {
     Late,
     /// Messages arrive twice
     Twice,
+    /// A quarter of the threads look awake in each of their faults
+    Awake,
     /// Threads are held at every named point, now and then
     Delays,
     /// Signals go to the threads that fault
@@ -45,6 +47,8 @@ pub(crate) struct Put {
 /// Rare enough that most operations meet none, often enough that each is met many times in a second.
 const OFTEN_PPM: u32 = 30_000;
 const SELDOM_PPM: u32 = 3_000;
+/// Of the threads.
+const AWAKE_PPM: u32 = 250_000;
 const DELAY: Delay = Delay { ppm: 5_000, us_max: 500 };
 
 impl Put {
@@ -58,7 +62,8 @@ impl Put {
 
     /// Whether anything is asked for that only a library with the feature `sabotage` does.
     pub(crate) fn needs_feature(&self) -> bool {
-        let kernel = [Inject::Again, Inject::Exist, Inject::Nomem, Inject::Partial, Inject::Late, Inject::Twice];
+        let kernel =
+            [Inject::Again, Inject::Exist, Inject::Nomem, Inject::Partial, Inject::Late, Inject::Twice, Inject::Awake];
         kernel.into_iter().any(|kind| self.has(kind))
     }
 
@@ -89,12 +94,13 @@ impl Put {
             partial_ppm: often(Inject::Partial),
             delay_ppm: often(Inject::Late),
             duplicate_ppm: often(Inject::Twice),
+            awake_ppm: if self.has(Inject::Awake) { AWAKE_PPM } else { 0 },
         })
     }
 
     #[cfg(not(feature = "sabotage"))]
     pub(crate) fn configure(&self, builder: PagerBuilder, _seed: u64) -> PagerBuilder {
-        let _ = (OFTEN_PPM, SELDOM_PPM);
+        let _ = (OFTEN_PPM, SELDOM_PPM, AWAKE_PPM);
         builder
     }
 }

@@ -93,6 +93,7 @@ impl Recipe {
             }
             // The rest end in hangs: each takes as long as it takes to call one a hang.
             Rule::WakeAfterEexist => messages(with(Scenario::Reuse, &[Inject::Exist], &[])),
+            Rule::ServeWhoInsists => messages(with(Scenario::Reuse, &[Inject::Awake], &[])),
             Rule::WakeOnRetry => messages(with(Scenario::Reuse, &[], &[])),
             Rule::NoCopyUnderLock => slow(with(Scenario::EofEdge, &[], &[])),
             Rule::ReaderNeverBlocks => messages(with(Scenario::UnmapStorm, &[], &[])),

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::{BusError, Mapping};
 use crate::error::{Error, Result};
 use crate::pager::budget;
-use crate::sys::{Access, access};
+use crate::sys::{Access, access, passing};
 use crate::units::Addr;
 
 /// How much of a mapping is put in place for one system call, where that cannot fault, and how often.
@@ -152,7 +152,7 @@ impl Mapping {
     /// As [`Mapping::read_from`].
     pub fn write_to(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
         let at = self.inside(offset, len)?;
-        self.installed(offset, len, Access::Load, |len| access::write_from(fd, at, len))
-            .map_err(|errno| Error::system("write", errno))
+        let write = |len| passing::outlast(at, len, || access::write_from(fd, at, len));
+        self.installed(offset, len, Access::Load, write).map_err(|errno| Error::system("write", errno))
     }
 }

@@ -7,8 +7,7 @@
 //! thread resolves.
 //!
 //! A SIGBUS for a full volume is sent by the pager ([`super::process::raise_sigbus`]), not raised by the access. It
-//! counts only if it meets the access it is meant for: an instruction that has not been executed yet, at
-//! the address in question. Otherwise it is dropped, and the access faults again if it must.
+//! counts only if it meets the access it is meant for ([`super::sent`]). Otherwise it is dropped, and the access faults again if it must.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -16,7 +15,8 @@ use std::sync::OnceLock;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
-use super::{Verdict, trap};
+use super::sent::{self, Met};
+use super::{Verdict, passing, trap};
 
 /// What a guarded routine returns: a value, and 0 for done or 1 for SIGBUS. With 1 the value is the faulting address.
 #[repr(C)]
@@ -207,8 +207,15 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     let addr = unsafe { info_ref.si_addr() } as usize;
     // SAFETY: the third argument of an SA_SIGINFO handler is the interrupted ucontext_t, ours to change.
     let context_ref = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let raised = info_ref.si_code > 0;
-    if raised && trap::resolve(addr, context_ref) == Some(Verdict::Repeat) {
+    // One of ours that meets its access is as good as one that the access has raised.
+    let raised = match sent::met(info_ref, context_ref) {
+        Some(Met::SomethingElse) => return,
+        Some(Met::Access) => true,
+        None => info_ref.si_code > 0,
+    };
+    if info_ref.si_code > 0
+        && (trap::resolve(addr, context_ref) == Some(Verdict::Repeat) || passing::is_to_be_repeated(addr, context_ref))
+    {
         return;
     }
     let thread = interrupted(context_ref);

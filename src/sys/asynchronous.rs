@@ -163,6 +163,14 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         self.0.raise_sigbus(tid, at)
     }
 
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        self.0.begin_passing(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        self.0.end_passing(at, bytes);
+    }
+
     fn outlook(&self, tid: Tid) -> Delivery {
         self.0.outlook(tid)
     }

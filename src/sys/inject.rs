@@ -35,6 +35,8 @@ pub struct Injection {
     pub delay_ppm: u32,
     /// A fault's message is delivered twice, half of the time by a later read.
     pub duplicate_ppm: u32,
+    /// Of the threads, these look awake in each of their faults, to whoever asks, as one does that the kernel does not let sleep.
+    pub awake_ppm: u32,
 }
 
 /// An entry that another thread's fault might have put there.
@@ -101,6 +103,12 @@ impl Injecting {
     fn with(table: Arc<dyn PageTable>, injection: Injection, counts: Arc<[AtomicU64; NAMES.len()]>) -> Self {
         let (drawn, late) = (Arc::default(), Mutex::default());
         Self { table, notes_installs: false, injection, drawn, counts, late }
+    }
+
+    /// Of a thread the same each time.
+    fn looks_awake(&self, tid: Tid) -> bool {
+        let drawn = (u64::from(tid.0) ^ self.injection.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        drawn % 1_000_000 < u64::from(self.injection.awake_ppm)
     }
 
     /// What has been put in so far, by name.
@@ -380,14 +388,22 @@ impl PageTable for Injecting {
         self.table.raise_sigbus(tid, at)
     }
 
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        self.table.begin_passing(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        self.table.end_passing(at, bytes);
+    }
+
     fn outlook(&self, tid: Tid) -> Delivery {
         // Who asks reads on until there is nothing more: nothing is held back from that.
         self.late.lock().iter_mut().for_each(|message| message.reads = 0);
-        self.table.outlook(tid)
+        if self.looks_awake(tid) { Delivery::Awake } else { self.table.outlook(tid) }
     }
 
     fn may_wait(&self, tid: Tid) -> bool {
-        self.table.may_wait(tid)
+        !self.looks_awake(tid) && self.table.may_wait(tid)
     }
 
     fn runs(&self, tid: Tid) -> Option<u64> {

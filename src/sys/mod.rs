@@ -14,7 +14,9 @@ pub mod fake;
 #[cfg(feature = "sabotage")]
 pub(crate) mod inject;
 pub(crate) mod memory;
+pub(crate) mod passing;
 pub(crate) mod process;
+pub(crate) mod sent;
 mod trap;
 pub(crate) mod userfault;
 
@@ -55,6 +57,14 @@ pub(crate) struct RawFault {
     pub(crate) access: Access,
     pub(crate) kind: FaultKind,
     pub(crate) tid: Tid,
+}
+
+impl RawFault {
+    /// The access: its address, and whether it is a store.
+    pub(crate) fn access_key(&self) -> u64 {
+        // No address of a process has the highest bit.
+        self.addr.0 as u64 | u64::from(self.access == Access::Store) << 63
+    }
 }
 
 /// A message read from the page table.
@@ -287,6 +297,13 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
+
+    /// A page of the range is about to be poisoned for the sake of one thread's store, until [`PageTable::end_passing`]: a load by the
+    /// CPU that meets the poison meanwhile is repeated, as far as this process's SIGBUS handler is ours.
+    fn begin_passing(&self, _at: Addr, _bytes: u64) {}
+
+    /// The poison has been zapped.
+    fn end_passing(&self, _at: Addr, _bytes: u64) {}
 
     /// What would come of sending a thread its SIGBUS. One that has been woken and has not run since is given some
     /// milliseconds to fall asleep again.

@@ -182,7 +182,7 @@ impl PageTable for Shared {
         let mut state = self.state.lock();
         let state = &mut *state;
         let Some(thread) = state.threads.get_mut(&tid) else { return Delivery::Unreachable };
-        let asleep = state.sleepers.values_mut().find(|sleeper| sleeper.fault.tid == tid && !sleeper.woken);
+        let asleep = state.sleepers.values_mut().find(|sleeper| sleeper.fault.tid == tid && sleeper.is_asleep());
         let Some(sleeper) = asleep else { return Delivery::Awake };
         sleeper.woken = true;
         if sleeper.fault.addr != at {
@@ -199,7 +199,7 @@ impl PageTable for Shared {
     }
 
     fn may_wait(&self, tid: Tid) -> bool {
-        self.state.lock().sleepers.values().any(|sleeper| sleeper.fault.tid == tid && !sleeper.woken)
+        self.state.lock().sleepers.values().any(|sleeper| sleeper.fault.tid == tid && sleeper.is_asleep())
     }
 
     fn runs(&self, tid: Tid) -> Option<u64> {

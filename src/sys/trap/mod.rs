@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use parking_lot::RwLock;
 
-use super::{RawFault, Resolver, Tid, Verdict};
+use super::{Access, RawFault, Resolver, Tid, Verdict};
 use crate::units::Addr;
 pub(super) use registers::SUPPORTED;
 pub(super) use slots::{answer, dismiss, take_posted};
@@ -97,6 +97,11 @@ fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
     };
     let (base, watched) = directory.range(..=at.0).next_back()?;
     (at.since(Addr(*base)) < watched.bytes).then(|| watched.clone())
+}
+
+/// What a thread wanted that was interrupted by a page fault at `addr`; `None` where that is not known.
+pub(super) fn access(addr: usize, context: &libc::ucontext_t) -> Option<Access> {
+    registers::fault(addr, context).map(|fault| fault.access)
 }
 
 /// What is to become of an access that was interrupted by a SIGBUS at `addr`. `None` if it is not ours.

@@ -26,7 +26,7 @@ use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
     Access, Calls, Condemned, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable,
-    Protection, RawFault, Resolver, Ticket, Tid, Verdict, access, process, trap,
+    Protection, RawFault, Resolver, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -308,6 +308,14 @@ impl PageTable for Userfault {
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
         process::raise_sigbus(tid, at)
+    }
+
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        passing::begin(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        passing::end(at, bytes);
     }
 
     fn outlook(&self, tid: Tid) -> Delivery {

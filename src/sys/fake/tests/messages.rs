@@ -141,7 +141,7 @@ fn the_last_look_takes_poison_for_nothing_and_an_entry_for_done() {
         let mut state = test.fake.shared.state.lock();
         let seen = state.space.backing(test.at(page).0).unwrap();
         let fault = RawFault { addr: test.at(page), access: Access::Store, kind, tid: Tid(1) };
-        state.fall_asleep(fault, &seen).is_some()
+        state.fall_asleep(fault, &seen, false).is_some()
     };
     assert!(fall_asleep(FaultKind::Minor, 0));
     assert_eq!(test.poison(0), Outcome::Installed);
@@ -153,7 +153,7 @@ fn the_last_look_takes_poison_for_nothing_and_an_entry_for_done() {
     // A range that has changed is looked at anew.
     let mut state = test.fake.shared.state.lock();
     let fault = RawFault { addr: test.at(2), access: Access::Load, kind: FaultKind::Minor, tid: Tid(1) };
-    assert_eq!(state.fall_asleep(fault, &Backing::Zeros), None);
+    assert_eq!(state.fall_asleep(fault, &Backing::Zeros, false), None);
 }
 
 #[test]
