@@ -153,6 +153,10 @@ pub enum Error {
         /// The number that was given.
         workers: usize,
     },
+    /// The handle is of a process that this one was forked from (fork(2)). It does nothing here, and leaks when it is dropped;
+    /// what this process makes itself works.
+    #[error("the handle belongs to the process that made it, and this process is a child of that one")]
+    Forked,
     /// The pager has been shut down, or one of its threads has died. Mappings it served are gone.
     #[error("the pager is gone: {reason}")]
     PagerGone {
