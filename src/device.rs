@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::sys::fork::{Home, Kept};
 use crate::sys::memory::DeviceMemory;
 
 /// Memory cut into blocks of one page: a memfd, or a file on tmpfs or hugetlbfs.
@@ -11,8 +12,11 @@ use crate::sys::memory::DeviceMemory;
 /// A device knows nothing of files; [`Volume::format`](crate::Volume::format) puts them on it. Its
 /// memory is allocated as blocks are first handed out. The bytes are as lasting as the file they lie
 /// in, but which block belongs to which file is not stored: formatting starts anew.
+///
+/// In a child process (fork(2)) it is of no use: a volume made of it answers [`Error::Forked`](crate::Error::Forked), and
+/// dropping it there neither unlocks the file nor frees anything.
 pub struct Device {
-    memory: Arc<DeviceMemory>,
+    memory: Kept<Arc<DeviceMemory>>,
 }
 
 impl Device {
@@ -23,26 +27,27 @@ impl Device {
     /// [`Error::DeviceNotWholeBlocks`](crate::Error::DeviceNotWholeBlocks) for a size that is no
     /// multiple of the page size, [`Error::System`](crate::Error::System) when the kernel refuses.
     pub fn memfd(name: &str, bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Arc::new(DeviceMemory::memfd(name, bytes)?) })
+        Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::memfd(name, bytes)?)) })
     }
 
     /// A file on tmpfs (blocks of one page) or on hugetlbfs (blocks of one huge page, 2 MiB on
     /// most machines). It is created if it is not there, emptied, set to `bytes` bytes, and
-    /// locked (flock(2)) while the device lives.
+    /// locked (flock(2)) while the device lives, and after it while a child process lives that was forked meanwhile and has not
+    /// called execve(2): the lock is the open file's, and a child has that too.
     ///
     /// # Errors
     /// [`Error::UnsupportedFileSystem`](crate::Error::UnsupportedFileSystem) on every other file system, before
     /// anything is created. [`Error::DeviceBusy`](crate::Error::DeviceBusy) while another device uses the file, and the errors
     /// of [`Device::memfd`].
     pub fn open(path: impl AsRef<Path>, bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Arc::new(DeviceMemory::open(path.as_ref(), bytes)?) })
+        Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::open(path.as_ref(), bytes)?)) })
     }
 
     /// Memory from the heap, to be used with the fake page table.
     #[cfg(feature = "fake")]
     #[doc(hidden)]
     pub fn heap(bytes: u64, block_bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Arc::new(DeviceMemory::heap(bytes, block_bytes)?) })
+        Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::heap(bytes, block_bytes)?)) })
     }
 
     /// The size of the device in bytes.
@@ -55,7 +60,7 @@ impl Device {
         self.memory.block_bytes()
     }
 
-    pub(crate) fn into_memory(self) -> Arc<DeviceMemory> {
+    pub(crate) fn into_memory(self) -> Kept<Arc<DeviceMemory>> {
         self.memory
     }
 }

@@ -12,6 +12,7 @@ use crate::resolve::losers::Losers;
 use crate::resolve::{Patience, lock_regions};
 use crate::sabotage::Switches;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock};
+use crate::sys::fork::Home;
 use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid, process};
 use crate::units::{Addr, PageIndex};
 
@@ -83,6 +84,7 @@ impl Reading<'_> {
 }
 
 pub(crate) struct Core {
+    pub(crate) home: Home,
     pub(crate) table: Arc<dyn PageTable>,
     /// Set once, when the first mapping wants it. A leaf, for the time of a copy.
     direct: Mutex<Option<Arc<dyn PageTable>>>,
@@ -133,6 +135,7 @@ fn slot_of(tid: Tid, number: u64) -> u64 {
 
 impl Core {
     pub(crate) fn new(
+        home: Home,
         table: Arc<dyn PageTable>,
         address_ranges_max: Option<u64>,
         latencies: bool,
@@ -141,6 +144,7 @@ impl Core {
         let process_ranges_max = process::max_map_count() / 4 * 3;
         let share = Arc::new(Share::default());
         Self {
+            home,
             table,
             direct: Mutex::new(None),
             regions: RwLock::new(Regions::new(share.clone())),
@@ -291,6 +295,7 @@ impl Core {
         });
         let page = found.map_or(PageIndex(u64::MAX), |(_, page)| page);
         probe.at(Event { point, file: found.map(|(file, _)| file), page, block: None });
+        self.home.insist();
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
