@@ -32,8 +32,8 @@ impl Device {
 
     /// A file on tmpfs (blocks of one page) or on hugetlbfs (blocks of one huge page, 2 MiB on
     /// most machines). It is created if it is not there, emptied, set to `bytes` bytes, and
-    /// locked (flock(2)) while the device lives, and after it while a child process lives that was forked meanwhile and has not
-    /// called execve(2): the lock is the open file's, and a child has that too.
+    /// locked (flock(2)) while the device lives. The lock is the open file's, and a forked child has that too: where the process ends
+    /// without dropping the device, the file stays locked until its children have ended or called execve(2).
     ///
     /// # Errors
     /// [`Error::UnsupportedFileSystem`](crate::Error::UnsupportedFileSystem) on every other file system, before
