@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::sys::fork::{Home, Kept};
+use crate::sys::limits::{self, Wanted};
 use crate::sys::memory::DeviceMemory;
 
 /// Memory cut into blocks of one page: a memfd, or a file on tmpfs or hugetlbfs.
@@ -25,9 +26,10 @@ impl Device {
     /// # Errors
     /// [`Error::DeviceSize`](crate::Error::DeviceSize) for less than one page,
     /// [`Error::DeviceNotWholeBlocks`](crate::Error::DeviceNotWholeBlocks) for a size that is no
-    /// multiple of the page size, [`Error::System`](crate::Error::System) when the kernel refuses.
+    /// multiple of the page size, [`Error::Limit`](crate::Error::Limit) where descriptors, addresses or the size of a file are
+    /// limited, [`Error::System`](crate::Error::System) when the kernel refuses.
     pub fn memfd(name: &str, bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::memfd(name, bytes)?)) })
+        Self::of(bytes, || DeviceMemory::memfd(name, bytes))
     }
 
     /// A file on tmpfs (blocks of one page) or on hugetlbfs (blocks of one huge page, 2 MiB on
@@ -40,7 +42,14 @@ impl Device {
     /// anything is created. [`Error::DeviceBusy`](crate::Error::DeviceBusy) while another device uses the file, and the errors
     /// of [`Device::memfd`].
     pub fn open(path: impl AsRef<Path>, bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::open(path.as_ref(), bytes)?)) })
+        Self::of(bytes, || DeviceMemory::open(path.as_ref(), bytes))
+    }
+
+    fn of(bytes: u64, open: impl FnOnce() -> Result<DeviceMemory>) -> Result<Self> {
+        let home = Home::here()?;
+        limits::check_file_size(bytes)?;
+        let memory = open().map_err(|error| limits::explain(error, Wanted::Shared(bytes)))?;
+        Ok(Self { memory: home.keep(Arc::new(memory)) })
     }
 
     /// Memory from the heap, to be used with the fake page table.

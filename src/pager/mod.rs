@@ -25,6 +25,7 @@ use crate::sys::PageTable;
 use crate::sys::fork::{Home, Kept};
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
+use crate::sys::limits::{self, Wanted};
 use crate::sys::userfault::Userfault;
 use crate::units::PageRange;
 use regions::Region;
@@ -67,6 +68,7 @@ pub struct PagerBuilder {
     probe: Option<Arc<dyn Probe>>,
     reader_answers: bool,
     busy_poll: Option<Duration>,
+    prepared: Vec<MapOptions>,
     #[cfg(feature = "sabotage")]
     injection: Option<Injection>,
 }
@@ -80,7 +82,7 @@ impl PagerBuilder {
     }
 
     /// What the threads are called: `NAME-reader` and `NAME-worker-N`, cut by the kernel to 15 bytes.
-    /// "dax" unless set.
+    /// "dax" unless set. There must be no NUL in it.
     pub fn thread_name(mut self, name: &str) -> Self {
         self.thread_name = name.to_owned();
         self
@@ -134,6 +136,14 @@ impl PagerBuilder {
         self
     }
 
+    /// Has [`PagerBuilder::start`] open what mappings with these options need, instead of the first [`Pager::map_with`]: userfaultfds,
+    /// `/proc/self/pagemap`, and a thread. For programs that give up their privileges after the start, or are short of descriptors later. Plain
+    /// mappings need nothing more. May be called for several.
+    pub fn prepare(mut self, options: &MapOptions) -> Self {
+        self.prepared.push(*options);
+        self
+    }
+
     /// Has the workers answer every fault, also those that the reader could. For tests that park a fault.
     #[doc(hidden)]
     pub fn reader_answers(mut self, answers: bool) -> Self {
@@ -153,9 +163,14 @@ impl PagerBuilder {
     ///
     /// # Errors
     /// [`Error::WorkerCount`]; [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`],
-    /// [`Error::MissingFeature`] for what the kernel or the process's privileges lack; [`Error::System`] when
-    /// a thread or a descriptor is not to be had.
+    /// [`Error::MissingFeature`] for what the kernel or the process's privileges lack; [`Error::ThreadName`]; [`Error::Limit`], or
+    /// [`Error::System`] where the limit is not known, when a thread or a descriptor is not to be had. Then
+    /// nothing is left of it, and a later start works if there is room.
     pub fn start(self) -> Result<Pager> {
+        self.try_start().map_err(|error| limits::explain(error, Wanted::Thread))
+    }
+
+    fn try_start(self) -> Result<Pager> {
         self.check()?;
         let table = Userfault::open(self.need_kernel_faults)?;
         self.start_on(table, Box::new(|| Ok(Userfault::open_direct()?)))
@@ -173,6 +188,9 @@ impl PagerBuilder {
     fn check(&self) -> Result<()> {
         if !(1..=1024).contains(&self.workers) {
             return Err(Error::WorkerCount { workers: self.workers });
+        }
+        if self.thread_name.contains('\0') {
+            return Err(Error::ThreadName { name: self.thread_name.clone() });
         }
         Ok(())
     }
@@ -213,6 +231,7 @@ impl PagerBuilder {
         // Last: when it ends, it waits for a worker.
         let reader = pager.spawn("reader", threads::reader)?;
         *pager.reader.lock() = Some(reader);
+        self.prepared.iter().try_for_each(|options| pager.table_for(options).map(drop))?;
         Ok(pager)
     }
 }
@@ -230,6 +249,7 @@ impl Pager {
             probe: None,
             reader_answers: true,
             busy_poll: None,
+            prepared: Vec::new(),
             #[cfg(feature = "sabotage")]
             injection: None,
         }
@@ -250,7 +270,9 @@ impl Pager {
     ///
     /// # Errors
     /// [`Error::EmptyRange`], [`Error::RangeOverflow`], [`Error::Misaligned`]; [`Error::PagerGone`];
-    /// [`Error::System`] when there is no address range left;
+    /// [`Error::Limit`], or [`Error::System`] where the limit is not known, when addresses are short: a mapping counts as so many bytes of
+    /// private memory for `RLIMIT_AS` and `RLIMIT_DATA`, after mlockall(2) for `RLIMIT_MEMLOCK`, and under
+    /// `vm.overcommit_memory=2`;
     /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
     pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
         self.map_with(file, range, &MapOptions::default())
@@ -259,8 +281,14 @@ impl Pager {
     /// As [`Pager::map`], with a choice of how faults are resolved and stores are noticed.
     ///
     /// # Errors
-    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for.
+    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for. Where the first mapping of its
+    /// kind has to open something: [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`]. See [`PagerBuilder::prepare`].
     pub fn map_with(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
+        let bytes = range.end.saturating_sub(range.start);
+        self.try_map(file, range, options).map_err(|error| limits::explain(error, Wanted::Memory(bytes)))
+    }
+
+    fn try_map(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
         self.home.check()?;
         file.inode().home().check()?;
         let inode = Arc::clone(file.inode());

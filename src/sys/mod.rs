@@ -14,6 +14,7 @@ pub mod fake;
 pub(crate) mod fork;
 #[cfg(feature = "sabotage")]
 pub(crate) mod inject;
+pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
 mod trap;
