@@ -164,18 +164,18 @@ impl<T> Drop for Kept<T> {
 
 /// A value of which each process has its own, from the first time that it asks: what a child has inherited may be locked by
 /// threads that it has not got. It is never dropped.
-pub(super) struct PerProcess<T: 'static> {
+pub(crate) struct PerProcess<T: 'static> {
     latest: AtomicPtr<(Home, T)>,
     make: fn() -> T,
 }
 
 impl<T: Sync> PerProcess<T> {
-    pub(super) const fn new(make: fn() -> T) -> Self {
+    pub(crate) const fn new(make: fn() -> T) -> Self {
         Self { latest: AtomicPtr::new(ptr::null_mut()), make }
     }
 
     /// This process's, if it has one. Allocates nothing and waits for nobody: for signal handlers.
-    pub(super) fn get(&self) -> Option<&'static T> {
+    pub(crate) fn get(&self) -> Option<&'static T> {
         let latest = self.latest.load(Ordering::Acquire);
         // SAFETY: null, or a box that was leaked by `get_or_make`, of this process or of one that it was forked from.
         let (home, value) = unsafe { latest.as_ref() }?;
@@ -184,7 +184,7 @@ impl<T: Sync> PerProcess<T> {
 
     /// # Errors
     /// As [`Home::here`].
-    pub(super) fn get_or_make(&self) -> Result<&'static T> {
+    pub(crate) fn get_or_make(&self) -> Result<&'static T> {
         let home = Home::here()?;
         let latest = self.latest.load(Ordering::Acquire);
         if let Some(value) = self.get() {
