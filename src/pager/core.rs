@@ -294,8 +294,8 @@ impl Core {
             Some((region.inode.number(), region.window.page_at(fault.addr)))
         });
         let page = found.map_or(PageIndex(u64::MAX), |(_, page)| page);
+        let _insisting = self.home.insist();
         probe.at(Event { point, file: found.map(|(file, _)| file), page, block: None });
-        self.home.insist();
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

@@ -69,15 +69,24 @@ impl Home {
         if self.is_here() { Ok(()) } else { Err(Error::Forked) }
     }
 
-    /// Ends a child that comes back into a call which its parent has begun: an observer has forked in the middle of it.
-    /// There is nothing right that the rest of the call could do.
+    /// Ends a child that leaves the scope of what this gives, also by a panic: an observer has forked in the middle of a call
+    /// of the parent's, and there is nothing right that the rest of the call could do.
     #[inline]
-    pub(crate) fn insist(self) {
-        if !self.is_here() {
-            // Not through std's lock, which another thread may have held.
-            let _ = nix::unistd::write(std::io::stderr(), b"daxpager: an observer forked, and returned in the child\n");
-            std::process::abort();
+    pub(crate) fn insist(self) -> impl Drop {
+        struct Insist(Home);
+        impl Drop for Insist {
+            fn drop(&mut self) {
+                if !self.0.is_here() {
+                    // Not through std's lock, which another thread may have held.
+                    let _ = nix::unistd::write(
+                        std::io::stderr(),
+                        b"daxpager: an observer forked, and came back in the child\n",
+                    );
+                    std::process::abort();
+                }
+            }
         }
+        Insist(self)
     }
 
     pub(crate) fn keep<T>(self, kept: T) -> Kept<T> {

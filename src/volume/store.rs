@@ -71,8 +71,8 @@ impl Store {
     #[inline]
     pub(crate) fn probe(&self, point: Point, file: u64, page: PageIndex, block: Option<BlockIndex>) {
         if let Some(probe) = &self.probe {
+            let _insisting = self.memory.home().insist();
             probe.at(Event { point, file: Some(file), page, block });
-            self.memory.home().insist();
         }
     }
 
