@@ -543,7 +543,7 @@ mod inside {
                     let stdin = std::process::Stdio::from(ends.try_clone().unwrap());
                     drop(tells.take());
                     // Returns when the new process has called exec.
-                    std::process::Command::new("cat").stdin(stdin).spawn().unwrap();
+                    std::mem::forget(std::process::Command::new("cat").stdin(stdin).spawn().unwrap());
                 } else {
                     forking::fork_away(|| {
                         drop(tells.take());
