@@ -141,11 +141,33 @@ pub enum Error {
     },
     /// Faults from inside system calls were asked for, and this process may not have them.
     #[error(
-        "this process may not handle faults of system calls (errno {errno}): it needs CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1"
+        "this process may not handle faults of system calls (errno {errno}): it needs CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1; where it gives up its privileges, PagerBuilder::prepare before that"
     )]
     NoKernelFaults {
         /// The kernel's errno.
         errno: i32,
+    },
+    /// A limit of this process or of the system is reached: a later try works if there is more room then.
+    #[error("{call} failed with errno {errno}: {limit} allows {allowed} {unit}, and {wanted} are wanted")]
+    Limit {
+        /// What was refused.
+        call: &'static str,
+        /// The kernel's errno.
+        errno: i32,
+        /// The limit's name: an `RLIMIT_...` of getrlimit(2), a sysctl, or a file of a cgroup.
+        limit: &'static str,
+        /// What it counts: "bytes", "descriptors", "threads" or "address ranges".
+        unit: &'static str,
+        /// How many it allows.
+        allowed: u64,
+        /// How many there would have been, at least.
+        wanted: u64,
+    },
+    /// A thread's name must have no NUL.
+    #[error("{name:?} is no name for a thread: there is a NUL in it")]
+    ThreadName {
+        /// The name that was given.
+        name: String,
     },
     /// A pager must have at least one worker, and at most 1024.
     #[error("{workers} workers: there must be 1 to 1024")]
@@ -153,6 +175,10 @@ pub enum Error {
         /// The number that was given.
         workers: usize,
     },
+    /// The handle is of a process that this one was forked from (fork(2)). It does nothing here, and leaks when it is dropped;
+    /// what this process makes itself works.
+    #[error("the handle belongs to the process that made it, and this process is a child of that one")]
+    Forked,
     /// The pager has been shut down, or one of its threads has died. Mappings it served are gone.
     #[error("the pager is gone: {reason}")]
     PagerGone {

@@ -22,6 +22,7 @@ const POPULATE_TRIES_WHOLE: u32 = 16;
 impl Mapping {
     /// The address of `len` bytes from `offset` on.
     fn inside(&self, offset: u64, len: u64) -> Result<usize> {
+        self.home.check()?;
         if self.window.is_lost() {
             return Err(Error::MappingLost { addr: self.window.base().0 });
         }

@@ -16,6 +16,7 @@ use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
 use crate::sys::Outcome;
+use crate::sys::fork::{Home, Kept};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -31,10 +32,14 @@ const PROTECT_TRIES: u32 = 1000;
 /// or keeps other threads away. It ends where the file ends: an access to a page wholly past that is a SIGBUS,
 /// also in the middle of an algorithm if another thread truncates the file.
 /// [`Mapping::read_at`], [`Mapping::write_at`] and the single accesses below give an error instead.
+///
+/// In a child process (fork(2)) there is no such range. Calls answer [`Error::Forked`] there, [`Mapping::as_ptr`] is an address at which
+/// something else may be, and dropping it does nothing.
 pub struct Mapping {
-    core: Arc<Core>,
-    inode: Arc<Inode>,
-    window: Arc<Window>,
+    home: Home,
+    core: Kept<Arc<Core>>,
+    inode: Kept<Arc<Inode>>,
+    window: Kept<Arc<Window>>,
 }
 
 /// An access through a mapping ended in SIGBUS, and was caught.
@@ -48,8 +53,8 @@ pub struct BusError {
 }
 
 impl Mapping {
-    pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>) -> Self {
-        Self { core, inode, window }
+    pub(crate) fn new(home: Home, core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>) -> Self {
+        Self { home, core: home.keep(core), inode: home.keep(inode), window: home.keep(window) }
     }
 
     /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping
@@ -76,6 +81,7 @@ impl Mapping {
 
     /// The bytes of the file that an access to `len` bytes of the mapping from `offset` on means.
     fn file_range(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        self.home.check()?;
         self.core.check_alive()?;
         if self.window.is_lost() {
             return Err(Error::MappingLost { addr: self.window.base().0 });
@@ -290,6 +296,9 @@ impl Mapping {
     /// How the page at `offset` bytes of the mapping is mapped. For tests and demonstrations.
     #[doc(hidden)]
     pub fn backing_at(&self, offset: u64) -> Option<Backing> {
+        if !self.home.is_here() || offset >= self.len() {
+            return None;
+        }
         let regions = self.core.regions.read();
         let at = self.window.base().plus(offset);
         let region = regions.find(at).filter(|region| Arc::ptr_eq(&region.window, &self.window))?;
@@ -299,6 +308,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if !self.home.is_here() {
+            return;
+        }
         self.core.unmap(&self.window, &self.inode);
     }
 }

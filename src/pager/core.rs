@@ -12,6 +12,7 @@ use crate::resolve::losers::{Losers, Unserved};
 use crate::resolve::{Patience, lock_regions};
 use crate::sabotage::{Rule, Switches};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, Tally};
+use crate::sys::fork::Home;
 use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid, process};
 use crate::units::{Addr, PageIndex};
 
@@ -88,6 +89,7 @@ impl Reading<'_> {
 }
 
 pub(crate) struct Core {
+    pub(crate) home: Home,
     pub(crate) table: Arc<dyn PageTable>,
     /// Set once, when the first mapping wants it. A leaf, for the time of a copy.
     direct: Mutex<Option<Arc<dyn PageTable>>>,
@@ -141,6 +143,7 @@ fn slot_of(tid: Tid, number: u64) -> u64 {
 
 impl Core {
     pub(crate) fn new(
+        home: Home,
         table: Arc<dyn PageTable>,
         address_ranges_max: Option<u64>,
         latencies: bool,
@@ -149,6 +152,7 @@ impl Core {
         let process_ranges_max = process::max_map_count() / 4 * 3;
         let share = Arc::new(Share::default());
         Self {
+            home,
             table,
             direct: Mutex::new(None),
             regions: RwLock::new(Regions::new(share.clone())),
@@ -321,6 +325,7 @@ impl Core {
             Some((region.inode.number(), region.window.page_at(fault.addr)))
         });
         let page = found.map_or(PageIndex(u64::MAX), |(_, page)| page);
+        let _insisting = self.home.insist();
         probe.at(Event { point, file: found.map(|(file, _)| file), page, block: None });
     }
 

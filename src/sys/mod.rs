@@ -11,8 +11,10 @@ mod asynchronous;
 mod conformance;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub(crate) mod fork;
 #[cfg(feature = "sabotage")]
 pub(crate) mod inject;
+pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod passing;
 pub(crate) mod process;
@@ -370,15 +372,15 @@ impl Calls {
         }
     }
 
-    /// What has been called since an earlier count.
+    /// What has been called since an earlier count; 0 of what that has more of.
     pub fn since(&self, earlier: &Calls) -> Calls {
         Calls {
-            polls: self.polls - earlier.polls,
-            reads: self.reads - earlier.reads,
-            installs: self.installs - earlier.installs,
-            wakes: self.wakes - earlier.wakes,
-            zaps: self.zaps - earlier.zaps,
-            repoints: self.repoints - earlier.repoints,
+            polls: self.polls.saturating_sub(earlier.polls),
+            reads: self.reads.saturating_sub(earlier.reads),
+            installs: self.installs.saturating_sub(earlier.installs),
+            wakes: self.wakes.saturating_sub(earlier.wakes),
+            zaps: self.zaps.saturating_sub(earlier.zaps),
+            repoints: self.repoints.saturating_sub(earlier.repoints),
         }
     }
 }

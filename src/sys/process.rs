@@ -120,11 +120,24 @@ fn is_interrupted(tid: Tid) -> bool {
 }
 
 /// Whether a SIGBUS that is sent reaches `tid`: it is neither blocked nor ignored, from its `status` file. The
-/// thread sleeps in a fault, so it cannot change the one; the other is the application's.
+/// thread sleeps in a fault, so it cannot change the one; the other is the application's. Where no more signals can
+/// be queued the kernel delivers it without what it says, as anybody's.
 fn takes_sigbus(tid: Tid) -> bool {
     let Some(status) = status_of(tid) else { return false };
+    if !has_room_for_signals(&status) {
+        return false;
+    }
     let has = |name: &str| signals(&status, name).is_none_or(|mask| mask & SIGBUS != 0);
     !has("SigBlk:") && !has("SigIgn:")
+}
+
+/// From the line "SigQ: queued/limit" of a `status` file.
+fn has_room_for_signals(status: &str) -> bool {
+    let room = status.lines().find_map(|line| {
+        let (queued, limit) = line.strip_prefix("SigQ:")?.split_once('/')?;
+        Some((queued.trim().parse::<u64>().ok()?, limit.trim().parse::<u64>().ok()?))
+    });
+    room.is_none_or(|(queued, limit)| queued < limit)
 }
 
 /// How often a thread has been put on a CPU: the third number of its `schedstat`.

@@ -8,6 +8,7 @@ use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
 use crate::space::extents::Run;
 use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
+use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
 use crate::units::{BlockIndex, PageIndex, PageSize};
 use crate::volume::allocator::Allocator;
@@ -24,7 +25,7 @@ const AHEAD_PART: u64 = 4;
 const POPULATE_BLOCKS: u64 = 512;
 
 pub(crate) struct Store {
-    pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) memory: Kept<Arc<DeviceMemory>>,
     pub(crate) page: PageSize,
     pub(crate) switches: Switches,
     /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
@@ -44,7 +45,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(memory: Arc<DeviceMemory>, probe: Option<Arc<dyn Probe>>) -> Self {
+    pub(crate) fn new(memory: Kept<Arc<DeviceMemory>>, probe: Option<Arc<dyn Probe>>) -> Self {
         let page = PageSize::new(memory.block_bytes());
         let blocks = page.pages_in(memory.len_bytes());
         let chunks = blocks.div_ceil(POPULATE_BLOCKS);
@@ -70,6 +71,7 @@ impl Store {
     #[inline]
     pub(crate) fn probe(&self, point: Point, file: u64, page: PageIndex, block: Option<BlockIndex>) {
         if let Some(probe) = &self.probe {
+            let _insisting = self.memory.home().insist();
             probe.at(Event { point, file: Some(file), page, block });
         }
     }

@@ -26,6 +26,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use parking_lot::RwLock;
 
+use super::fork::PerProcess;
 use super::{Access, RawFault, Resolver, Tid, Verdict};
 use crate::units::Addr;
 pub(super) use registers::SUPPORTED;
@@ -53,20 +54,23 @@ const COPIES: usize = 8;
 
 /// The watched ranges by address, several times over, so that threads that fault side by side share no cache line. A
 /// leaf. Handlers hold one copy shared for the time of a look-up, and only try; watch and unwatch take each exclusively in
-/// its turn, with signals blocked, so that no handler runs in a thread that holds it.
-static DIRECTORY: [CachePadded<RwLock<Directory>>; COPIES] =
-    [const { CachePadded::new(RwLock::new(Directory::new())) }; COPIES];
+/// its turn, with signals blocked, so that no handler runs in a thread that holds it. A child process has ranges, and locks, of its
+/// own.
+static DIRECTORY: PerProcess<[CachePadded<RwLock<Directory>>; COPIES]> = PerProcess::new(Default::default);
 
 fn change_all(mut change: impl FnMut(&mut Directory)) {
     let mut before = SigSet::empty();
     // Fails only for a bad `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
-    DIRECTORY.iter().for_each(|copy| change(&mut copy.write()));
+    let directory = DIRECTORY.get_or_make().expect("who watches a range has a page table, and it a home");
+    directory.iter().for_each(|copy| change(&mut copy.write()));
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
 }
 
 /// From now on faults in the range are its resolver's.
 pub(super) fn watch(at: Addr, watched: &Watched) {
+    // Before a handler wants one.
+    slots::make();
     change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
 }
 
@@ -87,7 +91,7 @@ pub(super) fn unwatch(at: Addr) {
 
 /// Whose range it is.
 fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
-    let copy = &DIRECTORY[thread.0 as usize % COPIES];
+    let copy = &DIRECTORY.get()?[thread.0 as usize % COPIES];
     let directory = loop {
         // Whoever holds it exclusively runs, and needs nothing of this thread.
         match copy.try_read() {

@@ -94,8 +94,10 @@ impl Userfault {
         }
         check_features(self.supported, &[abi::WP_ASYNC])?;
         let (uffd, _) = open::open(self.features | abi::WP_ASYNC.bit, !self.user_mode_only)?;
-        let pagemap = File::open("/proc/self/pagemap")
-            .map_err(|error| Error::System { call: "open", errno: error.raw_os_error().unwrap_or(0) })?;
+        let pagemap = File::open("/proc/self/pagemap").map_err(|error| Error::System {
+            call: "open(/proc/self/pagemap)",
+            errno: error.raw_os_error().unwrap_or(0),
+        })?;
         // Of two threads that open one, the loser's is closed: nothing is registered with it.
         let _ = self.second.set(Second { uffd, pagemap, ready: AtomicU8::new(0) });
         // The reader waits for the first alone still.
