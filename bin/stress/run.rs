@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use daxpager::sabotage::Rule;
+use nix::sys::signal::Signal;
 
+use crate::ends;
 use crate::inject::{Inject, Put};
 use crate::manner::Pins;
 use crate::mix::{Mix, Scenario};
@@ -94,6 +96,7 @@ impl Run<'_> {
     fn goes_on(&self) -> bool {
         let done: u64 = self.outcome.operations.iter().map(|count| count.done).sum();
         self.outcome.violation_count == 0
+            && ends::asked().is_none()
             && self.start.elapsed() < self.config.length
             && self.config.operations_max.is_none_or(|most| done < most)
     }
@@ -158,7 +161,7 @@ impl Run<'_> {
             .config
             .operations_max
             .map(|most| most.saturating_sub(self.outcome.operations.iter().map(|count| count.done).sum()));
-        let enough = || most.is_some_and(|most| world.oracle.tallies.sum(|_| true) >= most);
+        let enough = || ends::asked().is_some() || most.is_some_and(|most| world.oracle.tallies.sum(|_| true) >= most);
         let mut round = 0;
         while Instant::now() < ends && !world.oracle.stop.load(Ordering::SeqCst) && !enough() {
             round += 1;
@@ -290,6 +293,7 @@ impl Run<'_> {
             sabotage: config.rules.iter().map(|rule| rule.name().to_owned()).collect(),
             inject: config.put.names(),
             seconds: self.start.elapsed().as_secs_f64(),
+            ended_by: ends::asked().map(Signal::as_str),
             faults,
             longest_wait,
             samples: self.watch.samples,
