@@ -126,10 +126,11 @@ impl Mapping {
     /// the file stays, and the pages are dirty in this mapping. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
+    /// [`Error::OutsideMapping`]; [`Error::ReadOnlyMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
     /// that page have been written; [`Error::PagerGone`]; [`Error::MappingLost`].
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, from.len() as u64)?;
+        self.check_writable(offset, from.len() as u64)?;
         let page = self.inode.page();
         let mut bounce = vec![0; page.bytes().min(from.len() as u64) as usize];
         let mut done = 0;

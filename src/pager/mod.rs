@@ -23,7 +23,7 @@ use crate::sync::{Arc, Mutex, thread};
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
 use crate::sys::userfault::Userfault;
-use crate::sys::{PageTable, process};
+use crate::sys::{PageTable, Rights, process};
 use crate::units::PageRange;
 use regions::Region;
 use stats::{Kind, LatencySummary, Stats};
@@ -260,10 +260,11 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
+        let options = &options.settled();
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes())?;
+        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
             Error::system("mmap", errno)

@@ -134,10 +134,12 @@ fn point(need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
     let page = need.inode.page();
     let at = need.window.addr_of(range.start);
     let bytes = page.bytes_of(range.pages());
+    let rights = need.window.rights();
     match first {
-        Backing::Zeros => need.window.table.point_at_zeros(at, bytes),
+        Backing::Zeros => need.window.table.point_at_zeros(at, bytes, rights),
         Backing::Block(block) => {
-            need.window.table.point_at_device(at, bytes, &need.inode.store.memory, page.device_offset(block))
+            let offset = page.device_offset(block);
+            need.window.table.point_at_device(at, bytes, &need.inode.store.memory, offset, rights)
         }
     }
 }
@@ -148,7 +150,7 @@ fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRan
     let Some(region) = regions.of(window) else { return };
     let bytes = region.inode.page().bytes_of(range.pages());
     let at = window.addr_of(range.start);
-    match window.table.mend(at, bytes) {
+    match window.table.mend(at, bytes, window.rights()) {
         Ok(true) => region.layout.set(range, Backing::Zeros),
         Ok(false) => {}
         // The addresses may be somebody else's from now on.
@@ -173,7 +175,8 @@ fn evict(core: &Core, regions: &mut Regions) {
     let page = region.inode.page();
     let at = region.window.addr_of(span.start);
     settle(&region.inode, &region.window, span);
-    match region.window.table.point_at_zeros(at, page.bytes_of(span.pages())) {
+    let rights = region.window.rights();
+    match region.window.table.point_at_zeros(at, page.bytes_of(span.pages()), rights) {
         Ok(()) => {
             region.layout.set(span, Backing::Zeros);
             region.evicted_up_to(span.end);

@@ -7,7 +7,9 @@
 use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
-use super::{Calls, Delivery, Filled, Message, Outcome, PageTable, Protection, Resolver, Scan, Ticket, Tid, Verdict};
+use super::{
+    Calls, Delivery, Filled, Message, Outcome, PageTable, Protection, Resolver, Rights, Scan, Ticket, Tid, Verdict,
+};
 use crate::error::Result;
 use crate::sync::Arc;
 use crate::units::Addr;
@@ -21,6 +23,7 @@ pub(super) trait Twin: PageTable {
         bytes: u64,
         device: &Arc<DeviceMemory>,
         offset: u64,
+        rights: Rights,
     ) -> Result<(), Errno>;
 
     /// As [`PageTable::install`], for a range that lets stores through by itself.
@@ -68,24 +71,31 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         self.0.scan_unnoticed(scan, at, bytes, each)
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.0.reserve(bytes, align)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.0.reserve(bytes, align, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.0.point_at_device_unnoticed(at, bytes, device, offset)?;
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.0.point_at_device_unnoticed(at, bytes, device, offset, rights)?;
         self.0.wake(at, bytes);
         Ok(())
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.0.point_at_zeros(at, bytes)?;
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.0.point_at_zeros(at, bytes, rights)?;
         self.0.wake(at, bytes);
         Ok(())
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        let mended = self.0.mend(at, bytes)?;
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<bool, Errno> {
+        let mended = self.0.mend(at, bytes, rights)?;
         self.0.wake(at, bytes);
         Ok(mended)
     }

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Scan,
-    Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Resolver, Rights,
+    Scan, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -265,22 +265,29 @@ impl PageTable for Injecting {
         self.table.scan(scan, at, bytes, each)
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.table.reserve(bytes, align)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.table.reserve(bytes, align, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_device(at, bytes, device, offset)
+        self.table.point_at_device(at, bytes, device, offset, rights)
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_zeros(at, bytes)
+        self.table.point_at_zeros(at, bytes, rights)
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        self.table.mend(at, bytes)
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<bool, Errno> {
+        self.table.mend(at, bytes, rights)
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> bool {

@@ -11,7 +11,8 @@ use crate::sync::{Arc, MutexGuard};
 use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Resolver, Rights, Ticket, Tid,
+    Verdict,
 };
 use crate::units::Addr;
 
@@ -35,10 +36,10 @@ impl Shared {
         answer
     }
 
-    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing) {
+    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
-        state.space.replace(at, bytes, backing);
+        state.space.replace(at, bytes, backing, rights);
         self.announce(state, None);
     }
 
@@ -82,26 +83,33 @@ impl PageTable for Shared {
         Ok(Arc::new(Asynchronous(self)))
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE))
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE), rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.point_within(at, bytes, device, offset, Stores::Fault)
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.point_within(at, bytes, device, offset, (Stores::Fault, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.point(at, bytes, Backing::Zeros);
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.point(at, bytes, Backing::Zeros, rights);
         Ok(())
     }
 
-    fn mend(&self, _: Addr, _: u64) -> Result<bool, Errno> {
+    fn mend(&self, _: Addr, _: u64, _: Rights) -> Result<bool, Errno> {
         // A re-point that fails has changed nothing here.
         Ok(false)
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> bool {
-        self.state.lock().space.replace(at, bytes, Backing::Condemned);
+        self.state.lock().space.replace(at, bytes, Backing::Condemned, Rights::LoadStore);
         self.wake(at, bytes);
         true
     }

@@ -25,7 +25,7 @@ use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
     Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Ticket, Tid, Verdict, access, process, trap,
+    Resolver, Rights, Ticket, Tid, Verdict, access, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -176,22 +176,29 @@ impl PageTable for Userfault {
         Ok(Arc::new(Asynchronous(self)))
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.map_zeros(bytes, align, None)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.map_zeros(bytes, align, None, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.point(at, bytes, device, offset, Watched::Device)
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.point(at, bytes, device, offset, (Watched::Device, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         count(&self.calls.repoints);
-        let stage = self.map_zeros(bytes, self.base_page(), None)?;
+        let stage = self.map_zeros(bytes, self.base_page(), None, rights)?;
         self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        match self.map_zeros(bytes, self.base_page(), Some(at)) {
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<bool, Errno> {
+        match self.map_zeros(bytes, self.base_page(), Some(at), rights) {
             Ok(_) => Ok(true),
             // Still ours, unless somebody has mapped something there in between: then it is not registered.
             Err(Errno::EEXIST) if self.is_registered(at, bytes)? => Ok(false),
