@@ -77,6 +77,10 @@ impl Mapping {
     /// `EHWPOISON`, where the kernel's own mmap says `EFAULT`, is what a page past the end is to the kernel: poisoned by
     /// `UFFDIO_POISON`, so that an access is a SIGBUS with nobody asked. [`Mapping::populate`] has none of these surprises.
     ///
+    /// Other processes and debuggers: process_vm_readv(2) and process_vm_writev(2) are served as a system call of the owner is, and
+    /// wait while the owner is stopped; `/proc/PID/mem` and ptrace(2), and so gdb, see what is installed and get `EIO` for the rest at
+    /// once. Nobody hangs.
+    ///
     /// As the memory of a virtual machine: a guest's access past the end is a SIGBUS of the vCPU's thread with `si_code`
     /// `BUS_MCEERR_AR`, as for memory that is broken, and KVM_RUN ends with `EINTR`. A monitor that tells its guest of such memory,
     /// or forgets the page for good, is to look whether the address is past the end of the file first. Once the

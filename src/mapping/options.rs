@@ -18,6 +18,7 @@ pub enum Resolve {
     /// - The process's SIGBUS handler is the library's. The one that was there when the first such mapping was made is
     ///   called for all that is not ours, and for what ends in a real SIGBUS: past the end of the file, or
     ///   with no block left. Whoever installs one later must call ours for what it does not know.
+    /// - A debugger sees each fault as a SIGBUS: `handle SIGBUS nostop noprint pass` in gdb.
     /// - A signal handler that touches the mapping must not interrupt a call of this library.
     /// - On x86-64 only; elsewhere [`Error::MissingFeature`](crate::Error::MissingFeature).
     FaultingThread,
