@@ -138,6 +138,18 @@ fn a_stress_run_that_is_ended_shows_what_it_has_judged() {
     }
 }
 
+/// A signal that comes while the run is stopped is taken when it goes on; who stops it ends with it.
+#[test]
+fn a_stress_run_that_is_stopped_again_and_again_is_ended() {
+    let running = Running::start(STRESS, "--seconds 600 --seed 7 --inject stops,shutdown");
+    running.until_it_has_children("daxpager-stress");
+    sleep(Duration::from_millis(300));
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    let output = running.end();
+    assert_died_of(&output, Signal::SIGTERM);
+    assert!(stdout(&output).trim_end().ends_with("ended early by SIGTERM"), "{}", stdout(&output));
+}
+
 #[test]
 fn a_bench_that_is_ended_shows_what_it_has_measured() {
     for signal in ALL {
@@ -192,6 +204,8 @@ fn children_do_not_outlive_a_parent_that_is_killed() {
     for (program, args, child) in [
         (BENCH, "--quick --rounds 1000", "daxpager-bench"),
         (STRESS, "--sabotage all --seed 3", "daxpager-stress"),
+        // The one that stops its parent.
+        (STRESS, "--seconds 600 --seed 7 --inject stops", "daxpager-stress"),
         // The contender's own child.
         (BENCH, &with_other, "sleep"),
     ] {

@@ -42,7 +42,7 @@ const SEEDS_DRAWN: u64 = 1_000_000_000;
                   2  bad arguments, or it could not run\n  77  no userfaultfd, or not all of it that is needed\n\
                   After a SIGINT, SIGTERM or SIGHUP it shows what was done so far and ends by that signal, or with 1 if a\nviolation was found.\n\n\
                   Examples:\n  daxpager-stress --seconds 600\n  daxpager-stress --scenario reuse --seed 7 --report reuse.html\n  \
-                  daxpager-stress --inject all --seconds 60\n  daxpager-stress --sabotage revalidate --seconds 30\n  \
+                  daxpager-stress --inject all --seconds 60\n  daxpager-stress --inject all,neighbour --seconds 3600\n  daxpager-stress --sabotage revalidate --seconds 30\n  \
                   daxpager-stress --sabotage all --times 10"
 )]
 pub(crate) struct Args {
@@ -105,6 +105,9 @@ pub(crate) struct Args {
     /// Shows nothing before the end
     #[arg(long)]
     quiet: bool,
+    /// What this program runs itself as, for --inject stops
+    #[arg(long, hide = true)]
+    stop_parent: bool,
 }
 
 /// What is to be done.
@@ -112,11 +115,15 @@ pub(crate) enum Task {
     Run { config: Box<Config>, json: Option<Output>, report: Option<Output> },
     Table(Selection),
     ListRules,
+    StopParent,
 }
 
 impl Args {
     /// What is asked for. The error is a sentence for the person who asked.
     pub(crate) fn task(self) -> anyhow::Result<Task> {
+        if self.stop_parent {
+            return Ok(Task::StopParent);
+        }
         if self.list_rules {
             return Ok(Task::ListRules);
         }
@@ -144,7 +151,7 @@ impl Args {
         match &mut task {
             Task::Run { json, report, .. } => (*json, *report) = (output(&self.json)?, output(&self.report)?),
             Task::Table(selection) => selection.json = output(&self.json)?,
-            Task::ListRules => {}
+            Task::ListRules | Task::StopParent => {}
         }
         Ok(task)
     }

@@ -9,6 +9,7 @@ mod ends;
 mod inject;
 mod manner;
 mod mix;
+mod neighbour;
 mod op;
 mod oracle;
 mod outcome;
@@ -44,6 +45,10 @@ fn main() -> ExitCode {
         }
     };
     let clean = match task {
+        Task::StopParent => {
+            neighbour::stops::stop_parent();
+            std::process::exit(0)
+        }
         Task::ListRules => {
             sabotage::list();
             Ok(true)
@@ -93,6 +98,9 @@ fn stress(config: &Config, json: Option<Output>, page: Option<Output>) -> anyhow
             let rules: Vec<&str> = config.rules.iter().map(|rule| rule.name()).collect();
             say!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
         }
+    }
+    if let Some(lacking) = neighbour::lacking(&config.put) {
+        say!("{lacking}");
     }
     let outcome = run::run(config)?;
     // What was found is told, wherever else it was to be written.

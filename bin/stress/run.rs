@@ -13,6 +13,7 @@ use crate::ends;
 use crate::inject::{Inject, Put};
 use crate::manner::Pins;
 use crate::mix::{Mix, Scenario};
+use crate::neighbour::Neighbours;
 use crate::op::Op;
 use crate::oracle::{Access, Evidence, Kind, Oracle};
 use crate::outcome::{LongestWait, Outcome};
@@ -108,7 +109,10 @@ impl Run<'_> {
         let mut oracle = Oracle::new(mix.files, mix.pages, page_bytes());
         oracle.start = self.start;
         oracle.overcommitted = mix.is_overcommitted();
-        oracle.poisons = self.config.put.has(Inject::Signals) || mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
+        let slow_to_take_signals = [Inject::Signals, Inject::Stops, Inject::Masked];
+        oracle.scarce = self.config.put.has(Inject::Scarcity);
+        oracle.poisons = slow_to_take_signals.into_iter().any(|kind| self.config.put.has(kind))
+            || mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
         oracle.buffer_pages = mix.uses_mapped_buffers();
         let oracle = Arc::new(oracle);
         let world = Arc::new(World::build(mix, oracle.clone(), &self.config.put).context("the run could not start")?);
@@ -182,6 +186,7 @@ impl Run<'_> {
     ) -> anyhow::Result<Came> {
         let stop = Arc::new(AtomicBool::new(false));
         let workers = work::start(world, round, &stop)?;
+        let neighbours = Neighbours::start(&self.config.put, world, round)?;
         let came = self.watch.until_ended(world, &workers, || {
             if Instant::now() >= ends || enough() {
                 stop.store(true, Ordering::Relaxed);
@@ -189,8 +194,9 @@ impl Run<'_> {
             stop.load(Ordering::Relaxed) || world.oracle.stop.load(Ordering::Relaxed)
         });
         stop.store(true, Ordering::Relaxed);
+        let ended = neighbours.end(&world.oracle, self.config.hang_after);
         if came == Came::ToNothing || !self.join(world, workers) {
-            return Ok(came);
+            return Ok(if ended { came } else { Came::ToNothing });
         }
         let compared = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let sum = compared.clone();
