@@ -41,19 +41,20 @@ impl Way {
         let mut buffer = [byte; 8];
         let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: 8 };
         let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: 8 };
-        // SAFETY: system calls with a buffer of this function's own, and an address in another process.
-        let done = unsafe {
-            match self {
-                Way::ReadProcMem => libc::pread(mem, buffer.as_mut_ptr().cast(), 8, addr as i64),
-                Way::WriteProcMem => libc::pwrite(mem, buffer.as_ptr().cast(), 8, addr as i64),
-                Way::ReadVm => libc::process_vm_readv(owner, &local, 1, &remote, 1, 0),
-                Way::WriteVm => libc::process_vm_writev(owner, &local, 1, &remote, 1, 0),
-            }
+        let bytes = buffer.as_mut_ptr().cast();
+        let done = match self {
+            // SAFETY: the kernel writes to a buffer of this function's own.
+            Way::ReadProcMem => unsafe { libc::pread(mem, bytes, 8, addr as i64) },
+            // SAFETY: the kernel reads it.
+            Way::WriteProcMem => unsafe { libc::pwrite(mem, bytes, 8, addr as i64) },
+            // SAFETY: as for pread(2); the address is in another process.
+            Way::ReadVm => unsafe { libc::process_vm_readv(owner, &local, 1, &remote, 1, 0) },
+            // SAFETY: as for pwrite(2).
+            Way::WriteVm => unsafe { libc::process_vm_writev(owner, &local, 1, &remote, 1, 0) },
         };
         match done {
             8 => Ok(buffer[0]),
-            // SAFETY: this thread's own.
-            _ => Err(unsafe { *libc::__errno_location() }),
+            _ => Err(Errno::last_raw()),
         }
     }
 }
@@ -298,16 +299,14 @@ mod inside {
         let mut word = 0_i64;
         // SAFETY: the system call itself stores the word there, other than libc's wrapper.
         let done = unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKDATA, tid, addr, &raw mut word) };
-        // SAFETY: this thread's own.
-        if done == 0 { Ok(word) } else { Err(unsafe { *libc::__errno_location() }) }
+        if done == 0 { Ok(word) } else { Err(Errno::last_raw()) }
     }
 
     /// PTRACE_POKEDATA: an errno.
     fn poke(tid: i32, addr: usize, word: i64) -> Result<(), i32> {
         // SAFETY: stores in the test's own mapping, or does not.
         let done = unsafe { libc::ptrace(libc::PTRACE_POKEDATA, tid, addr, word) };
-        // SAFETY: this thread's own.
-        if done == 0 { Ok(()) } else { Err(unsafe { *libc::__errno_location() }) }
+        if done == 0 { Ok(()) } else { Err(Errno::last_raw()) }
     }
 
     #[test]

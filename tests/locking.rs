@@ -24,15 +24,17 @@ enum Call {
 impl Call {
     fn make(self, addr: usize, len: u64) -> Errno {
         let (addr, len) = (addr as *mut libc::c_void, len as usize);
-        // SAFETY: each changes how the test's own mapping is held in memory, and nothing that is stored in it.
-        let done = unsafe {
-            match self {
-                Call::Lock => libc::mlock(addr, len),
-                Call::LockOnFault => libc::mlock2(addr, len, libc::MLOCK_ONFAULT),
-                Call::LockAll => libc::mlockall(libc::MCL_CURRENT),
-                Call::PopulateRead => libc::madvise(addr, len, libc::MADV_POPULATE_READ),
-                Call::PopulateWrite => libc::madvise(addr, len, libc::MADV_POPULATE_WRITE),
-            }
+        let done = match self {
+            // SAFETY: each of these changes how the test's own mapping is held in memory, and nothing that is stored in it.
+            Call::Lock => unsafe { libc::mlock(addr, len) },
+            // SAFETY: as above.
+            Call::LockOnFault => unsafe { libc::mlock2(addr, len, libc::MLOCK_ONFAULT) },
+            // SAFETY: as above.
+            Call::LockAll => unsafe { libc::mlockall(libc::MCL_CURRENT) },
+            // SAFETY: as above.
+            Call::PopulateRead => unsafe { libc::madvise(addr, len, libc::MADV_POPULATE_READ) },
+            // SAFETY: as above.
+            Call::PopulateWrite => unsafe { libc::madvise(addr, len, libc::MADV_POPULATE_WRITE) },
         };
         if done == 0 { Errno::UnknownErrno } else { Errno::last() }
     }

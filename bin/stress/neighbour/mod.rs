@@ -50,6 +50,9 @@ impl Neighbour {
     }
 }
 
+/// What one of them does until it is to end.
+type Body = fn(&mut Neighbour);
+
 /// The neighbours of one round.
 pub(crate) struct Neighbours {
     stop: Arc<AtomicBool>,
@@ -87,8 +90,8 @@ impl Neighbours {
         let stop = Arc::new(AtomicBool::new(false));
         let guards = put.has_neighbours().then(|| Guards::new(round));
         let mut this = Self { stop, threads: Vec::new(), stopper: None, guards };
-        let mut bodies: Vec<(&'static str, fn(&mut Neighbour))> = Vec::new();
-        let mut add = |kind, name, body| {
+        let mut bodies: Vec<(&'static str, Body)> = Vec::new();
+        let mut add = |kind, name, body: Body| {
             if put.has(kind) {
                 bodies.push((name, body));
             }
