@@ -47,6 +47,15 @@ pub enum Error {
         /// The mapping's length in bytes.
         mapping_bytes: u64,
     },
+    /// A store through a mapping made with [`MapOptions::read_only`](crate::MapOptions::read_only). Through the pointer it is
+    /// a SIGSEGV.
+    #[error("bytes {offset}+{len} were to be stored to, and the mapping is read-only")]
+    ReadOnlyMapping {
+        /// Where the access begins, in bytes from the start of the mapping.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
     /// An access to a page wholly past the end of the file. Through the pointer it is a SIGBUS.
     #[error("page {page} is past the end of the file, which has {file_bytes} bytes")]
     PastEnd {

@@ -158,7 +158,7 @@ impl File {
     /// file: a SIGBUS in it is not caught.
     #[doc(hidden)]
     pub fn read_at_mapped(&self, offset: u64, map: &Mapping, at: u64, len: u64) -> Result<usize> {
-        let at = map.checked(at, len)?;
+        let at = map.checked_for_stores(at, len)?;
         access::with_bytes_mut(at, len as usize, |buffer| self.read_at(buffer, offset))
     }
 

@@ -27,7 +27,25 @@ pub(crate) enum Inject {
     Signals,
     /// All of these
     All,
+    /// The process is stopped and goes on, again and again
+    Stops,
+    /// Every second thread has all signals blocked
+    Masked,
+    /// Children of fork(2) call what they have inherited
+    Forks,
+    /// The process has next to no address ranges left, for moments
+    Scarcity,
+    /// The process locks what it maps (mlockall; needs CAP_IPC_LOCK)
+    Memlock,
+    /// Other pagers end under threads that load and store
+    Shutdown,
+    /// All that a process does around the library: from stops to shutdown
+    Neighbour,
 }
+
+/// What "neighbour" stands for; "all" is what comes before.
+const NEIGHBOURS: [Inject; 6] =
+    [Inject::Stops, Inject::Masked, Inject::Forks, Inject::Scarcity, Inject::Memlock, Inject::Shutdown];
 
 /// How often a thread is held at a point, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +75,13 @@ impl Put {
     }
 
     pub(crate) fn has(&self, kind: Inject) -> bool {
-        self.kinds.contains(&kind) || self.kinds.contains(&Inject::All)
+        let all = if NEIGHBOURS.contains(&kind) { Inject::Neighbour } else { Inject::All };
+        self.kinds.contains(&kind) || self.kinds.contains(&all)
+    }
+
+    /// Whether any of those is asked for.
+    pub(crate) fn has_neighbours(&self) -> bool {
+        NEIGHBOURS.into_iter().any(|kind| self.has(kind))
     }
 
     /// Whether anything is asked for that only a library with the feature `sabotage` does.
@@ -102,5 +126,21 @@ impl Put {
     pub(crate) fn configure(&self, builder: PagerBuilder, _seed: u64) -> PagerBuilder {
         let _ = (OFTEN_PPM, SELDOM_PPM, AWAKE_PPM);
         builder
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_and_neighbour_are_halves() {
+        let groups = [Inject::All, Inject::Neighbour];
+        for kind in Inject::value_variants().iter().filter(|kind| !groups.contains(kind)) {
+            let has = groups.map(|group| Put::new(&[group], &[]).has(*kind));
+            assert_ne!(has[0], has[1], "{kind:?}");
+            assert!(Put::new(&groups, &[]).has(*kind));
+        }
+        assert!(!Put::new(&[Inject::All], &[]).has_neighbours() && Put::new(&[Inject::Forks], &[]).has_neighbours());
     }
 }

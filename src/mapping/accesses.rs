@@ -38,6 +38,24 @@ impl Mapping {
         Ok(at)
     }
 
+    /// The same for bytes that are stored to.
+    pub(crate) fn checked_for_stores(&self, offset: u64, len: u64) -> Result<usize> {
+        let at = self.checked(offset, len)?;
+        self.check_writable(offset, len)?;
+        Ok(at)
+    }
+
+    /// A store to a read-only mapping would be a SIGSEGV, which nobody catches.
+    pub(super) fn check_writable(&self, offset: u64, len: u64) -> Result<()> {
+        if self.window.options.read_only { Err(Error::ReadOnlyMapping { offset, len }) } else { Ok(()) }
+    }
+
+    fn word_for_stores(&self, offset: u64) -> Result<usize> {
+        let at = self.word(offset)?;
+        self.check_writable(offset, 8)?;
+        Ok(at)
+    }
+
     fn word(&self, offset: u64) -> Result<usize> {
         if !offset.is_multiple_of(8) {
             return Err(Error::Misaligned { offset, len: 8, page_bytes: 8 });
@@ -64,17 +82,17 @@ impl Mapping {
     /// Stores the aligned word at `offset`.
     ///
     /// # Errors
-    /// As [`Mapping::load`].
+    /// As [`Mapping::load`]; [`Error::ReadOnlyMapping`].
     pub fn store(&self, offset: u64, value: u64) -> Result<()> {
-        access::store(self.word(offset)?, value).map_err(|addr| self.bus_error(addr))
+        access::store(self.word_for_stores(offset)?, value).map_err(|addr| self.bus_error(addr))
     }
 
     /// Stores `new` at the aligned `offset` if `expected` is there, atomically. What was there before.
     ///
     /// # Errors
-    /// As [`Mapping::load`].
+    /// As [`Mapping::store`].
     pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
-        access::exchange(self.word(offset)?, expected, new).map_err(|addr| self.bus_error(addr))
+        access::exchange(self.word_for_stores(offset)?, expected, new).map_err(|addr| self.bus_error(addr))
     }
 
     /// Copies out of the mapping, byte by byte as the CPU likes.
@@ -89,9 +107,9 @@ impl Mapping {
     /// Copies into the mapping.
     ///
     /// # Errors
-    /// As [`Mapping::copy_out`].
+    /// As [`Mapping::copy_out`]; [`Error::ReadOnlyMapping`].
     pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
-        let at = self.checked(offset, from.len() as u64)?;
+        let at = self.checked_for_stores(offset, from.len() as u64)?;
         access::copy_in(at, from).map_err(|addr| self.bus_error(addr))
     }
 }
@@ -136,11 +154,12 @@ impl Mapping {
     /// long as the descriptor does, and for faults.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`], [`Error::MappingLost`]; [`Error::System`] when the call fails: with `EFAULT` at a page past
+    /// [`Error::OutsideMapping`], [`Error::MappingLost`]; [`Error::ReadOnlyMapping`]; [`Error::System`] when the call fails: with `EFAULT` at a page past
     /// the end of the file, at a hole for which there is no block, and after the end of the pager. What lies before
     /// it may have been transferred even so: that is up to the kind of descriptor.
     pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
         let at = self.inside(offset, len)?;
+        self.check_writable(offset, len)?;
         self.installed(offset, len, Access::Store, |len| access::read_into(fd, at, len))
             .map_err(|errno| Error::system("read", errno))
     }

@@ -61,9 +61,35 @@ impl Mapping {
     /// lives, as far as the file reaches; aligned to the volume's page size. In child processes
     /// it is not mapped.
     ///
-    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless, mlock(2) too. Moving a part of it
+    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless. Moving a part of it
     /// (mremap(2)) is noticed, and ends the mapping. Unmapping a part, or mapping something else over it, is
-    /// not noticed: a later punch or truncate would take away what is mapped there then.
+    /// not noticed: a later punch or truncate would take away what is mapped there then. mprotect(2) lasts until the address is next
+    /// pointed elsewhere, and is no protection: [`MapOptions::read_only`](crate::MapOptions::read_only) is.
+    ///
+    /// mlock(2) and its like harm nothing, and are not free:
+    ///
+    /// | call | written pages | holes | past the end |
+    /// |---|---|---|---|
+    /// | mlock | locked | each gets a block, and is dirty | `ENOMEM` |
+    /// | mlock2 with `MLOCK_ONFAULT` | locked | nothing happens | nothing happens |
+    /// | mlockall with `MCL_CURRENT` | locked | each gets a block, and is dirty | nothing happens |
+    /// | `MADV_POPULATE_READ` | installed | zeros are installed | `EHWPOISON` |
+    /// | `MADV_POPULATE_WRITE` | installed, dirty | each gets a block, and is dirty | `EHWPOISON` |
+    ///
+    /// In a mapping for loads only no hole gets a block, and `MADV_POPULATE_WRITE` is `EINVAL`. Where threads resolve their own faults
+    /// nobody serves these calls: mlock is `ENOMEM`, the two `MADV_POPULATE_` are `EFAULT`, the others do nothing, and no hole gets a
+    /// block. A lock is gone where the address is next pointed elsewhere (a hole has got a block, a range was given up).
+    /// `EHWPOISON`, where the kernel's own mmap says `EFAULT`, is what a page past the end is to the kernel: poisoned by
+    /// `UFFDIO_POISON`, so that an access is a SIGBUS with nobody asked. [`Mapping::populate`] has none of these surprises.
+    ///
+    /// Other processes and debuggers: process_vm_readv(2) and process_vm_writev(2) are served as a system call of the owner is, and
+    /// wait while the owner is stopped; `/proc/PID/mem` and ptrace(2), and so gdb, see what is installed and get `EIO` for the rest at
+    /// once. Nobody hangs.
+    ///
+    /// As the memory of a virtual machine: a guest's access past the end is a SIGBUS of the vCPU's thread with `si_code`
+    /// `BUS_MCEERR_AR`, as for memory that is broken, and KVM_RUN ends with `EINTR`. A monitor that tells its guest of such memory,
+    /// or forgets the page for good, is to look whether the address is past the end of the file first. Once the
+    /// file has grown the same access works.
     pub fn as_ptr(&self) -> *mut u8 {
         self.window.base().0 as *mut u8
     }
@@ -132,10 +158,11 @@ impl Mapping {
     /// the file stays, and the pages are dirty in this mapping. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
+    /// [`Error::OutsideMapping`]; [`Error::ReadOnlyMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
     /// that page have been written; [`Error::PagerGone`]; [`Error::MappingLost`].
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, from.len() as u64)?;
+        self.check_writable(offset, from.len() as u64)?;
         let page = self.inode.page();
         let mut bounce = vec![0; page.bytes().min(from.len() as u64) as usize];
         let mut done = 0;

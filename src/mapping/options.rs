@@ -18,6 +18,7 @@ pub enum Resolve {
     /// - The process's SIGBUS handler is the library's. The one that was there when the first such mapping was made is
     ///   called for all that is not ours, and for what ends in a real SIGBUS: past the end of the file, or
     ///   with no block left. Whoever installs one later must call ours for what it does not know.
+    /// - A debugger sees each fault as a SIGBUS: `handle SIGBUS nostop noprint pass` in gdb.
     /// - A signal handler that touches the mapping must not interrupt a call of this library.
     /// - On x86-64 only; elsewhere [`Error::MissingFeature`](crate::Error::MissingFeature).
     FaultingThread,
@@ -62,11 +63,17 @@ pub struct MapOptions {
     pub(crate) tracking: Tracking,
     /// In bytes.
     pub(crate) fault_around: u64,
+    pub(crate) read_only: bool,
 }
 
 impl Default for MapOptions {
     fn default() -> Self {
-        Self { resolve: Resolve::default(), tracking: Tracking::default(), fault_around: LARGEST_WINDOW }
+        Self {
+            resolve: Resolve::default(),
+            tracking: Tracking::default(),
+            fault_around: LARGEST_WINDOW,
+            read_only: false,
+        }
     }
 }
 
@@ -92,6 +99,27 @@ impl MapOptions {
     /// and no more than that. Anything up to the size of a page turns fault-around off.
     pub fn fault_around(mut self, bytes: u64) -> Self {
         self.fault_around = bytes.min(LARGEST_WINDOW);
+        self
+    }
+
+    /// Whether the mapping is for loads only, as one of mmap(2) without `PROT_WRITE`: a store through its address is a
+    /// SIGSEGV, a system call that would write there gets EFAULT, and the library's own calls that would store give
+    /// [`Error::ReadOnlyMapping`](crate::Error::ReadOnlyMapping). It stays so whatever becomes of the file; after the end of the pager every
+    /// access is a SIGBUS, stores too. Other mappings of the file, and its own calls, are not concerned: what they store
+    /// is seen here. Nothing is ever dirty in such a mapping, so [`MapOptions::tracking`] changes nothing.
+    ///
+    /// This is the way to protect a mapping: mprotect(2) by the application lasts until the address is
+    /// next pointed elsewhere, which no one outside can foresee.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Without what means nothing beside the rest.
+    pub(crate) fn settled(mut self) -> Self {
+        if self.read_only {
+            self.tracking = Tracking::Exact;
+        }
         self
     }
 }

@@ -21,12 +21,12 @@ use crate::mapping::options::MapOptions;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
-use crate::sys::PageTable;
 use crate::sys::fork::{Home, Kept};
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
 use crate::sys::limits::{self, Wanted};
 use crate::sys::userfault::Userfault;
+use crate::sys::{PageTable, Rights};
 use crate::units::PageRange;
 use regions::Region;
 use stats::{Kind, LatencySummary, Stats};
@@ -301,10 +301,11 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
+        let options = &options.settled();
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes())?;
+        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
             Error::system("mmap", errno)

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::memory::DeviceMemory;
 use super::{
     Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Scan, Ticket, Tid, Verdict,
+    Resolver, Rights, Scan, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -273,31 +273,38 @@ impl PageTable for Injecting {
         self.table.scan(scan, at, bytes, each)
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.table.reserve(bytes, align)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.table.reserve(bytes, align, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_device(at, bytes, device, offset)
+        self.table.point_at_device(at, bytes, device, offset, rights)
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_zeros(at, bytes)
+        self.table.point_at_zeros(at, bytes, rights)
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.join_to_zeros(at, bytes)
+        self.table.join_to_zeros(at, bytes, rights)
     }
 
     fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
         self.table.is_ours(at, bytes)
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
-        self.table.mend(at, bytes)
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
+        self.table.mend(at, bytes, rights)
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> Condemned {

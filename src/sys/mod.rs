@@ -112,6 +112,20 @@ pub(crate) enum Protection {
     Writable,
 }
 
+/// What accesses an address range allows at all: as PROT_READ and PROT_WRITE of mmap(2), a store to a range
+/// without is a SIGSEGV, and no fault that the pager is asked about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rights {
+    Load,
+    LoadStore,
+}
+
+impl Rights {
+    pub(crate) fn of(read_only: bool) -> Self {
+        if read_only { Rights::Load } else { Rights::LoadStore }
+    }
+}
+
 /// What came of an attempt to change one page-table entry. Each ioctl's answer becomes one of
 /// these in one place ([`userfault`]), and callers match them without a `_` arm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,29 +229,36 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Reserves an address range whose every access faults, aligned to `align`. All of it
     /// points at zeros.
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno>;
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno>;
 
     /// Makes `at` point at the device from `offset` on, with no entry in the page table.
     /// Threads that fault there see the old range or the new one, never neither.
     ///
     /// Waits until somebody has called [`PageTable::read`] for the event, and until then every
     /// install answers [`Outcome::Retry`].
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno>;
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno>;
 
     /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno>;
 
     /// As [`PageTable::point_at_zeros`], where that makes one address range of several: with those that are kept in reserve, if
     /// the process has none left.
-    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.point_at_zeros(at, bytes)
+    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.point_at_zeros(at, bytes, rights)
     }
 
     /// After a re-point has failed: the kernel may have unmapped the range before it gave up.
     ///
     /// # Errors
     /// What kept the kernel from telling; nothing is known then.
-    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno>;
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno>;
 
     /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes who waits there. In place:
     /// the addresses stay taken.

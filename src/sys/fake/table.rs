@@ -12,7 +12,7 @@ use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
     Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver,
-    Ticket, Tid, Verdict,
+    Rights, Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
 
@@ -36,10 +36,10 @@ impl Shared {
         answer
     }
 
-    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing) {
+    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
-        state.space.replace(at, bytes, backing);
+        state.space.replace(at, bytes, backing, rights);
         self.announce(state, None);
     }
 
@@ -83,20 +83,27 @@ impl PageTable for Shared {
         Ok(Arc::new(Asynchronous(self)))
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE))
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE), rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.point_within(at, bytes, device, offset, Stores::Fault)
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.point_within(at, bytes, device, offset, (Stores::Fault, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.point(at, bytes, Backing::Zeros);
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.point(at, bytes, Backing::Zeros, rights);
         Ok(())
     }
 
-    fn mend(&self, _: Addr, _: u64) -> Result<Mended, Errno> {
+    fn mend(&self, _: Addr, _: u64, _: Rights) -> Result<Mended, Errno> {
         // A re-point that fails has changed nothing here.
         Ok(Mended::Untouched)
     }
@@ -106,7 +113,7 @@ impl PageTable for Shared {
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
-        self.state.lock().space.replace(at, bytes, Backing::Condemned);
+        self.state.lock().space.replace(at, bytes, Backing::Condemned, Rights::LoadStore);
         self.wake(at, bytes);
         Condemned::Sigbus
     }

@@ -17,7 +17,7 @@ use super::{Userfault, continue_mode};
 use crate::error::{Error, Result};
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Scan, abi};
+use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Rights, Scan, abi};
 use crate::units::Addr;
 
 /// The second userfaultfd, and what it takes to read its record.
@@ -133,8 +133,9 @@ impl Twin for Userfault {
         bytes: u64,
         device: &Arc<DeviceMemory>,
         offset: u64,
+        rights: Rights,
     ) -> Result<(), Errno> {
-        self.point(at, bytes, device, offset, Watched::DeviceUnnoticed)
+        self.point(at, bytes, device, offset, (Watched::DeviceUnnoticed, rights))
     }
 
     fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
