@@ -40,10 +40,11 @@ impl Inode {
             return Err(Error::RangeOverflow { offset: 0, len });
         }
         let _l1 = self.change.write();
-        let old = self.space.shared().size();
         let page = self.page();
+        // What lies behind goes anyway.
+        self.give_back_ahead(PageRange::new(PageIndex(0), page.ceil(len)));
+        let old = self.space.shared().size();
         let mut change = self.invalidate(PageRange::from(page.page_of(old.min(len))));
-        change.give_back_ahead(&self.store);
         if len > old {
             self.grow(&mut change, len);
         } else {

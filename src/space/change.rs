@@ -52,6 +52,7 @@ impl Change<'_> {
     /// Takes the blocks of `range` away: zapped and forgotten, then freed.
     pub(crate) fn unmap(&mut self, range: PageRange) {
         let gone = self.state.extents.remove(range);
+        self.state.ahead.remove(range);
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
         self.zap(range);
         self.pending.forget.push(range);

@@ -115,10 +115,6 @@ impl Inode {
             inode.store.zero_run(run);
         }
         inode.probe(Point::Allocated, page, Some(run.start));
-        if ahead {
-            // Before it has any: whoever runs short asks those who are known.
-            inode.store.allocates_ahead(inode);
-        }
         let mut change = inode.space.change();
         let eof = inode.page().ceil(change.size());
         match change.extents().state(page) {
@@ -127,8 +123,9 @@ impl Inode {
                 let run = reserved.take(hole.intersect(PageRange::at(page, run.blocks)).pages());
                 let filled = PageRange::at(page, run.blocks);
                 change.put(Extent { page, run, written: true });
-                if wanted == Wanted::First {
-                    change.put_ahead(filled);
+                match wanted {
+                    Wanted::First => change.put_ahead(filled),
+                    Wanted::All => change.keep(filled),
                 }
                 if !inode.broken(Rule::ZapZerosOnAllocate) {
                     change.zap(filled);
@@ -138,6 +135,12 @@ impl Inode {
             PageState::Hole | PageState::Unwritten(_) | PageState::Written(_) => {}
         }
         change.commit(&inode.store);
+        if ahead {
+            // Whoever runs short asks those who are known. Who does so in between finds the reservation, which is in transit
+            // up to here, and asks again.
+            inode.store.allocates_ahead(inode);
+        }
+        drop(reserved);
         Ok(())
     }
 
@@ -163,15 +166,19 @@ impl Inode {
         change.commit(&self.store);
     }
 
-    /// Frees the blocks that were allocated ahead of a store and that none has reached. Whether there were any.
-    pub(crate) fn give_back_ahead(&self) -> bool {
-        if !self.space.shared().has_ahead() {
-            return false;
+    /// Frees the blocks that were allocated ahead of a store and that none has reached. Whether some were remembered. Some pages
+    /// at a time: faults get their turn.
+    pub(crate) fn give_back_ahead(&self, within: PageRange) -> bool {
+        let next = |from| self.space.shared().next_ahead(PageRange::new(from, within.end));
+        let mut at = next(within.start);
+        let any = at.is_some();
+        while let Some(range) = at {
+            let mut change = self.space.change();
+            change.give_back_ahead(&self.store, range);
+            change.commit(&self.store);
+            at = next(range.end);
         }
-        let mut change = self.space.change();
-        change.give_back_ahead(&self.store);
-        change.commit(&self.store);
-        true
+        any
     }
 
     /// Moves the blocks of `range` together, so that one address range shows them. A change of the

@@ -9,7 +9,7 @@ use crate::sabotage::{Rule, Switches};
 use crate::space::extents::Run;
 use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
 use crate::sys::memory::DeviceMemory;
-use crate::units::{BlockIndex, PageIndex, PageSize};
+use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 use crate::volume::allocator::Allocator;
 use crate::volume::inode::{Inode, Wanted};
 
@@ -148,11 +148,18 @@ impl Store {
         }
     }
 
-    /// Has all files give back what they have allocated ahead; whether there was any.
+    /// Has all files give back what they have allocated ahead; whether there was any. Who runs short meanwhile, and finds
+    /// that nobody is known, waits for this one.
     fn give_back_ahead(&self) -> bool {
+        let _transit = self.transit();
         let known: Vec<_> = std::mem::take(&mut *self.ahead.lock());
         // All of them: no short cut.
-        known.iter().filter_map(Weak::upgrade).filter(|inode| inode.give_back_ahead()).count() > 0
+        known
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|inode| inode.give_back_ahead(PageRange::from(PageIndex(0))))
+            .count()
+            > 0
     }
 
     fn in_transit(&self) -> bool {
