@@ -144,6 +144,8 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
         match prepare(core, &need) {
             Prepared::Ready => {}
             Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
+            // To try again would not help.
+            Prepared::Lost(_) => return end_in_sigbus(core, Handed { shortages: SHORTAGES_MAX, ..handed }),
             Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
             Prepared::NoMemory => return short_of_memory(handed),
         }

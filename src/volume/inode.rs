@@ -104,7 +104,7 @@ impl Inode {
     /// first: then its block stays, with what has been stored in it since.
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) and [`Error::DeviceMemory`](crate::Error::DeviceMemory).
+    /// [`Error::NoSpace`](crate::Error::NoSpace), and those of a write to the device.
     pub(crate) fn fill_hole(inode: &Arc<Self>, pages: PageRange, wanted: Wanted) -> Result<()> {
         let page = pages.start;
         let ahead = wanted == Wanted::First && pages.pages() > 1;
@@ -112,7 +112,7 @@ impl Inode {
         let run = reserved.runs().next().expect("one block at least was reserved");
         // Zeroed before anybody can see it, and outside the lock: nobody else knows it (rule 3).
         if !inode.broken(Rule::ZeroNewBlock) && !reserved.is_fresh() {
-            inode.store.zero_run(run);
+            inode.store.zero_run(run)?;
         }
         inode.probe(Point::Allocated, page, Some(run.start));
         let mut change = inode.space.change();
@@ -131,7 +131,7 @@ impl Inode {
                     change.zap(filled);
                 }
             }
-            PageState::Written(block) if inode.broken(Rule::LoserLeavesBlock) => inode.store.zero_block(block),
+            PageState::Written(block) if inode.broken(Rule::LoserLeavesBlock) => drop(inode.store.zero_block(block)),
             PageState::Hole | PageState::Unwritten(_) | PageState::Written(_) => {}
         }
         change.commit(&inode.store);
@@ -146,17 +146,23 @@ impl Inode {
 
     /// Makes unwritten pages written from the first of `pages` on, for a store to it. The blocks are in the file already, so they
     /// are zeroed under the lock: zeroed outside, the loser of two faults would wipe what the winner has stored.
-    pub(crate) fn convert(&self, pages: PageRange) {
+    ///
+    /// # Errors
+    /// As those of a write to the device: then the pages stay unwritten.
+    pub(crate) fn convert(&self, pages: PageRange) -> Result<()> {
         let mut change = self.space.change();
         let first = change.extents().within(pages).next();
         if let Some(extent) = first.filter(|extent| extent.page == pages.start && !extent.written) {
-            if !self.broken(Rule::ZeroUnwritten) {
-                self.store.zero_run(extent.run);
+            let zeroed = if self.broken(Rule::ZeroUnwritten) { Ok(()) } else { self.store.zero_run(extent.run) };
+            if zeroed.is_err() {
+                change.commit(&self.store);
+                return zeroed;
             }
             change.put(Extent { written: true, ..extent });
             change.zap(extent.range());
         }
         change.commit(&self.store);
+        Ok(())
     }
 
     /// Keeps blocks that were allocated ahead of a store: they are asked for now.
@@ -204,13 +210,14 @@ impl Inode {
                 change.relocate(extent, to.start);
             }
         }
-        change.commit(&self.store);
+        // What cannot be copied stays where it is.
+        let _ = change.try_commit(&self.store);
     }
 
     /// Zeroes a part of the page if it has bytes of its own.
     pub(crate) fn zero_part(&self, change: &mut Change<'_>, page: PageIndex, part: std::ops::Range<u64>) {
         if let PageState::Written(block) = change.extents().state(page) {
-            change.zero(block, part);
+            change.zero(page, block, part);
         }
     }
 }
