@@ -175,7 +175,9 @@ impl DeviceFile {
             Kind::Tmpfs => lseek(&*self.file, block as i64, Whence::SeekData) == Ok(block as i64),
             // SEEK_DATA knows no holes there. But the alias has an entry where it has been written through, until the page goes,
             // or until the kernel stops sharing page tables with another process. And read(2) sees holes as zeros.
-            Kind::Hugetlbfs(alias) => is_entered(alias, block) || !self.reads_as_zeros(block, self.block_bytes),
+            Kind::Hugetlbfs(alias) => {
+                is_entered(alias, block) || self.reads_as_zeros(block, self.block_bytes) == Ok(false)
+            }
         }
     }
 
@@ -306,25 +308,26 @@ impl DeviceFile {
 
     /// Whether a range is there, and all zeros.
     pub(super) fn is_zero(&self, offset: u64, bytes: u64) -> bool {
-        self.reads_as_zeros(offset, bytes)
+        self.reads_as_zeros(offset, bytes) == Ok(true)
             && (self.is_private() || self.in_blocks(offset, bytes).all(|(at, _)| self.is_present(at)))
     }
 
-    /// Whether a range can be read, and is nothing but zeros or holes.
-    fn reads_as_zeros(&self, offset: u64, bytes: u64) -> bool {
+    /// Whether a range is nothing but zeros or holes.
+    fn reads_as_zeros(&self, offset: u64, bytes: u64) -> Result<bool> {
         let mut buffer = [0u8; 4096];
         let end = offset + bytes;
         let mut at = offset;
         let mut step = GLANCE_BYTES as u64;
         while at < end {
             let piece = &mut buffer[..step.min(end - at) as usize];
-            if self.read_raw(at, piece).is_err() || !is_zeros(piece) {
-                return false;
+            self.read_raw(at, piece)?;
+            if !is_zeros(piece) {
+                return Ok(false);
             }
             at += piece.len() as u64;
             step = 4096;
         }
-        true
+        Ok(true)
     }
 }
 
