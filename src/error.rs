@@ -81,6 +81,26 @@ pub enum Error {
         /// The kernel's errno.
         errno: i32,
     },
+    /// The device has no page where a file has its bytes: somebody has punched a hole in the device's file, or cut it short, and
+    /// those bytes are gone. A load or store of that page through a mapping is a SIGBUS. To write the whole page anew, or to
+    /// punch it, mends it. Only for devices that have a name in a file system: see [`Device::open`](crate::Device::open).
+    #[error("{} has lost its block {block}, at byte {offset}: it was punched or cut short by somebody else", device.display())]
+    DeviceLost {
+        /// The device's file, as it was given to `Device::open`.
+        device: PathBuf,
+        /// The block.
+        block: u64,
+        /// Where on the device the lost bytes begin, as far as they were asked for.
+        offset: u64,
+    },
+    /// A device must be a regular file, and not be reached by a symbolic link.
+    #[error("{} is {kind}: a device must be a regular file", path.display())]
+    NotAFile {
+        /// The path that was given.
+        path: PathBuf,
+        /// What is there.
+        kind: &'static str,
+    },
     /// A device of no block at all, or of more than the address space can hold.
     #[error("a device of {bytes} bytes cannot be used: its blocks have {block_bytes} bytes")]
     DeviceSize {
@@ -218,7 +238,7 @@ pub enum Error {
     #[error(transparent)]
     Bus(BusError),
     /// A system call failed in a way that has no name of its own here.
-    #[error("{call} failed with errno {errno}")]
+    #[error("{call} failed: {} (errno {errno})", nix::errno::Errno::from_raw(*errno).desc())]
     System {
         /// The system call or ioctl.
         call: &'static str,

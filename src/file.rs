@@ -96,7 +96,8 @@ impl File {
     /// blocks allocated past the end are freed.
     ///
     /// # Errors
-    /// [`Error::RangeOverflow`](crate::Error::RangeOverflow) past 2^63 - 1.
+    /// [`Error::RangeOverflow`](crate::Error::RangeOverflow) past 2^63 - 1. [`Error::DeviceLost`](crate::Error::DeviceLost) if the last page is
+    /// lost; the size is what was asked for then.
     pub fn truncate(&self, len: u64) -> Result<()> {
         self.inode.home().check()?;
         self.inode.truncate(len)
@@ -107,6 +108,7 @@ impl File {
     ///
     /// # Errors
     /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow).
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost) if a page is lost that is to be zeroed in part; all else is done then.
     pub fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
         self.inode.home().check()?;
         self.inode.punch_hole(offset, len)
@@ -118,7 +120,8 @@ impl File {
     ///
     /// # Errors
     /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow),
-    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::DeviceMemory`](crate::Error::DeviceMemory).
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::DeviceMemory`](crate::Error::DeviceMemory);
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost) as [`File::punch_hole`].
     pub fn zero_range(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         self.inode.home().check()?;
         self.inode.zero_range(offset, len, keep_size)
@@ -137,7 +140,7 @@ impl File {
     /// Reads up to the end of the file, as pread(2): how many bytes were read. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// None so far.
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost); what lies before may have been read.
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<usize> {
         self.inode.home().check()?;
         self.inode.read_at(into, offset)
@@ -149,6 +152,9 @@ impl File {
     /// # Errors
     /// [`Error::RangeOverflow`](crate::Error::RangeOverflow), [`Error::NoSpace`](crate::Error::NoSpace),
     /// [`Error::DeviceMemory`](crate::Error::DeviceMemory); then nothing has been written.
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost), [`Error::Limit`](crate::Error::Limit), and
+    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory) for what the kernel refuses late: then the pages before that one may have been
+    /// written, and are seen by everybody.
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<usize> {
         self.inode.home().check()?;
         self.inode.write_at(from, offset)

@@ -61,7 +61,8 @@ impl Mapping {
     /// lives, as far as the file reaches; aligned to the volume's page size. In child processes
     /// it is not mapped.
     ///
-    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless. Moving a part of it
+    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless. `MADV_REMOVE` makes zeros of the pages
+    /// that have blocks if the device is a memfd, and loses them otherwise: see [`Device::open`](crate::Device::open). Moving a part of it
     /// (mremap(2)) is noticed, and ends the mapping. Unmapping a part, or mapping something else over it, is
     /// not noticed: a later punch or truncate would take away what is mapped there then. mprotect(2) lasts until the address is next
     /// pointed elsewhere, and is no protection: [`MapOptions::read_only`](crate::MapOptions::read_only) is.
@@ -130,7 +131,7 @@ impl Mapping {
     /// [`File::read_at`](crate::File::read_at) it reads to the end of the last page. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], after the bytes before that page have been read;
+    /// [`Error::OutsideMapping`]; [`Error::PastEnd`] and [`Error::DeviceLost`], after the bytes before that page have been read;
     /// [`Error::PagerGone`]; [`Error::MappingLost`].
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, into.len() as u64)?;
@@ -144,7 +145,7 @@ impl Mapping {
             // What lies before the end of the file is still read.
             let end = chunk.end.min(page.offset_of(page.ceil(shared.size())).max(at));
             let valid = (end - at) as usize;
-            self.inode.copy_out(&shared, at..end, &mut copy[..valid]);
+            self.inode.copy_out(&shared, at..end, &mut copy[..valid])?;
             let past_end = self.check_end(shared.size(), page.touched(&chunk));
             drop(shared);
             into[(at - bytes.start) as usize..][..valid].copy_from_slice(&copy[..valid]);
@@ -158,8 +159,9 @@ impl Mapping {
     /// the file stays, and the pages are dirty in this mapping. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`]; [`Error::ReadOnlyMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
-    /// that page have been written; [`Error::PagerGone`]; [`Error::MappingLost`].
+    /// [`Error::OutsideMapping`]; [`Error::ReadOnlyMapping`]; [`Error::PastEnd`], [`Error::NoSpace`], [`Error::DeviceMemory`],
+    /// [`Error::DeviceLost`] and [`Error::Limit`], after the bytes before that page have been written; [`Error::PagerGone`];
+    /// [`Error::MappingLost`].
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, from.len() as u64)?;
         self.check_writable(offset, from.len() as u64)?;
@@ -184,7 +186,7 @@ impl Mapping {
             let shared = self.inode.space.shared();
             self.check_end(shared.size(), PageRange::one(index))?;
             let range = start + part.start..start + part.end;
-            if self.inode.write_written(&shared, range, bytes).is_ok() {
+            if self.inode.write_written(&shared, range, bytes)? {
                 self.window.mark_dirty(index);
                 return Ok(());
             }
@@ -204,9 +206,9 @@ impl Mapping {
             return Err(error);
         }
         self.window.mark_dirty(index);
-        self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
+        let written = self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
         change.commit(&self.inode.store);
-        Ok(())
+        written
     }
 
     /// The ranges stored to through this mapping since the last call, in bytes from the mapping's

@@ -37,6 +37,7 @@ pub enum Tracking {
     /// Sequential stores into a hole get blocks in growing runs, up to 2 MiB ahead of the store, which
     /// [`File::extents`](crate::File::extents) shows and [`Volume::free_blocks`](crate::Volume::free_blocks) misses. Those that
     /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
+    /// They are not dirty any more then.
     Coarse,
     /// By the kernel, in the page table, with no fault that reaches the pager: the first store to a page that has been
     /// installed costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that

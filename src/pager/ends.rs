@@ -11,7 +11,7 @@ use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
 use crate::sys::{Condemned, PageTable, Rights};
-use crate::units::Addr;
+use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
 /// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
@@ -85,7 +85,7 @@ impl Core {
         // The last reference to a removed file frees its blocks: after the lock.
         drop(removed);
         // With the mapping gone: its entries are, too.
-        inode.give_back_ahead();
+        inode.give_back_ahead(PageRange::from(PageIndex(0)));
     }
 
     /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with

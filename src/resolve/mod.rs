@@ -125,7 +125,10 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
             Attempt::Done => return Served::Done,
             Attempt::Sigbus => return Served::Sigbus,
             Attempt::Prepare(need) => need,
-            Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
+            Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+                core.stats.add(&core.stats.shortages);
+                return end_in_sigbus(core, handed);
+            }
             Attempt::NoMemory => return short_of_memory(handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
             Attempt::Again | Attempt::Busy => break,
@@ -151,7 +154,10 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
         match prepare(core, &need) {
             Prepared::Ready => {}
             Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
+            // To try again would not help.
+            Prepared::Lost(_) => return end_in_sigbus(core, Handed { shortages: SHORTAGES_MAX, ..handed }),
             Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+                core.stats.add(&core.stats.shortages);
                 need.window.set_short_of(need.page);
                 return end_in_sigbus(core, handed);
             }

@@ -23,6 +23,8 @@ pub(super) enum Prepared {
     Ready,
     /// No block is free, or none with memory behind it.
     NoBlock(Error),
+    /// The blocks that there are cannot be zeroed: the device refuses.
+    Lost(Error),
     /// The kernel has no memory, or no address range, left for the moment.
     NoMemory,
 }
@@ -43,11 +45,13 @@ pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
             }
             Err(error) => Prepared::NoBlock(error),
         },
-        What::Convert(pages) => {
-            need.inode.convert(pages);
-            core.stats.add(&core.stats.conversions);
-            Prepared::Ready
-        }
+        What::Convert(pages) => match need.inode.convert(pages) {
+            Ok(()) => {
+                core.stats.add(&core.stats.conversions);
+                Prepared::Ready
+            }
+            Err(error) => Prepared::Lost(error),
+        },
         What::Keep(pages) => {
             need.inode.keep(pages);
             Prepared::Ready

@@ -8,9 +8,30 @@ use crate::sync::{self, Arc};
 use crate::sys::{Delivery, Outcome, RawFault};
 use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::grace::Grace;
+use crate::volume::inode::Inode;
 
 /// How long a page stays poisoned for a thread of another process.
 const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// The device has no page where the file has a block, and has one of zeros now: the file says that there is one, and
+/// nobody but the application can have taken it away. Under the guard that the block was looked up under: it is nobody else's meanwhile.
+///
+/// ```text
+/// this fault                                        another fault on the page
+///   L2 shared
+///   CONTINUE: no page                                 L2 shared
+///   fallocate: a page of zeros                        CONTINUE: installed
+///   CONTINUE: installed                               a store
+///                                                     fallocate, if it saw none: leaves the page
+/// ```
+pub(super) fn refilled(core: &Core, inode: &Inode, view: &View) -> bool {
+    let PageState::Written(block) = view.state else { return false };
+    let refilled = inode.store.refill(block);
+    if refilled {
+        core.stats.add(&core.stats.lost_pages);
+    }
+    refilled
+}
 
 /// The device has no page where the file has a block, or something else is mapped at the
 /// address: somebody has changed the device, or the mapping, behind our back. SIGBUS rather than a guess.
@@ -77,9 +98,6 @@ pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Ba
 ///   has run is of the same store, and only woken for.
 pub(super) fn end_in_sigbus(core: &Core, mut handed: Handed) -> Served {
     let raw = &{ handed.fault };
-    if handed.shortages >= SHORTAGES_MAX {
-        core.stats.add(&core.stats.shortages);
-    }
     if handed.ticket.is_some() {
         core.stats.add(&core.stats.sigbus);
         return Served::Sigbus;

@@ -97,7 +97,7 @@ impl Subject {
         let page = table.base_page();
         // On the kernel the page cache must have every page, as it always has for the fake.
         device.populate(0, BLOCKS * page).unwrap();
-        (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()));
+        (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()).unwrap());
         let base = table.reserve(PAGES * page, page, Rights::LoadStore).unwrap();
         Self { cpu, table, device: Arc::new(device), base }
     }
@@ -217,7 +217,7 @@ impl Subject {
     fn device_words(&self) -> Vec<u64> {
         let word = |block| {
             let mut bytes = [0; 8];
-            self.device.read(block * self.table.base_page(), &mut bytes);
+            self.device.read(block * self.table.base_page(), &mut bytes).unwrap();
             u64::from_ne_bytes(bytes)
         };
         (0..BLOCKS).map(word).collect()

@@ -9,7 +9,7 @@ use memmap2::MmapOptions;
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// What somebody wanted, of which there was not enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,25 +42,6 @@ pub(crate) fn explain(error: Error, wanted: Wanted) -> Error {
     match short {
         Some(Short { limit, unit, allowed, wanted }) => Error::Limit { call, errno, limit, unit, allowed, wanted },
         None => Error::System { call, errno },
-    }
-}
-
-/// Refuses a file that is larger than this process may make one: the kernel would send a signal that kills.
-///
-/// # Errors
-/// [`Error::Limit`].
-pub(crate) fn check_file_size(bytes: u64) -> Result<()> {
-    let mut buffer = [0; 4096];
-    match soft_limit(read_text("/proc/self/limits", &mut buffer), "Max file size") {
-        Some(allowed) if bytes > allowed => Err(Error::Limit {
-            call: "ftruncate",
-            errno: libc::EFBIG,
-            limit: "RLIMIT_FSIZE",
-            unit: "bytes",
-            allowed,
-            wanted: bytes,
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::space::extents::Run;
 use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
 use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
-use crate::units::{BlockIndex, PageIndex, PageSize};
+use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 use crate::volume::allocator::Allocator;
 use crate::volume::inode::{Inode, Wanted};
 
@@ -150,11 +150,18 @@ impl Store {
         }
     }
 
-    /// Has all files give back what they have allocated ahead; whether there was any.
+    /// Has all files give back what they have allocated ahead; whether there was any. Who runs short meanwhile, and finds
+    /// that nobody is known, waits for this one.
     fn give_back_ahead(&self) -> bool {
+        let _transit = self.transit();
         let known: Vec<_> = std::mem::take(&mut *self.ahead.lock());
         // All of them: no short cut.
-        known.iter().filter_map(Weak::upgrade).filter(|inode| inode.give_back_ahead()).count() > 0
+        known
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|inode| inode.give_back_ahead(PageRange::from(PageIndex(0))))
+            .count()
+            > 0
     }
 
     fn in_transit(&self) -> bool {
@@ -203,7 +210,7 @@ impl Store {
         Some(held)
     }
 
-    /// Makes sure the device has memory for a run: afterwards the alias can be touched without a SIGBUS.
+    /// Makes sure the device has memory for a run, so that a write to it finds it.
     fn populate(&self, run: Run) -> Result<()> {
         let total = self.page.pages_in(self.memory.len_bytes());
         let first = run.start.0 / POPULATE_BLOCKS;
@@ -233,6 +240,17 @@ impl Store {
             .map_err(|errno| Error::DeviceMemory { block: start.0, errno: errno as i32 })
     }
 
+    /// Has the device have a page again for a block that it has lost, if that can only be one of zeros: on a device that nobody else
+    /// can open it is the application that has taken it away (`MADV_REMOVE`). What is there meanwhile stays.
+    pub(crate) fn refill(&self, block: BlockIndex) -> bool {
+        self.memory.is_private() && self.populate_blocks(block, 1).is_ok()
+    }
+
+    /// The error for a block that the device has lost.
+    pub(crate) fn lost(&self, block: BlockIndex) -> Error {
+        self.memory.lost(self.page.device_offset(block))
+    }
+
     /// Takes blocks back. The caller has seen to it that no page table holds them.
     pub(crate) fn free(&self, runs: &[Run]) {
         if runs.is_empty() {
@@ -248,12 +266,12 @@ impl Store {
     }
 
     /// Zeroes a part of a block.
-    pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) {
-        self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start);
+    pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) -> Result<()> {
+        self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start)
     }
 
-    pub(crate) fn zero_run(&self, run: Run) {
-        self.memory.zero(self.page.device_offset(run.start), self.page.bytes_of(run.blocks));
+    pub(crate) fn zero_run(&self, run: Run) -> Result<()> {
+        self.memory.zero(self.page.device_offset(run.start), self.page.bytes_of(run.blocks))
     }
 
     /// Whether a block holds nothing but zeros.
@@ -262,13 +280,13 @@ impl Store {
     }
 
     /// Copies blocks that no mapped store can reach.
-    pub(crate) fn copy(&self, from: Run, to: BlockIndex) {
+    pub(crate) fn copy(&self, from: Run, to: BlockIndex) -> Result<()> {
         let (from_byte, to_byte) = (self.page.device_offset(from.start), self.page.device_offset(to));
-        self.memory.copy(from_byte, to_byte, self.page.bytes_of(from.blocks));
+        self.memory.copy(from_byte, to_byte, self.page.bytes_of(from.blocks))
     }
 
-    pub(crate) fn zero_block(&self, block: BlockIndex) {
-        self.zero(block, 0..self.page.bytes());
+    pub(crate) fn zero_block(&self, block: BlockIndex) -> Result<()> {
+        self.zero(block, 0..self.page.bytes())
     }
 }
 
@@ -306,6 +324,11 @@ impl Reservation {
         self.runs.push(run);
     }
 
+    /// Gives back what was taken last: it is the next one again.
+    pub(crate) fn put_back(&mut self, run: Run) {
+        self.runs.push(run);
+    }
+
     /// Takes one to `want` consecutive blocks.
     ///
     /// # Panics
@@ -323,9 +346,10 @@ impl Reservation {
         part
     }
 
-    /// Whether the blocks are zeros already, since nobody has had them.
+    /// Whether the blocks are zeros already, since nobody has had them. Never on a device that others can open: they may have
+    /// written there, and what is missing there later is told from what was never there by its having been written.
     pub(crate) fn is_fresh(&self) -> bool {
-        self.fresh
+        self.fresh && self.store.memory.is_private()
     }
 
     /// What is left, next first.

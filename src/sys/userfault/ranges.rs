@@ -81,6 +81,8 @@ impl Userfault {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
         let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
+        // A core dump of all of it could be as long as the device, and what is duplicated of it inherits the flag.
+        let _ = madvise(addr(at), bytes, libc::MADV_DONTDUMP);
         self.prepare(addr(at), bytes, kind)
     }
 

@@ -31,7 +31,7 @@ impl Fixture {
         let fake = FakePageTable::new();
         let table = fake.table();
         let device = Arc::new(DeviceMemory::heap(PAGES * BASE_PAGE, BASE_PAGE).unwrap());
-        (0..PAGES).for_each(|block| device.write(block * BASE_PAGE, &(100 + block).to_ne_bytes()));
+        (0..PAGES).for_each(|block| device.write(block * BASE_PAGE, &(100 + block).to_ne_bytes()).unwrap());
         let base = table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore).unwrap();
         Self { fake, table, device, base }
     }
@@ -113,7 +113,7 @@ impl Fixture {
 
     fn block(&self, block: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.device.read(block * BASE_PAGE, &mut bytes);
+        self.device.read(block * BASE_PAGE, &mut bytes).unwrap();
         u64::from_ne_bytes(bytes)
     }
 
