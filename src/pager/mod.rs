@@ -257,6 +257,7 @@ impl Pager {
 
     /// `part` tells the thread from the pager's others.
     fn spawn(&self, part: &str, body: impl FnOnce(&Core) + Send + 'static) -> Result<thread::JoinHandle<()>> {
+        limits::check_thread()?;
         let core = Arc::clone(&self.core);
         thread::Builder::new()
             .name(format!("{}-{part}", self.thread_name))
