@@ -287,13 +287,17 @@ mod inside {
         tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
     }
 
-    /// Stops a thread as gdb does. Safe after fork.
+    /// Stops a thread as gdb does, or finds that it has ended. Safe after fork.
     fn attach(tid: i32) -> Result<(), i32> {
         let nothing = std::ptr::null_mut::<libc::c_void>();
         for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
             // SAFETY: changes how the kernel runs that thread, which is of this test.
-            if unsafe { libc::ptrace(request, tid, nothing, nothing) } != 0 {
-                return Err(1);
+            let done = unsafe { libc::ptrace(request, tid, nothing, nothing) };
+            match Errno::last_raw() {
+                _ if done == 0 => {}
+                // EPERM is said of one that is about to.
+                libc::ESRCH | libc::EPERM => return Ok(()),
+                errno => return Err(errno),
             }
         }
         // SAFETY: a status of nobody's interest.
