@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::*;
 use daxpager::probe::Point;
 use daxpager::{Device, ExtentKind, File, Kind, Pager, Volume};
@@ -106,7 +104,7 @@ fn a_pager_describes_itself_while_its_locks_are_held() {
     let describe = || {
         let world = world.clone();
         let described = spawn(move || world.pager().describe());
-        described.within(Duration::from_secs(5)).expect("it waits for something")
+        described.within(HANG).expect("it waits for something")
     };
     let repointing = world.park.at_page(Point::Repointing, 0);
     let load = spawn({
