@@ -1,8 +1,10 @@
 //! What the tests stand on, tested: a failed assertion ends a test and never hangs it, whatever is held or waits at that moment. Each
 //! is a child process that fails on purpose.
 
-mod blackbox;
 mod common;
+#[path = "blackbox/park.rs"]
+#[allow(dead_code, reason = "a part of it")]
+mod park;
 
 use std::process::Command;
 use std::sync::mpsc;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use common::guard::{self, HANG};
 use common::*;
 use daxpager::probe::Point;
+use daxpager::{Device, Pager, Volume};
 
 /// Runs the ignored test `name`, which must fail as a test does: with 101, and by itself.
 fn fails(name: &str, limit: &str) -> String {
@@ -41,7 +44,7 @@ fn the_watchdog_names_who_waits_and_what_was_said_before() {
         assert!(text.contains(part), "{part}: {text}");
     }
     let text = fails("inside::pagers_are_asked", "1");
-    assert!(text.contains("HANG") && text.contains("the last words"), "{text}");
+    assert!(text.contains("HANG") && text.contains("pager: alive"), "{text}");
 }
 
 #[test]
@@ -108,11 +111,13 @@ mod inside {
     #[test]
     #[ignore = "fails on purpose"]
     fn a_trap_of_the_other_park_is_held() {
-        use blackbox::Rig;
-        let rig = Rig::new(4);
-        let file = rig.written("a", 1);
-        let map = rig.pager.map(&file, 0..rig.page).unwrap();
-        let trap = rig.park.trap(Point::FaultRead, 0);
+        let park = park::Park::new();
+        let volume = Volume::format_with_probe(Device::memfd("scaffold", 4 * PAGE).unwrap(), park.clone());
+        let file = volume.create("a").unwrap();
+        file.write_at(&[1; 8], 0).unwrap();
+        let pager = Pager::builder().probe(park.clone()).start().unwrap();
+        let map = pager.map(&file, 0..PAGE).unwrap();
+        let trap = park.trap(Point::FaultRead, 0);
         thread::scope(|s| {
             s.spawn(|| map.load(0));
             trap.wait();
@@ -147,7 +152,7 @@ mod inside {
     #[test]
     #[ignore = "fails on purpose"]
     fn pagers_are_asked() {
-        let _words = guard::last_words(|| "these are the last words".to_owned());
+        let _world = World::new(4, None);
         waits_for_ever();
     }
 

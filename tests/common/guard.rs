@@ -101,7 +101,11 @@ extern "C" fn watch(_: *mut c_void) -> *mut c_void {
 /// The calling test may take this long, if that is more than the limit.
 pub fn allow(time: Duration) {
     let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
-    ALLOWED.lock().unwrap_or_else(PoisonError::into_inner).push((name.trim_end().to_owned(), time));
+    let new = (name.trim_end().to_owned(), time);
+    let mut allowed = ALLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !allowed.contains(&new) {
+        allowed.push(new);
+    }
 }
 
 /// Calls `words` when the process ends because of a hang, for as long as what is returned is there.
@@ -239,6 +243,19 @@ pub fn at_end<F: Fn()>(run: F) -> impl Drop {
 }
 
 // ---- waits that end
+
+/// Calls `step` until it gives something, with a limit.
+#[track_caller]
+pub fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = step() {
+            return value;
+        }
+        assert!(start.elapsed() < HANG, "never happened: {what}");
+        thread::yield_now();
+    }
+}
 
 /// Waits for a thread that must get to its end by itself. Its panic goes on here.
 #[track_caller]

@@ -15,7 +15,7 @@ use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
 use daxpager::{Device, Error, File, Injection, MapOptions, Mapping, Pager, Resolve, Volume};
 
-pub use guard::HANG;
+pub use guard::{HANG, until};
 
 pub const PAGE: u64 = 4096;
 
@@ -203,6 +203,7 @@ pub struct World {
     pub park: Arc<Park>,
     pub rule: Option<Rule>,
     pub options: MapOptions,
+    _last_words: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl World {
@@ -227,7 +228,8 @@ impl World {
             volume.sabotage(rule, true);
             pager.sabotage(rule, true);
         }
-        Self { volume, pager: Some(pager), park, rule, options: MapOptions::new() }
+        let last_words = guard::last_words(pager.describer());
+        Self { volume, pager: Some(pager), park, rule, options: MapOptions::new(), _last_words: last_words }
     }
 
     /// From now on its mappings are resolved by the threads that fault.
@@ -354,16 +356,4 @@ pub fn page_of(file: &File, page: u64) -> Vec<u8> {
 
 pub fn is_bus(result: &Result<u64, Error>) -> bool {
     matches!(result, Err(Error::Bus(_)))
-}
-
-/// Calls `step` until it gives something, with a limit.
-pub fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = step() {
-            return value;
-        }
-        assert!(start.elapsed() < HANG, "never happened: {what}");
-        thread::yield_now();
-    }
 }
