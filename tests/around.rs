@@ -201,7 +201,7 @@ fn window_against_punch(world: &mut World) -> Verdict {
         let a = a.clone();
         move || a.punch_hole(20 * PAGE, PAGE)
     });
-    let waits = punch.within(WATCH).is_none();
+    let waits = punch.within(watch()).is_none();
     if waits {
         parked.release();
         punch.join("the punch")?.unwrap();
@@ -232,7 +232,7 @@ fn window_against_truncate(world: &mut World) -> Verdict {
         let a = a.clone();
         move || a.truncate(9 * PAGE)
     });
-    if truncate.within(WATCH).is_none() {
+    if truncate.within(watch()).is_none() {
         parked.release();
         truncate.join("the truncate")?.unwrap();
     }

@@ -9,7 +9,8 @@ fn named_in(text: &str) -> Vec<(String, String)> {
     let quoted = text.split('`').skip(1).step_by(2);
     let names = quoted.filter_map(|quoted| {
         let (file, test) = quoted.split_once("::")?;
-        let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == ':');
+        let plain =
+            |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == ':');
         (plain(file) && plain(test)).then(|| (file.to_owned(), test.rsplit("::").next().unwrap().to_owned()))
     });
     names.collect()

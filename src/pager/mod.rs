@@ -360,6 +360,14 @@ impl Pager {
         describe::describe(&self.core)
     }
 
+    /// What describes it for as long as it is there: for the tests' watchdog, which has no handle.
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn describer(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let core = Arc::downgrade(&self.core);
+        move || core.upgrade().map_or_else(String::new, |core| describe::describe(&core))
+    }
+
     /// Whether faults from inside system calls are served. See [`PagerBuilder::require_kernel_faults`].
     pub fn serves_kernel_faults(&self) -> bool {
         self.core.table.serves_kernel_faults()
