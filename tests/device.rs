@@ -473,7 +473,6 @@ fn a_refill_wipes_no_store() {
     let maps: Vec<Arc<Mapping>> = all.into_iter().map(map).collect();
     // So that their addresses point at the device: MADV_REMOVE is for that alone.
     maps.iter().for_each(|map| touch(map, 0));
-    let _alarm = Alarm::after(120);
     let barrier = Barrier::new(THREADS as usize + 1);
     let mut gone = Vec::new();
     thread::scope(|scope| {
