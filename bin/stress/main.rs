@@ -10,6 +10,7 @@ mod mix;
 mod op;
 mod oracle;
 mod outcome;
+mod raw;
 mod report;
 mod run;
 mod sabotage;

@@ -15,18 +15,15 @@
 //!   repeat the access, or pass the SIGBUS on
 //! ```
 
+mod directory;
 mod registers;
 mod slots;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crossbeam::utils::CachePadded;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
-use parking_lot::RwLock;
 
-use super::{RawFault, Resolver, Tid, Verdict};
+use super::{RawFault, Resolver, Tid, Verdict, access};
 use crate::units::Addr;
 pub(super) use registers::SUPPORTED;
 pub(super) use slots::{answer, dismiss, take_posted};
@@ -46,35 +43,18 @@ pub(super) struct Watched {
     pub(super) resolver: Arc<dyn Resolver>,
 }
 
-/// Each copy has entries of its own: a handler counts itself in where few others do.
-type Directory = BTreeMap<usize, Arc<Watched>>;
-
-const COPIES: usize = 8;
-
-/// The watched ranges by address, several times over, so that threads that fault side by side share no cache line. A
-/// leaf. Handlers hold one copy shared for the time of a look-up, and only try; watch and unwatch take each exclusively in
-/// its turn, with signals blocked, so that no handler runs in a thread that holds it.
-static DIRECTORY: [CachePadded<RwLock<Directory>>; COPIES] =
-    [const { CachePadded::new(RwLock::new(Directory::new())) }; COPIES];
-
-fn change_all(mut change: impl FnMut(&mut Directory)) {
-    let mut before = SigSet::empty();
-    // Fails only for a bad `how`.
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
-    DIRECTORY.iter().for_each(|copy| change(&mut copy.write()));
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-}
-
 /// From now on faults in the range are its resolver's.
 pub(super) fn watch(at: Addr, watched: &Watched) {
-    change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
+    // Whoever has put in a handler since the library's would have all of the range's faults.
+    access::go_in_front();
+    directory::change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
 }
 
 /// No resolver is running for the range any more when this returns, and none of its faults is about to be posted; a thread
 /// that has posted one may still wait. Called under locks that resolvers try to take: they do not wait for them.
 pub(super) fn unwatch(at: Addr) {
-    let mut gone = Vec::with_capacity(COPIES);
-    change_all(|directory| gone.extend(directory.remove(&at.0)));
+    let mut gone = Vec::with_capacity(directory::COPIES);
+    directory::change_all(|directory| gone.extend(directory.remove(&at.0)));
     for watched in gone {
         // The last one is dropped here: what it frees is nothing for a signal handler.
         while Arc::strong_count(&watched) > 1 {
@@ -83,20 +63,6 @@ pub(super) fn unwatch(at: Addr) {
         // Acquires what the handler has done.
         drop(watched);
     }
-}
-
-/// Whose range it is.
-fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
-    let copy = &DIRECTORY[thread.0 as usize % COPIES];
-    let directory = loop {
-        // Whoever holds it exclusively runs, and needs nothing of this thread.
-        match copy.try_read() {
-            Some(directory) => break directory,
-            None => std::thread::yield_now(),
-        }
-    };
-    let (base, watched) = directory.range(..=at.0).next_back()?;
-    (at.since(Addr(*base)) < watched.bytes).then(|| watched.clone())
 }
 
 /// What is to become of an access that was interrupted by a SIGBUS at `addr`. `None` if it is not ours.
@@ -109,7 +75,7 @@ pub(super) fn resolve(addr: usize, context: &libc::ucontext_t) -> Option<Verdict
 }
 
 fn serve(mut fault: RawFault) -> Option<Verdict> {
-    let watched = find(fault.addr, fault.tid)?;
+    let watched = directory::find(fault.addr, fault.tid)?;
     if let Some(verdict) = watched.resolver.resolve(&fault) {
         return Some(verdict);
     }
