@@ -1,8 +1,9 @@
 //! Mappings as the embedder sees them.
 
-mod accesses;
+pub(crate) mod accesses;
 pub(crate) mod advice;
 mod asynchronous;
+mod by_table;
 pub(crate) mod options;
 
 use std::ops::Range;

@@ -237,6 +237,15 @@ impl DeviceMemory {
         });
     }
 
+    /// Compares and exchanges one aligned word, as one step; what was there before.
+    pub(crate) fn exchange(&self, offset: u64, expected: u64, new: u64) -> u64 {
+        step();
+        let word = self.word(offset / 8);
+        match word.compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(was) | Err(was) => was,
+        }
+    }
+
     /// Zeroes a range of the device.
     pub(crate) fn zero(&self, offset: u64, bytes: u64) {
         step();
