@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::{BusError, Mapping};
 use crate::error::{Error, Result};
 use crate::pager::budget;
-use crate::sys::{Access, access};
+use crate::sys::{Access, Part, access};
 use crate::units::Addr;
 
 /// How much of a mapping is put in place for one system call, where that cannot fault, and how often.
@@ -20,18 +20,24 @@ const POPULATE_TRIES_WHOLE: u32 = 16;
 const COPY_AT_ONCE: usize = 1 << 20;
 
 impl Mapping {
-    /// The address of `len` bytes from `offset` on.
-    fn inside(&self, offset: u64, len: u64) -> Result<usize> {
+    /// Whether `len` bytes from `offset` on can be asked for.
+    fn inside(&self, offset: u64, len: u64) -> Result<()> {
         if self.window.is_lost() {
             return Err(Error::MappingLost { addr: self.window.base().0 });
         }
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
             return Err(Error::OutsideMapping { offset, len, mapping_bytes: self.len() });
         }
-        Ok(self.window.base().0 + offset as usize)
+        Ok(())
     }
 
-    fn word(&self, offset: u64) -> Result<usize> {
+    /// The addresses of `len` bytes from `offset` on, to be accessed by an instruction or a system call.
+    fn part(&self, offset: u64, len: u64) -> Result<Part<'_>> {
+        let outside = || Error::OutsideMapping { offset, len, mapping_bytes: self.len() };
+        self.place.part(offset, len).ok_or_else(outside)
+    }
+
+    fn word(&self, offset: u64) -> Result<()> {
         if !offset.is_multiple_of(8) {
             return Err(Error::Misaligned { offset, len: 8, page_bytes: 8 });
         }
@@ -78,8 +84,12 @@ impl Mapping {
     /// # Errors
     /// [`Error::System`] when the handler cannot be installed.
     pub fn accesses(&self) -> Result<Accesses<'_>> {
-        access::enable().map_err(|errno| Error::system("sigaction", errno))?;
-        let by = if access::catches() { By::Cpu } else { By::Table };
+        let by = if self.place.is_real() {
+            access::enable().map_err(|errno| Error::system("sigaction", errno))?;
+            if access::catches() { By::Cpu } else { By::Table }
+        } else {
+            By::Table
+        };
         Ok(Accesses { map: self, by, _of_this_thread: PhantomData })
     }
 
@@ -152,9 +162,9 @@ impl Accesses<'_> {
     /// # Errors
     /// As [`Mapping::load`].
     pub fn load(&self, offset: u64) -> Result<u64> {
-        let at = self.map.word(offset)?;
+        self.map.word(offset)?;
         match self.by {
-            By::Cpu => access::load(at).map_err(|addr| self.map.bus_error(addr)),
+            By::Cpu => access::load(self.map.part(offset, 8)?).map_err(|addr| self.map.bus_error(addr)),
             By::Table => self.map.load_by_table(offset),
         }
     }
@@ -164,9 +174,9 @@ impl Accesses<'_> {
     /// # Errors
     /// As [`Mapping::load`].
     pub fn store(&self, offset: u64, value: u64) -> Result<()> {
-        let at = self.map.word(offset)?;
+        self.map.word(offset)?;
         match self.by {
-            By::Cpu => access::store(at, value).map_err(|addr| self.map.bus_error(addr)),
+            By::Cpu => access::store(self.map.part(offset, 8)?, value).map_err(|addr| self.map.bus_error(addr)),
             By::Table => self.map.copy_in_by_table(offset, &value.to_ne_bytes()),
         }
     }
@@ -176,9 +186,11 @@ impl Accesses<'_> {
     /// # Errors
     /// As [`Mapping::load`].
     pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
-        let at = self.map.word(offset)?;
+        self.map.word(offset)?;
         match self.by {
-            By::Cpu => access::exchange(at, expected, new).map_err(|addr| self.map.bus_error(addr)),
+            By::Cpu => {
+                access::exchange(self.map.part(offset, 8)?, expected, new).map_err(|addr| self.map.bus_error(addr))
+            }
             By::Table => self.map.exchange_by_table(offset, expected, new),
         }
     }
@@ -188,9 +200,12 @@ impl Accesses<'_> {
     /// # Errors
     /// As [`Mapping::copy_out`].
     pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let at = self.map.inside(offset, into.len() as u64)?;
+        self.map.inside(offset, into.len() as u64)?;
         match self.by {
-            By::Cpu => access::copy_out(at, into).map_err(|addr| self.map.bus_error(addr)),
+            By::Cpu => {
+                let part = self.map.part(offset, into.len() as u64)?;
+                access::copy_out(part, into).map_err(|addr| self.map.bus_error(addr))
+            }
             By::Table => self.map.copy_out_by_table(offset, into),
         }
     }
@@ -200,9 +215,12 @@ impl Accesses<'_> {
     /// # Errors
     /// As [`Mapping::copy_out`].
     pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
-        let at = self.map.inside(offset, from.len() as u64)?;
+        self.map.inside(offset, from.len() as u64)?;
         match self.by {
-            By::Cpu => access::copy_in(at, from).map_err(|addr| self.map.bus_error(addr)),
+            By::Cpu => {
+                let part = self.map.part(offset, from.len() as u64)?;
+                access::copy_in(part, from).map_err(|addr| self.map.bus_error(addr))
+            }
             By::Table => self.map.copy_in_by_table(offset, from),
         }
     }
@@ -253,12 +271,15 @@ impl Mapping {
         Err(Errno::EFAULT)
     }
 
-    /// The address for a system call with a buffer there.
-    fn buffer(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
-        let at = self.inside(offset, len)?;
+    /// The addresses for a system call with a buffer there.
+    fn buffer(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Part<'_>> {
+        self.inside(offset, len)?;
+        if !self.place.is_real() {
+            return Err(Error::system("read or write", Errno::EFAULT));
+        }
         match access::is_direct_io(fd) {
             Ok(true) => Err(Error::DirectIo),
-            Ok(false) => Ok(at),
+            Ok(false) => self.part(offset, len),
             Err(errno) => Err(Error::system("fcntl", errno)),
         }
     }
@@ -279,8 +300,8 @@ impl Mapping {
     /// the end of the file, at a hole for which there is no block, and after the end of the pager. What lies before
     /// it may have been transferred even so: that is up to the kind of descriptor.
     pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
-        let at = self.buffer(fd, offset, len)?;
-        self.installed(offset, len, Access::Store, |len| access::read_into(fd, at, len))
+        let part = self.buffer(fd, offset, len)?;
+        self.installed(offset, len, Access::Store, |len| access::read_into(fd, part.at_most(len)))
             .map_err(|errno| self.call_failed("read", errno))
     }
 
@@ -291,8 +312,8 @@ impl Mapping {
     /// # Errors
     /// As [`Mapping::read_from`].
     pub fn write_to(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
-        let at = self.buffer(fd, offset, len)?;
-        self.installed(offset, len, Access::Load, |len| access::write_from(fd, at, len))
+        let part = self.buffer(fd, offset, len)?;
+        self.installed(offset, len, Access::Load, |len| access::write_from(fd, part.at_most(len)))
             .map_err(|errno| self.call_failed("write", errno))
     }
 }

@@ -16,7 +16,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
-use crate::sys::Outcome;
+use crate::sys::{Outcome, Place};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -36,6 +36,8 @@ pub struct Mapping {
     core: Arc<Core>,
     inode: Arc<Inode>,
     window: Arc<Window>,
+    /// The addresses: the mapping's until it is dropped, and its alone.
+    place: Place,
 }
 
 /// An access through a mapping ended in SIGBUS, and was caught.
@@ -49,8 +51,8 @@ pub struct BusError {
 }
 
 impl Mapping {
-    pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>) -> Self {
-        Self { core, inode, window }
+    pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>, place: Place) -> Self {
+        Self { core, inode, window, place }
     }
 
     /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping

@@ -266,7 +266,8 @@ impl Pager {
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes())?;
+        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes())?;
+        let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
             Error::system("mmap", errno)
@@ -278,7 +279,7 @@ impl Pager {
         regions.insert(Region::new(inode.clone(), window.clone()));
         window.table.watch(base, len, self.core.clone());
         drop(regions);
-        Ok(Mapping::new(self.core.clone(), inode, window))
+        Ok(Mapping::new(self.core.clone(), inode, window, place))
     }
 
     /// What the pager has done so far. Waits for nobody.

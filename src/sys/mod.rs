@@ -14,6 +14,7 @@ pub mod fake;
 #[cfg(feature = "sabotage")]
 pub(crate) mod inject;
 pub(crate) mod memory;
+mod place;
 pub(crate) mod process;
 mod trap;
 pub(crate) mod userfault;
@@ -23,6 +24,7 @@ use nix::errno::Errno;
 use crate::sync::Arc;
 use crate::units::Addr;
 use memory::DeviceMemory;
+pub(crate) use place::{Part, Place};
 
 /// What the access wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -200,6 +202,9 @@ pub(crate) trait PageTable: Send + Sync {
     fn scan(&self, _: Scan, _: Addr, _: u64, _: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
         Ok(())
     }
+
+    /// Whether its addresses are this process's, and can be accessed: not those of the fake one.
+    fn has_real_addresses(&self) -> bool;
 
     /// Reserves an address range whose every access faults, aligned to `align`. All of it
     /// points at zeros.

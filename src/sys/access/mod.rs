@@ -19,6 +19,7 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
+use super::Part;
 use routines::Answer;
 
 /// Installs the handler, once for the process.
@@ -43,50 +44,53 @@ fn done(answer: Answer) -> Result<u64, usize> {
     if answer.failed == 0 { Ok(answer.value) } else { Err(answer.value as usize) }
 }
 
-/// Loads an aligned word of a live mapping, in one access. The error is the faulting address.
-pub(crate) fn load(at: usize) -> Result<u64, usize> {
-    debug_assert!(at.is_multiple_of(8));
-    // SAFETY: callers pass an aligned address inside a live mapping; SIGBUS is caught (`enable`).
-    done(unsafe { routines::load(at) })
+// What the SAFETY comments below refer to: a `Part` is mapped, and its bytes are the application's, as long as it lives; what is not to
+// be had there is a SIGBUS, which is caught, or kills (`catches`), and harms no memory.
+
+/// Loads an aligned word, in one access. The error is the faulting address.
+pub(crate) fn load(word: Part<'_>) -> Result<u64, usize> {
+    // SAFETY: an aligned word of a `Part`.
+    done(unsafe { routines::load(word.word()) })
 }
 
 /// Stores an aligned word, in one access.
-pub(crate) fn store(at: usize, value: u64) -> Result<(), usize> {
-    debug_assert!(at.is_multiple_of(8));
-    // SAFETY: as for `load`; the bytes are the application's to change, and nothing borrows them.
-    done(unsafe { routines::store(at, value) }).map(drop)
+pub(crate) fn store(word: Part<'_>, value: u64) -> Result<(), usize> {
+    // SAFETY: an aligned word of a `Part`; nothing in Rust borrows it.
+    done(unsafe { routines::store(word.word(), value) }).map(drop)
 }
 
 /// Compares and exchanges an aligned word atomically; what was there before.
-pub(crate) fn exchange(at: usize, expected: u64, new: u64) -> Result<u64, usize> {
-    debug_assert!(at.is_multiple_of(8));
+pub(crate) fn exchange(word: Part<'_>, expected: u64, new: u64) -> Result<u64, usize> {
     // SAFETY: as for `store`.
-    done(unsafe { routines::exchange(at, expected, new) })
+    done(unsafe { routines::exchange(word.word(), expected, new) })
 }
 
-/// Copies out of a mapping. What was copied before the fault stays copied.
-pub(crate) fn copy_out(at: usize, into: &mut [u8]) -> Result<(), usize> {
-    // SAFETY: the source lies in a live mapping, the destination is a borrowed slice.
-    done(unsafe { routines::copy(into.as_mut_ptr() as usize, at, into.len()) }).map(drop)
+/// Copies out of a mapping, as much as both have. What was copied before the fault stays copied.
+pub(crate) fn copy_out(from: Part<'_>, into: &mut [u8]) -> Result<(), usize> {
+    let bytes = from.bytes().min(into.len());
+    // SAFETY: no more than the `Part` has, into a borrowed slice that has as much.
+    done(unsafe { routines::copy(into.as_mut_ptr() as usize, from.at(), bytes) }).map(drop)
 }
 
-/// Copies into a mapping. What was copied before the fault stays copied.
-pub(crate) fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
-    // SAFETY: the destination lies in a live mapping, the source is a borrowed slice.
-    done(unsafe { routines::copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
+/// Copies into a mapping, as much as both have. What was copied before the fault stays copied.
+pub(crate) fn copy_in(into: Part<'_>, from: &[u8]) -> Result<(), usize> {
+    let bytes = into.bytes().min(from.len());
+    // SAFETY: no more than the `Part` has, which nothing in Rust borrows, from a borrowed slice that has as much.
+    done(unsafe { routines::copy(into.at(), from.as_ptr() as usize, bytes) }).map(drop)
 }
 
 /// read(2) into a mapping.
-pub(crate) fn read_into(fd: BorrowedFd<'_>, at: usize, bytes: usize) -> Result<usize, Errno> {
-    // SAFETY: the range lies in a live mapping whose bytes are the application's to change, and nothing in Rust borrows
-    // them; where they are not to be had the kernel says EFAULT.
-    Errno::result(unsafe { libc::read(fd.as_raw_fd(), at as *mut libc::c_void, bytes) }).map(|done| done as usize)
+pub(crate) fn read_into(fd: BorrowedFd<'_>, into: Part<'_>) -> Result<usize, Errno> {
+    let start = into.at() as *mut libc::c_void;
+    // SAFETY: a `Part`, which nothing in Rust borrows; where its bytes are not to be had the kernel says EFAULT.
+    Errno::result(unsafe { libc::read(fd.as_raw_fd(), start, into.bytes()) }).map(|done| done as usize)
 }
 
 /// write(2) out of a mapping.
-pub(crate) fn write_from(fd: BorrowedFd<'_>, at: usize, bytes: usize) -> Result<usize, Errno> {
-    // SAFETY: the kernel only reads the range, which lies in a live mapping, and says EFAULT where it cannot.
-    Errno::result(unsafe { libc::write(fd.as_raw_fd(), at as *const libc::c_void, bytes) }).map(|done| done as usize)
+pub(crate) fn write_from(fd: BorrowedFd<'_>, from: Part<'_>) -> Result<usize, Errno> {
+    let start = from.at() as *const libc::c_void;
+    // SAFETY: the kernel only reads the `Part`, and says EFAULT where it cannot.
+    Errno::result(unsafe { libc::write(fd.as_raw_fd(), start, from.bytes()) }).map(|done| done as usize)
 }
 
 /// Whether a read(2) or write(2) on the descriptor may have a device work on the very pages of the buffer: it was opened with `O_DIRECT`. On
@@ -103,13 +107,16 @@ pub(crate) fn is_direct_io(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// Checked accesses at any address, for tests that compare with the kernel's own mappings.
 #[cfg(feature = "sabotage")]
 pub mod checked {
+    use super::routines;
+
     /// Copies out of memory that may end in SIGBUS. The error is the faulting address.
     ///
     /// # Safety
     /// The range is mapped, if not necessarily backed.
     pub unsafe fn copy_out(at: usize, into: &mut [u8]) -> Result<(), usize> {
         super::enable().expect("sigaction takes our handler");
-        super::copy_out(at, into)
+        // SAFETY: the caller's promise, and a borrowed slice.
+        super::done(unsafe { routines::copy(into.as_mut_ptr() as usize, at, into.len()) }).map(drop)
     }
 
     /// Copies into memory that may end in SIGBUS.
@@ -118,6 +125,7 @@ pub mod checked {
     /// The range is mapped writable, and no reference points into it.
     pub unsafe fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
         super::enable().expect("sigaction takes our handler");
-        super::copy_in(at, from)
+        // SAFETY: the caller's promise, and a borrowed slice.
+        super::done(unsafe { routines::copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
     }
 }
