@@ -760,7 +760,10 @@ mod inside {
         assert_is_child();
         raw::install_handler(libc::SIGBUS, count_only);
         let (rig, maps) = rig_and_maps();
-        for (map, code) in maps.iter().zip([libc::BUS_MCEERR_AO, libc::BUS_MCEERR_AR]) {
+        let codes = [libc::BUS_MCEERR_AO, libc::BUS_MCEERR_AR];
+        for (map, code) in maps.iter().flat_map(|map| codes.map(|code| (map, code))) {
+            // A fault of this thread before leaves its number in the registers that a handler is shown.
+            assert_calls_work(map, rig.page);
             let before = raw::BUS_COUNT.load(Ordering::SeqCst);
             // A thread may send itself what otherwise the kernel alone sends.
             let addr = base(map) + 16;
