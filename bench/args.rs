@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::case::{Regime, Work};
+use crate::report::Output;
 
 /// Measures what a page fault costs.
 ///
@@ -27,7 +28,8 @@ use crate::case::{Regime, Work};
     version,
     verbatim_doc_comment,
     after_help = "Exit status:\n   0  measured; with --bars: every bar is reached\n   1  with --bars: some bar is short\n   \
-                  2  bad arguments, or it could not run\n  77  no userfaultfd, or not all of it that is needed\n\n\
+                  2  bad arguments, or it could not run\n  77  no userfaultfd, or not all of it that is needed\n\
+                  A SIGINT, SIGTERM or SIGHUP ends the contender that runs; what was measured is shown, and it ends by that signal.\n\n\
                   Examples:\n  daxpager-bench --bars\n  daxpager-bench --html bench.html --json bench.json\n  \
                   daxpager-bench --work random-read --regime pinned --threads 1 --rounds 9\n  \
                   daxpager-bench --other umap=./umap-adapter\n\n\
@@ -81,6 +83,9 @@ pub(crate) enum Command {
     /// What the bench runs itself as.
     #[command(hide = true)]
     Contender { case: String },
+    /// What a contender runs somebody else's program as.
+    #[command(hide = true)]
+    Become { path: String, args: Vec<String> },
 }
 
 impl Args {
@@ -92,19 +97,16 @@ impl Args {
         self.pages.unwrap_or(if self.quick { 512 } else { 8192 })
     }
 
-    /// What clap cannot see. Reports are tried now, not when there is something to lose.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    /// What clap cannot see, and where the reports go: JSON and HTML. Those are tried now, not when there is something to lose.
+    pub(crate) fn check(&self) -> anyhow::Result<[Option<Output>; 2]> {
         if self.json.is_some() && self.json == self.html {
             bail!("--json and --html name the same file");
-        }
-        for path in self.json.iter().chain(&self.html) {
-            let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            opened.with_context(|| format!("cannot write {}", path.display()))?;
         }
         for (name, path) in &self.other {
             std::fs::metadata(path).with_context(|| format!("--other {name}: cannot find {path}"))?;
         }
-        Ok(())
+        let output = |path: &Option<PathBuf>| path.as_deref().map(Output::check).transpose();
+        Ok([output(&self.json)?, output(&self.html)?])
     }
 }
 

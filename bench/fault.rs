@@ -7,13 +7,15 @@ mod args;
 mod bars;
 mod case;
 mod contenders;
+#[path = "../bin/common/ends.rs"]
+mod ends;
 mod laps;
 mod plan;
 mod raw;
 mod report;
 mod run;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -28,9 +30,16 @@ const NO_USERFAULTFD: u8 = 77;
 const SECONDS_MAX: u32 = 300;
 
 fn main() -> ExitCode {
+    if let Err(error) = ends::end_with_parent() {
+        eprintln!("daxpager-bench: {error}");
+        return MISUSE.into();
+    }
     let args = Args::parse();
     let done = match &args.command {
         Some(Command::Contender { case }) => contend(case).map(|()| true),
+        Some(Command::Become { path, args }) => {
+            Err(anyhow::Error::from(ends::become_program(path, args)).context(format!("cannot run {path}")))
+        }
         None => bench(&args),
     };
     match done {
@@ -50,25 +59,31 @@ fn contend(case: &str) -> anyhow::Result<()> {
     // A contender that hangs ends in a SIGALRM, even in the middle of a fault.
     nix::unistd::alarm::set(SECONDS_MAX);
     let outcome = contenders::measure(&case)?;
-    println!("{}", serde_json::to_string(&outcome)?);
+    // Nobody reads it if the bench has been ended.
+    let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string(&outcome)?);
     Ok(())
 }
 
 /// Everything; whether no bar is short.
 fn bench(args: &Args) -> anyhow::Result<bool> {
-    args.check()?;
+    let [json, html] = args.check()?;
+    ends::take_signals()?;
     // Says at once what this machine lacks.
     daxpager::Pager::builder().start()?.shutdown()?;
     let plan = plan::plan(args);
     let results = run::run(&plan, args)?;
-    let verdicts = if args.bars { bars::verdicts(&plan.scale, &results) } else { Vec::new() };
+    let is_whole = results.ended_by.is_none();
+    let verdicts = if args.bars && is_whole { bars::verdicts(&plan.scale, &results) } else { Vec::new() };
     let summary = report::Summary::new(args, &results, &verdicts);
     report::print(&summary, std::io::stdout().is_terminal());
-    if let Some(path) = &args.json {
-        report::write(path, &(serde_json::to_string(&report::Document::new(&summary))? + "\n"))?;
+    if let Some(json) = json {
+        json.write((serde_json::to_string(&report::Document::new(&summary))? + "\n").as_bytes())?;
     }
-    if let Some(path) = &args.html {
-        report::write(path, &report::page(&summary))?;
+    if let Some(html) = html {
+        html.write(report::page(&summary).as_bytes())?;
+    }
+    if let Some(signal) = results.ended_by {
+        ends::die_of(signal);
     }
     Ok(verdicts.iter().all(bars::Verdict::is_ok))
 }

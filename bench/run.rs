@@ -1,13 +1,20 @@
 //! Runs the contenders, in turns, and keeps what they say.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ChildStdout, Stdio};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use crate::args::Args;
 use crate::case::{Case, Outcome, Sample};
+use crate::ends;
 use crate::laps::median;
 use crate::plan::Plan;
 
@@ -15,6 +22,8 @@ use crate::plan::Plan;
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     pub(crate) groups: Vec<Group>,
+    /// The signal before which this is what was measured.
+    pub(crate) ended_by: Option<Signal>,
 }
 
 /// Cases that are compared with each other.
@@ -91,13 +100,13 @@ fn progress(turns: usize, quiet: bool) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// All rounds.
+/// All rounds, or as much of them as there was before a signal.
 pub(crate) fn run(plan: &Plan, args: &Args) -> anyhow::Result<Results> {
     let rounds = args.rounds();
     let group = |cases: &Vec<Case>| Group { cases: BTreeMap::new(), order: cases.clone() };
     let mut groups: Vec<Group> = plan.groups.iter().map(group).collect();
     let bar = progress(plan.groups.iter().map(Vec::len).sum::<usize>() * rounds, args.quiet);
-    for round in 0..rounds {
+    'all: for round in 0..rounds {
         for group in &mut groups {
             let count = group.order.len();
             for turn in 0..count {
@@ -106,29 +115,68 @@ pub(crate) fn run(plan: &Plan, args: &Args) -> anyhow::Result<Results> {
                 bar.set_message(format!("{}, {}", case.work.name(), case.contender.name()));
                 let known = group.lack(&case).cloned();
                 // What cannot be done is not tried again.
-                let outcome = known.map_or_else(|| contend(&case), Ok)?;
+                let Some(outcome) = known.map_or_else(|| contend(&case), |known| Ok(Some(known)))? else { break 'all };
                 group.cases.entry(case).or_default().push(outcome);
                 bar.inc(1);
             }
         }
     }
     bar.finish_and_clear();
-    Ok(Results { groups })
+    Ok(Results { groups, ended_by: ends::asked() })
 }
 
-/// One contender's turn, in a process of its own.
-fn contend(case: &Case) -> anyhow::Result<Outcome> {
-    let program = std::env::current_exe().context("this program's path")?;
-    let output = Command::new(program)
+/// One contender's turn, in a process of its own; nothing if a signal asks this one to end meanwhile.
+fn contend(case: &Case) -> anyhow::Result<Option<Outcome>> {
+    if ends::asked().is_some() {
+        return Ok(None);
+    }
+    let mut child = ends::this_program()
+        .context("this program's path")?
         .args(["contender", &serde_json::to_string(case)?])
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
-        .output()
+        .spawn()
         .context("cannot start a contender")?;
-    let what = || format!("{}, {}, {}", case.contender.name(), case.work.name(), case.regime.name());
-    if !output.status.success() {
-        bail!("{}: ended with {}", what(), output.status);
+    let text = until_closed(child.stdout.take().context("a contender without a stdout")?);
+    if matches!(text, Ok(None)) || text.is_err() {
+        let _ = child.kill();
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(text.trim()).with_context(|| format!("{}: said {text:?}", what()))
+    let status = child.wait().context("cannot wait for a contender")?;
+    let Some(text) = text.context("cannot read what a contender says")? else { return Ok(None) };
+    let what = || format!("{}, {}, {}", case.contender.name(), case.work.name(), case.regime.name());
+    if !status.success() {
+        // A signal to the whole process group reaches the contender first.
+        if status.signal().is_some() && ends::asked().is_some() {
+            return Ok(None);
+        }
+        bail!("{}: ended with {status}", what());
+    }
+    serde_json::from_str(text.trim()).map(Some).with_context(|| format!("{}: said {text:?}", what()))
+}
+
+/// What a child says until it has ended; nothing if a signal asks this process to end meanwhile. Sleeps all the time: nothing else
+/// of the bench is to run while a contender does.
+fn until_closed(mut from: ChildStdout) -> anyhow::Result<Option<String>> {
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let for_reading = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let asked = ends::readable_when_asked();
+        let mut fds = [for_reading(from.as_fd()), for_reading(asked.unwrap_or(from.as_fd()))];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if ends::asked().is_some() {
+            return Ok(None);
+        }
+        if fds[0].revents().is_none_or(|events| events.is_empty()) {
+            continue;
+        }
+        match from.read(&mut buffer)? {
+            0 => return Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+            bytes => text.extend(&buffer[..bytes]),
+        }
+    }
 }

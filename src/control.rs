@@ -40,10 +40,11 @@ impl Inode {
             return Err(Error::RangeOverflow { offset: 0, len });
         }
         let _l1 = self.change.write();
-        let old = self.space.shared().size();
         let page = self.page();
+        // What lies behind goes anyway.
+        self.give_back_ahead(PageRange::new(PageIndex(0), page.ceil(len)));
+        let old = self.space.shared().size();
         let mut change = self.invalidate(PageRange::from(page.page_of(old.min(len))));
-        change.give_back_ahead(&self.store);
         if len > old {
             self.grow(&mut change, len);
         } else {
@@ -53,8 +54,7 @@ impl Inode {
                 self.zero_tail(&mut change, len, u64::MAX);
             }
         }
-        change.commit(&self.store);
-        Ok(())
+        change.try_commit(&self.store)
     }
 
     /// Makes the file `len` bytes long, which is more than it has. What was stored past the old end
@@ -101,8 +101,7 @@ impl Inode {
             change.unmap(whole);
         }
         self.zero_edges(&mut change, &bytes);
-        change.commit(&self.store);
-        Ok(())
+        change.try_commit(&self.store)
     }
 
     /// Zeroes what `bytes` covers of pages that it does not cover wholly. In place, and with no zap:
@@ -142,8 +141,7 @@ impl Inode {
         if !keep_size && bytes.end > change.size() {
             self.grow(&mut change, bytes.end);
         }
-        change.commit(&self.store);
-        Ok(())
+        change.try_commit(&self.store)
     }
 
     /// fallocate(2) without a mode, or with `FALLOC_FL_KEEP_SIZE`.
@@ -161,8 +159,7 @@ impl Inode {
         if grows {
             self.grow(&mut change, bytes.end);
         }
-        change.commit(&self.store);
-        Ok(())
+        change.try_commit(&self.store)
     }
 
     /// Blocks for every hole of `range`, and the size, as they are now. Under L1 holes only become fewer, as a store may fill
@@ -196,7 +193,7 @@ impl Inode {
             let chunk = at..end.min(at + COPY_BYTES);
             let bytes = &mut bounce[..(chunk.end - chunk.start) as usize];
             let shared = self.space.shared();
-            self.copy_out(&shared, chunk.clone(), bytes);
+            self.copy_out(&shared, chunk.clone(), bytes)?;
             let user = &mut into[(at - offset) as usize..(chunk.end - offset) as usize];
             if self.broken(Rule::NoCopyUnderLock) {
                 user.copy_from_slice(bytes);
@@ -209,18 +206,19 @@ impl Inode {
     }
 
     /// The bytes of a range, under L2. Holes and unwritten pages read as zeros.
-    pub(crate) fn copy_out(&self, shared: &Shared<'_>, bytes: Range<u64>, into: &mut [u8]) {
+    pub(crate) fn copy_out(&self, shared: &Shared<'_>, bytes: Range<u64>, into: &mut [u8]) -> Result<()> {
         let page = self.page();
         let mut at = 0;
         for (index, part) in page.slices(bytes) {
             let len = (part.end - part.start) as usize;
             let piece = &mut into[at..at + len];
             match shared.extents().state(index) {
-                PageState::Written(block) => self.store.memory.read(page.device_offset(block) + part.start, piece),
+                PageState::Written(block) => self.store.memory.read(page.device_offset(block) + part.start, piece)?,
                 PageState::Hole | PageState::Unwritten(_) => piece.fill(0),
             }
             at += len;
         }
+        Ok(())
     }
 
     /// pwrite(2). All blocks are reserved before anything changes, so a full volume changes nothing.
@@ -239,23 +237,24 @@ impl Inode {
             let copy = &mut bounce[..user.len()];
             // The user's buffer may lie in a mapping: touched with no lock but L1.
             copy.copy_from_slice(user);
-            self.write_chunk(chunk.clone(), copy, user, &mut reserved);
+            self.write_chunk(chunk.clone(), copy, user, &mut reserved)?;
             left.start = chunk.end;
         }
         Ok(from.len())
     }
 
-    /// Writes some bytes and makes them visible as one step. `user` is where they came from.
-    fn write_chunk(&self, bytes: Range<u64>, copy: &[u8], user: &[u8], reserved: &mut Reservation) {
-        if self.write_in_place(bytes.clone(), copy).is_ok() {
-            return;
+    /// Writes some bytes and makes them visible as one step. `user` is where they came from. If the device refuses, the pages before
+    /// the one that it has refused are written, and visible.
+    fn write_chunk(&self, mut bytes: Range<u64>, copy: &[u8], user: &[u8], reserved: &mut Reservation) -> Result<()> {
+        if self.write_in_place(bytes.clone(), copy)? {
+            return Ok(());
         }
         let page = self.page();
         let stale_holes = self.holes_before_lock(page.touched(&bytes));
         let mut change = self.invalidate(page.touched(&bytes));
         for hole in stale_holes.into_iter().flat_map(PageRange::iter) {
             if let PageState::Written(block) = change.extents().state(hole) {
-                self.store.zero_block(block);
+                let _ = self.store.zero_block(block);
             }
         }
         let read_again;
@@ -266,12 +265,17 @@ impl Inode {
             copy
         };
         let mut at = 0;
+        let mut written = Ok(());
         for (index, part) in page.slices(bytes.clone()) {
             let piece = &copy[at..at + (part.end - part.start) as usize];
-            self.write_page(&mut change, index, part, piece, reserved);
+            written = self.write_page(&mut change, index, part, piece, reserved);
+            if written.is_err() {
+                bytes.end = bytes.start + at as u64;
+                break;
+            }
             at += piece.len();
         }
-        if bytes.end > change.size() {
+        if at > 0 && bytes.end > change.size() {
             let old = change.size();
             // The gap between the old end and the first byte written reads as zeros, and so does what
             // was stored past the new end while that was past the old end.
@@ -280,7 +284,8 @@ impl Inode {
             change.zap(PageRange::new(page.ceil(old), page.ceil(bytes.end)));
             self.zero_stored_past(&mut change, bytes.end, u64::MAX);
         }
-        change.commit(&self.store);
+        let committed = change.try_commit(&self.store);
+        written.and(committed)
     }
 
     /// What is a hole before the lock is taken. Only for a broken rule.
@@ -292,39 +297,43 @@ impl Inode {
     }
 
     /// Writes if all pages have written blocks and the size stays: then nothing is to be published,
-    /// and faults need not be kept out. `Err` with the first page that is not so, and nothing done.
-    fn write_in_place(&self, bytes: Range<u64>, copy: &[u8]) -> Result<(), PageIndex> {
-        let page = self.page();
+    /// and faults need not be kept out. Whether that was so; if not, nothing has been done.
+    fn write_in_place(&self, bytes: Range<u64>, copy: &[u8]) -> Result<bool> {
         let shared = self.space.shared();
         if bytes.end > shared.size() {
-            return Err(page.page_of(shared.size()));
+            return Ok(false);
         }
         self.write_written(&shared, bytes, copy)
     }
 
-    /// Writes under L2 held shared if every page has a written block.
-    pub(crate) fn write_written(&self, shared: &Shared<'_>, bytes: Range<u64>, copy: &[u8]) -> Result<(), PageIndex> {
+    /// Writes under L2 held shared if every page has a written block, and says whether.
+    pub(crate) fn write_written(&self, shared: &Shared<'_>, bytes: Range<u64>, copy: &[u8]) -> Result<bool> {
         let page = self.page();
         if shared.is_ahead(page.touched(&bytes)) {
             // Written by somebody who relies on the block: to be told so exclusively.
-            return Err(page.page_of(bytes.start));
+            return Ok(false);
         }
         let written = |index| matches!(shared.extents().state(index), PageState::Written(_));
-        if let Some(first) = page.touched(&bytes).iter().find(|index| !written(*index)) {
-            return Err(first);
+        if !page.touched(&bytes).iter().all(written) {
+            return Ok(false);
         }
         let mut at = 0;
         for (index, part) in page.slices(bytes) {
             if let PageState::Written(block) = shared.extents().state(index) {
                 let len = (part.end - part.start) as usize;
-                self.store.memory.write(page.device_offset(block) + part.start, &copy[at..at + len]);
-                at += len;
+                match self.store.memory.write(page.device_offset(block) + part.start, &copy[at..at + len]) {
+                    Ok(()) => at += len,
+                    // All of it is written anew, and seen again in every mapping: to be told so exclusively.
+                    Err(Error::DeviceLost { .. }) if part == (0..page.bytes()) => return Ok(false),
+                    Err(error) => return Err(error),
+                }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Writes a part of one page under L2 held exclusively, giving it a block if it has none.
+    /// Writes a part of one page under L2 held exclusively, giving it a block if it has none. If the device refuses, the page
+    /// stays what it was.
     pub(crate) fn write_page(
         &self,
         change: &mut Change<'_>,
@@ -332,26 +341,35 @@ impl Inode {
         part: Range<u64>,
         bytes: &[u8],
         reserved: &mut Reservation,
-    ) {
+    ) -> Result<()> {
         let page = self.page();
         change.keep(PageRange::one(index));
+        let whole = part == (0..page.bytes());
         let write = |block| self.store.memory.write(page.device_offset(block) + part.start, bytes);
         // Filled before it is published; zeroed first where the bytes do not cover it.
-        let fill = |block| {
-            if part != (0..page.bytes()) {
-                self.store.zero_block(block);
-            }
-            write(block);
+        let fill = |block| match whole {
+            true => self.store.memory.fill(page.device_offset(block), bytes),
+            false => self.store.zero_block(block).and_then(|()| write(block)),
         };
         let run = match change.extents().state(index) {
-            PageState::Written(block) => return write(block),
+            PageState::Written(block) => match write(block) {
+                // Lost, and wholly written anew. Zapped: its poison goes.
+                Err(Error::DeviceLost { .. }) if whole => Run { start: block, blocks: 1 },
+                other => return other,
+            },
             PageState::Unwritten(block) => Run { start: block, blocks: 1 },
             PageState::Hole => reserved.take(1),
         };
-        fill(run.start);
+        if let Err(error) = fill(run.start) {
+            if change.extents().state(index) == PageState::Hole {
+                reserved.put_back(run);
+            }
+            return Err(error);
+        }
         change.put(Extent { page: index, run, written: true });
         if !self.broken(Rule::ZapZerosOnAllocate) {
             change.zap(PageRange::one(index));
         }
+        Ok(())
     }
 }

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::sys::fork::{Home, Kept};
+use crate::sys::limits::{self, Wanted};
 use crate::sys::memory::DeviceMemory;
 
 /// Memory cut into blocks of one page: a memfd, or a file on tmpfs or hugetlbfs.
@@ -11,38 +13,55 @@ use crate::sys::memory::DeviceMemory;
 /// A device knows nothing of files; [`Volume::format`](crate::Volume::format) puts them on it. Its
 /// memory is allocated as blocks are first handed out. The bytes are as lasting as the file they lie
 /// in, but which block belongs to which file is not stored: formatting starts anew.
+///
+/// In a child process (fork(2)) it is of no use: a volume made of it answers [`Error::Forked`](crate::Error::Forked), and
+/// dropping it there neither unlocks the file nor frees anything.
 pub struct Device {
-    memory: Arc<DeviceMemory>,
+    memory: Kept<Arc<DeviceMemory>>,
 }
 
 impl Device {
     /// An anonymous file in memory (memfd_create(2)) of `bytes` bytes. `name` shows up in `/proc/self/maps`.
     ///
     /// # Errors
-    /// [`Error::DeviceSize`](crate::Error::DeviceSize) for less than one page,
+    /// [`Error::DeviceSize`](crate::Error::DeviceSize) for less than one page and for more than 64 TiB,
     /// [`Error::DeviceNotWholeBlocks`](crate::Error::DeviceNotWholeBlocks) for a size that is no
-    /// multiple of the page size, [`Error::System`](crate::Error::System) when the kernel refuses.
+    /// multiple of the page size, [`Error::Limit`](crate::Error::Limit) where descriptors, addresses or the size of a file are
+    /// limited, [`Error::System`](crate::Error::System) when the kernel refuses.
     pub fn memfd(name: &str, bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Arc::new(DeviceMemory::memfd(name, bytes)?) })
+        Self::of(bytes, || DeviceMemory::memfd(name, bytes))
     }
 
     /// A file on tmpfs (blocks of one page) or on hugetlbfs (blocks of one huge page, 2 MiB on
     /// most machines). It is created if it is not there, emptied, set to `bytes` bytes, and
-    /// locked (flock(2)) while the device lives.
+    /// locked (flock(2)) while the device lives. The lock is the open file's, and a forked child has that too: where the process ends
+    /// without dropping the device, the file stays locked until its children have ended or called execve(2). A new file is readable
+    /// and writable for its owner alone.
+    ///
+    /// Whoever may open the file can punch it and cut it short. What is gone then is an error to calls
+    /// ([`Error::DeviceLost`](crate::Error::DeviceLost)) and a SIGBUS to loads and stores; all the rest goes on. The same holds for what the
+    /// application gives up itself by `madvise(MADV_REMOVE)` on a mapping: it cannot be told from that.
     ///
     /// # Errors
     /// [`Error::UnsupportedFileSystem`](crate::Error::UnsupportedFileSystem) on every other file system, before
-    /// anything is created. [`Error::DeviceBusy`](crate::Error::DeviceBusy) while another device uses the file, and the errors
-    /// of [`Device::memfd`].
+    /// anything is created. [`Error::NotAFile`](crate::Error::NotAFile) for what is no regular file; the last component of the path may be
+    /// no symbolic link. [`Error::DeviceBusy`](crate::Error::DeviceBusy) while another device uses the file, and the errors
+    /// of [`Device::memfd`]. A file that was there keeps its bytes and its length, and a new one is gone again.
     pub fn open(path: impl AsRef<Path>, bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Arc::new(DeviceMemory::open(path.as_ref(), bytes)?) })
+        Self::of(bytes, || DeviceMemory::open(path.as_ref(), bytes))
+    }
+
+    fn of(bytes: u64, open: impl FnOnce() -> Result<DeviceMemory>) -> Result<Self> {
+        let home = Home::here()?;
+        let memory = open().map_err(|error| limits::explain(error, Wanted::Shared(bytes)))?;
+        Ok(Self { memory: home.keep(Arc::new(memory)) })
     }
 
     /// Memory from the heap, to be used with the fake page table.
     #[cfg(feature = "fake")]
     #[doc(hidden)]
     pub fn heap(bytes: u64, block_bytes: u64) -> Result<Self> {
-        Ok(Self { memory: Arc::new(DeviceMemory::heap(bytes, block_bytes)?) })
+        Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::heap(bytes, block_bytes)?)) })
     }
 
     /// The size of the device in bytes.
@@ -55,7 +74,7 @@ impl Device {
         self.memory.block_bytes()
     }
 
-    pub(crate) fn into_memory(self) -> Arc<DeviceMemory> {
+    pub(crate) fn into_memory(self) -> Kept<Arc<DeviceMemory>> {
         self.memory
     }
 }

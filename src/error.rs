@@ -47,6 +47,15 @@ pub enum Error {
         /// The mapping's length in bytes.
         mapping_bytes: u64,
     },
+    /// A store through a mapping made with [`MapOptions::read_only`](crate::MapOptions::read_only). Through the pointer it is
+    /// a SIGSEGV.
+    #[error("bytes {offset}+{len} were to be stored to, and the mapping is read-only")]
+    ReadOnlyMapping {
+        /// Where the access begins, in bytes from the start of the mapping.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
     /// An access to a page wholly past the end of the file. Through the pointer it is a SIGBUS.
     #[error("page {page} is past the end of the file, which has {file_bytes} bytes")]
     PastEnd {
@@ -71,6 +80,26 @@ pub enum Error {
         block: u64,
         /// The kernel's errno.
         errno: i32,
+    },
+    /// The device has no page where a file has its bytes: somebody has punched a hole in the device's file, or cut it short, and
+    /// those bytes are gone. A load or store of that page through a mapping is a SIGBUS. To write the whole page anew, or to
+    /// punch it, mends it. Only for devices that have a name in a file system: see [`Device::open`](crate::Device::open).
+    #[error("{} has lost its block {block}, at byte {offset}: it was punched or cut short by somebody else", device.display())]
+    DeviceLost {
+        /// The device's file, as it was given to `Device::open`.
+        device: PathBuf,
+        /// The block.
+        block: u64,
+        /// Where on the device the lost bytes begin, as far as they were asked for.
+        offset: u64,
+    },
+    /// A device must be a regular file, and not be reached by a symbolic link.
+    #[error("{} is {kind}: a device must be a regular file", path.display())]
+    NotAFile {
+        /// The path that was given.
+        path: PathBuf,
+        /// What is there.
+        kind: &'static str,
     },
     /// A device of no block at all, or of more than the address space can hold.
     #[error("a device of {bytes} bytes cannot be used: its blocks have {block_bytes} bytes")]
@@ -141,11 +170,33 @@ pub enum Error {
     },
     /// Faults from inside system calls were asked for, and this process may not have them.
     #[error(
-        "this process may not handle faults of system calls (errno {errno}): it needs CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1"
+        "this process may not handle faults of system calls (errno {errno}): it needs CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1; where it gives up its privileges, PagerBuilder::prepare before that"
     )]
     NoKernelFaults {
         /// The kernel's errno.
         errno: i32,
+    },
+    /// A limit of this process or of the system is reached: a later try works if there is more room then.
+    #[error("{call} failed with errno {errno}: {limit} allows {allowed} {unit}, and {wanted} are wanted")]
+    Limit {
+        /// What was refused.
+        call: &'static str,
+        /// The kernel's errno.
+        errno: i32,
+        /// The limit's name: an `RLIMIT_...` of getrlimit(2), a sysctl, or a file of a cgroup.
+        limit: &'static str,
+        /// What it counts: "bytes", "descriptors", "threads" or "address ranges".
+        unit: &'static str,
+        /// How many it allows.
+        allowed: u64,
+        /// How many there would have been, at least.
+        wanted: u64,
+    },
+    /// A thread's name must have no NUL.
+    #[error("{name:?} is no name for a thread: there is a NUL in it")]
+    ThreadName {
+        /// The name that was given.
+        name: String,
     },
     /// A pager must have at least one worker, and at most 1024.
     #[error("{workers} workers: there must be 1 to 1024")]
@@ -153,6 +204,10 @@ pub enum Error {
         /// The number that was given.
         workers: usize,
     },
+    /// The handle is of a process that this one was forked from (fork(2)). It does nothing here, and leaks when it is dropped;
+    /// what this process makes itself works.
+    #[error("the handle belongs to the process that made it, and this process is a child of that one")]
+    Forked,
     /// The pager has been shut down, or one of its threads has died. Mappings it served are gone.
     #[error("the pager is gone: {reason}")]
     PagerGone {
@@ -196,7 +251,7 @@ pub enum Error {
     )]
     DirectIo,
     /// A system call failed in a way that has no name of its own here.
-    #[error("{call} failed with errno {errno}")]
+    #[error("{call} failed: {} (errno {errno})", nix::errno::Errno::from_raw(*errno).desc())]
     System {
         /// The system call or ioctl.
         call: &'static str,

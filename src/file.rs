@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::space::extents::Extent;
 use crate::sync::Arc;
+use crate::sys::fork::Kept;
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -17,9 +18,12 @@ use crate::volume::inode::Inode;
 /// None of these calls may be made from within a [`Probe`](crate::probe::Probe). Changes wait for each other, for
 /// faults on the same file that are being answered at that moment, and up to a few
 /// milliseconds for a fault that keeps losing to them.
+///
+/// In a child process (fork(2)) calls answer [`Error::Forked`](crate::Error::Forked); those that cannot give an error give 0 or an empty list;
+/// and dropping it does nothing.
 #[derive(Clone)]
 pub struct File {
-    inode: Arc<Inode>,
+    inode: Kept<Arc<Inode>>,
 }
 
 /// What a range of a file is made of.
@@ -67,17 +71,20 @@ impl From<&Extent> for ExtentKind {
 }
 
 impl File {
-    pub(crate) fn new(inode: Arc<Inode>) -> Self {
+    pub(crate) fn new(inode: Kept<Arc<Inode>>) -> Self {
         Self { inode }
     }
 
-    pub(crate) fn inode(&self) -> &Arc<Inode> {
+    pub(crate) fn inode(&self) -> &Kept<Arc<Inode>> {
         &self.inode
     }
 
     /// The file's size in bytes (`i_size`).
     #[expect(clippy::len_without_is_empty, reason = "a file's length, as std::fs::Metadata::len")]
     pub fn len(&self) -> u64 {
+        if !self.inode.home().is_here() {
+            return 0;
+        }
         self.inode.space.shared().size()
     }
 
@@ -87,8 +94,10 @@ impl File {
     /// blocks allocated past the end are freed.
     ///
     /// # Errors
-    /// [`Error::RangeOverflow`](crate::Error::RangeOverflow) past 2^63 - 1.
+    /// [`Error::RangeOverflow`](crate::Error::RangeOverflow) past 2^63 - 1. [`Error::DeviceLost`](crate::Error::DeviceLost) if the last page is
+    /// lost; the size is what was asked for then.
     pub fn truncate(&self, len: u64) -> Result<()> {
+        self.inode.home().check()?;
         self.inode.truncate(len)
     }
 
@@ -97,7 +106,9 @@ impl File {
     ///
     /// # Errors
     /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow).
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost) if a page is lost that is to be zeroed in part; all else is done then.
     pub fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
+        self.inode.home().check()?;
         self.inode.punch_hole(offset, len)
     }
 
@@ -107,8 +118,10 @@ impl File {
     ///
     /// # Errors
     /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow),
-    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::DeviceMemory`](crate::Error::DeviceMemory).
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::DeviceMemory`](crate::Error::DeviceMemory);
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost) as [`File::punch_hole`].
     pub fn zero_range(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        self.inode.home().check()?;
         self.inode.zero_range(offset, len, keep_size)
     }
 
@@ -118,14 +131,16 @@ impl File {
     /// # Errors
     /// As [`File::zero_range`].
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        self.inode.home().check()?;
         self.inode.allocate(offset, len, keep_size)
     }
 
     /// Reads up to the end of the file, as pread(2): how many bytes were read. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// None so far.
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost); what lies before may have been read.
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<usize> {
+        self.inode.home().check()?;
         self.inode.read_at(into, offset)
     }
 
@@ -135,13 +150,20 @@ impl File {
     /// # Errors
     /// [`Error::RangeOverflow`](crate::Error::RangeOverflow), [`Error::NoSpace`](crate::Error::NoSpace),
     /// [`Error::DeviceMemory`](crate::Error::DeviceMemory); then nothing has been written.
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost), [`Error::Limit`](crate::Error::Limit), and
+    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory) for what the kernel refuses late: then the pages before that one may have been
+    /// written, and are seen by everybody.
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<usize> {
+        self.inode.home().check()?;
         self.inode.write_at(from, offset)
     }
 
     /// What the file is made of, from its start to its end, and blocks allocated past that. As the
     /// `FIEMAP` ioctl, holes included. Where on the device it lies: [`File::fiemap`].
     pub fn extents(&self) -> Vec<ExtentInfo> {
+        if !self.inode.home().is_here() {
+            return Vec::new();
+        }
         let page = self.inode.page();
         let shared = self.inode.space.shared();
         let mut infos: Vec<ExtentInfo> = Vec::new();
@@ -172,6 +194,9 @@ impl File {
     /// a mapping may be such a change: `device_offset` says nothing any more then. To look at the device is
     /// sensible only while nobody changes the file. Waits for a change that is being published.
     pub fn fiemap(&self) -> Vec<PhysicalExtent> {
+        if !self.inode.home().is_here() {
+            return Vec::new();
+        }
         let page = self.inode.page();
         let physical = |extent: Extent| PhysicalExtent {
             offset: page.offset_of(extent.page),
@@ -191,12 +216,18 @@ impl File {
 
     /// The blocks that the file owns.
     pub fn blocks(&self) -> u64 {
+        if !self.inode.home().is_here() {
+            return 0;
+        }
         self.inode.space.shared().extents().blocks()
     }
 }
 
 impl std::fmt::Debug for File {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.inode.home().is_here() {
+            return f.write_str("File { of another process }");
+        }
         let shared = self.inode.space.shared();
         f.debug_struct("File").field("len", &shared.size()).field("blocks", &shared.extents().blocks()).finish()
     }

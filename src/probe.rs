@@ -62,7 +62,8 @@ pub struct Event {
 /// may hold, or print.
 ///
 /// A panic in a thread of the pager, or in a handler, ends the pager: every mapping is a SIGBUS from then on. A panic in a call
-/// of the library passes to the caller once the call has done what keeps others safe.
+/// of the library passes to the caller once the call has done what keeps others safe. One that forks must not return
+/// in the child, which is ended (SIGABRT).
 pub trait Probe: Send + Sync {
     /// The thread is at `event.point`, and stays there until this returns.
     fn at(&self, event: Event);

@@ -63,6 +63,8 @@ rules! {
     WakeAfterEexist = "wake-after-eexist",
     /// Broken: a retry wakes nobody.
     WakeOnRetry = "wake-on-retry",
+    /// Broken: a thread in a store that looks awake is woken, however often it comes back.
+    ServeWhoInsists = "serve-who-insists",
     /// Broken: munmap waits for no fault, and a late install finds what was mapped there since.
     UnmapUnderLock = "unmap-under-lock",
     /// Broken: a range is re-pointed with the file's lock held.

@@ -422,3 +422,131 @@ fn windows_bear_what_is_put_in() {
     let put_in = world.pager().injected();
     assert!(put_in.iter().all(|(name, count)| *count > 0 || ["delay", "duplicate"].contains(name)), "{put_in:?}");
 }
+
+/// Blocks of every other page of a stream, so to speak: a second stream takes its first page where the first one's blocks end, and
+/// goes on. What lies between has never been stored to, and is given back all the same: to a write and a store that run
+/// short, when the mapping goes, and when the file is truncated.
+#[test]
+fn what_a_stream_has_skipped_is_given_back() {
+    let short: [(&str, fn(&World, &File, Arc<Mapping>)); 4] = [
+        ("a write", |world, _, _map| {
+            let other = world.volume.create("other").unwrap();
+            assert_eq!(other.write_at(&vec![0xbb; (61 * PAGE) as usize], 0), Ok((61 * PAGE) as usize));
+        }),
+        ("a store", |world, _, _map| {
+            let other = world.volume.create("other").unwrap();
+            other.truncate(61 * PAGE).unwrap();
+            let stores = world.map(&other, 61);
+            store_all(&stores, shuffled(61));
+        }),
+        ("a mapping that goes", |_, _, map| drop(map)),
+        ("a truncate to the same size", |_, file, _map| file.truncate(file.len()).unwrap()),
+    ];
+    for (what, give_back) in short {
+        let world = World::with_reader(64, None, true);
+        let (file, map) = hole(&world, "a", 200);
+        store_all(&map, [0, 1, 8]);
+        assert!(file.blocks() > 9, "{} blocks: not the case that is meant", file.blocks());
+        give_back(&world, &file, map);
+        assert_eq!(file.blocks(), 3, "after {what}");
+        assert!([0, 1, 8].iter().all(|page| page_of(&file, *page)[..8] == (MARK + page).to_ne_bytes()), "after {what}");
+    }
+}
+
+mod sums {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGES: u64 = 40;
+    const BLOCKS: u64 = 48;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Store(usize, u64),
+        /// Stores to pages that follow each other.
+        Stream(usize, u64, u64),
+        Write(usize, u64, u64),
+        Punch(usize, u64, u64),
+        Truncate(usize, u64),
+        Remap(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let file = 0..2usize;
+        let range = (0..PAGES, 1..16u64);
+        prop_oneof![
+            3 => (file.clone(), 0..PAGES).prop_map(|(file, page)| Step::Store(file, page)),
+            4 => (file.clone(), range.clone()).prop_map(|(file, (start, pages))| Step::Stream(file, start, pages)),
+            2 => (file.clone(), range.clone()).prop_map(|(file, (start, pages))| Step::Write(file, start, pages)),
+            2 => (file.clone(), range).prop_map(|(file, (start, pages))| Step::Punch(file, start, pages)),
+            1 => (file.clone(), 0..=PAGES).prop_map(|(file, pages)| Step::Truncate(file, pages)),
+            1 => file.prop_map(Step::Remap),
+        ]
+    }
+
+    fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
+        let world = World::with_reader(BLOCKS, None, true);
+        let files = ["a", "b"].map(|name| world.volume.create(name).unwrap());
+        files.iter().for_each(|file| file.truncate(PAGES * PAGE).unwrap());
+        let mut maps = files.clone().map(|file| Some(coarse(&world, &file, PAGES)));
+        // The pages that have been asked for.
+        let mut owned = [BTreeSet::new(), BTreeSet::new()];
+        let taken = |owned: &[BTreeSet<u64>; 2]| (owned[0].len() + owned[1].len()) as u64;
+        for step in steps {
+            match step.clone() {
+                Step::Store(file, start) | Step::Stream(file, start, _) => {
+                    let pages = if let Step::Stream(_, _, pages) = step { pages } else { 1 };
+                    for page in start..(start + pages).min(files[file].len() / PAGE) {
+                        let fits = owned[file].contains(&page) || taken(&owned) < BLOCKS;
+                        let stored = maps[file].as_ref().unwrap().store(page * PAGE, MARK + page);
+                        prop_assert_eq!(stored.is_ok(), fits, "{:?}, page {}: {:?}", step, page, stored);
+                        if fits {
+                            owned[file].insert(page);
+                        }
+                    }
+                }
+                Step::Write(file, start, pages) => {
+                    let end = (start + pages).min(PAGES);
+                    let new = (start..end).filter(|page| !owned[file].contains(page)).count() as u64;
+                    let fits = taken(&owned) + new <= BLOCKS;
+                    let wrote = files[file].write_at(&vec![0xbb; ((end - start) * PAGE) as usize], start * PAGE);
+                    prop_assert_eq!(wrote.is_ok(), fits, "{:?}: {:?}", step, wrote);
+                    if fits {
+                        owned[file].extend(start..end);
+                    }
+                }
+                Step::Punch(file, start, pages) => {
+                    files[file].punch_hole(start * PAGE, pages * PAGE).unwrap();
+                    owned[file].retain(|page| !(start..start + pages).contains(page));
+                }
+                Step::Truncate(file, pages) => {
+                    files[file].truncate(pages * PAGE).unwrap();
+                    owned[file].retain(|page| *page < pages);
+                }
+                Step::Remap(file) => {
+                    maps[file] = None;
+                    maps[file] = Some(coarse(&world, &files[file], PAGES));
+                }
+            }
+        }
+        drop(maps);
+        for (file, owned) in files.iter().zip(&owned) {
+            prop_assert_eq!(file.blocks(), owned.len() as u64);
+        }
+        prop_assert_eq!(world.volume.free_blocks(), BLOCKS - taken(&owned));
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+        /// At rest, what files own by their bytes and what is free is the volume; and until it is really full, neither a store nor
+        /// a write is refused.
+        #[test]
+        fn owned_and_free_are_the_volume(steps in proptest::collection::vec(step(), 1..40)) {
+            run(steps)?;
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blackbox::*;
-use daxpager::{BusError, Device, Error, ExtentInfo, File, FileInfo, Mapping, Pager, Volume};
+use daxpager::{BusError, Calls, Device, Error, ExtentInfo, File, FileInfo, Mapping, Pager, Volume};
 use nix::errno::Errno;
 
 /// The largest file, and the largest offset.
@@ -798,4 +798,42 @@ fn shutdown_ends_faults_that_are_under_way() {
         drop(map);
         rig.assert_blocks_add_up();
     }
+}
+
+/// A name that no thread can have is refused, and nothing is started.
+#[test]
+fn a_nul_in_the_threads_name_is_refused() {
+    let refused = Pager::builder().thread_name("a\0b").start().map(drop);
+    assert_eq!(refused, Err(Error::ThreadName { name: "a\0b".to_owned() }));
+    Pager::builder().thread_name("").start().unwrap();
+}
+
+/// Polling for longer than the clock goes is polling for ever, and ends with the pager.
+#[test]
+fn a_reader_may_poll_for_ever() {
+    let rig = Rig::new(8);
+    let file = rig.written("a", 4);
+    let pager = Pager::builder().busy_poll(std::time::Duration::MAX).start().unwrap();
+    let map = pager.map(&file, 0..5 * rig.page).unwrap();
+    assert_everywhere(&file, std::slice::from_ref(&map), 0, &pattern(4 * rig.page, 1));
+    assert_bus(map.load(4 * rig.page), &map, 4 * rig.page);
+    pager.shutdown().unwrap();
+    assert_bus(map.load(0), &map, 0);
+}
+
+/// Counts of another pager, or a place past every mapping, are nothing to panic at.
+#[test]
+fn counts_that_shrink_and_places_that_are_none() {
+    let rig = Rig::new(8);
+    let file = rig.written("a", 1);
+    let map = rig.pager.map(&file, 0..rig.page).unwrap();
+    touch(&map, 0);
+    let (more, fewer) = (rig.pager.stats().calls, Calls::default());
+    assert!(more.installs > 0);
+    assert_eq!(fewer.since(&more), Calls::default());
+    assert_eq!(more.since(&fewer), more);
+    for offset in [rig.page, u64::MAX, u64::MAX - rig.page, 1 << 63] {
+        assert_eq!(map.backing_at(offset), None);
+    }
+    assert!(map.backing_at(0).is_some());
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use common::*;
 use daxpager::{Device, Error, ExtentKind, MapOptions, Pager, Tracking, Volume};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 const HUGE: u64 = 2 << 20;
 
@@ -154,4 +155,51 @@ fn stores_tracked_by_the_kernel() {
     a.truncate(2 * HUGE + 100).unwrap();
     assert_eq!(map.take_dirty(), Ok(vec![]));
     assert_eq!(pager.stats().faults_of(daxpager::Kind::WriteProtect), 1, "the store to zeros alone");
+}
+
+/// Somebody else punches the file, and cuts it short: calls and loads agree, and nobody dies.
+#[test]
+fn what_somebody_has_taken_away_is_an_error() {
+    let Some(dir) = HugeDir::new("lost") else { return };
+    let path = dir.path.join("device");
+    let volume = Volume::format(Device::open(&path, 6 * HUGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    let a = volume.create("a").unwrap();
+    a.write_at(&vec![7; 2 * HUGE as usize], 0).unwrap();
+    // Of zeros, and there.
+    a.write_at(&vec![0; HUGE as usize], 2 * HUGE).unwrap();
+    let map = pager.map(&a, 0..3 * HUGE).unwrap();
+    assert_eq!((map.load(HUGE), map.load(2 * HUGE)), (Ok(u64::from_ne_bytes([7; 8])), Ok(0)));
+    let lost = |result: Result<(), Error>| {
+        assert!(matches!(&result, Err(Error::DeviceLost { device, .. }) if *device == path), "{result:?}");
+    };
+    let block = a.fiemap()[0].device_offset / HUGE + 1;
+    let foreign = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&foreign, flags, (block * HUGE) as i64, HUGE as i64).unwrap();
+    let mut bytes = vec![1; HUGE as usize];
+    lost(a.read_at(&mut bytes[..4096], HUGE + 4096).map(drop));
+    lost(map.read_at(&mut bytes[..8], HUGE));
+    lost(a.write_at(&[1; 100], HUGE + 100).map(drop));
+    lost(map.write_at(&[1; 100], HUGE + 100));
+    lost(a.punch_hole(HUGE + 100, 100));
+    assert!(is_bus(&map.load(HUGE)));
+    lost(a.read_at(&mut bytes[..4096], HUGE + 4096).map(drop));
+    a.read_at(&mut bytes, 2 * HUGE).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0));
+    // Written anew, it is there again.
+    a.write_at(&vec![9; HUGE as usize], HUGE).unwrap();
+    assert_eq!(map.load(2 * HUGE - 8), Ok(u64::from_ne_bytes([9; 8])));
+    a.write_at(&[8; 8], HUGE + 8).unwrap();
+    assert_eq!(map.load(HUGE + 8), Ok(u64::from_ne_bytes([8; 8])));
+    foreign.set_len(0).unwrap();
+    lost(a.read_at(&mut bytes, 0).map(drop));
+    lost(a.write_at(&[1; 100], 100).map(drop));
+    lost(a.write_at(&bytes, 0).map(drop));
+    lost(a.truncate(100));
+    assert!(is_bus(&map.load(0)));
+    let b = volume.create("b").unwrap();
+    let wrote = b.write_at(&[1; 100], 0);
+    assert!(wrote.is_err(), "{wrote:?}");
+    assert_eq!(foreign.metadata().unwrap().len(), 0);
 }

@@ -2,10 +2,13 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::*;
-use daxpager::probe::Point;
+use daxpager::probe::{Event, Point, Probe};
 use daxpager::{Device, ExtentKind, File, Kind, Pager, Volume};
 
 fn physical(file: &File) -> Vec<(u64, u64, u64, ExtentKind)> {
@@ -135,4 +138,43 @@ fn a_pager_describes_itself_while_its_locks_are_held() {
     assert!(text.contains("map of regions: held exclusively"), "{text}");
     unmapped.release();
     unmap.join("the unmap").unwrap();
+}
+
+/// An observer that panics at the next so many events of a change.
+#[derive(Default)]
+struct Panics(AtomicU64);
+
+impl Probe for Panics {
+    fn at(&self, event: Event) {
+        let of_a_change = matches!(event.point, Point::Published | Point::Invalidated | Point::Freed);
+        let one_less = |left: u64| left.checked_sub(1);
+        if of_a_change && self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            panic!("an observer that panics");
+        }
+    }
+}
+
+/// The panic reaches who made the call, when the change is done: entries are gone before their blocks are another file's, and
+/// every lock is free.
+#[test]
+fn an_observer_that_panics_skips_no_zap() {
+    for events in 1..=3 {
+        let panics = Arc::new(Panics::default());
+        let volume = Volume::format_with_probe(Device::memfd("panics", 4 * PAGE).unwrap(), panics.clone());
+        let file = volume.create("a").unwrap();
+        file.write_at(&[7; 4 * PAGE as usize], 0).unwrap();
+        let pager = Pager::builder().start().unwrap();
+        let map = pager.map(&file, 0..4 * PAGE).unwrap();
+        (0..4).for_each(|page| map.store(page * PAGE, 8).unwrap());
+        panics.0.store(events, Ordering::SeqCst);
+        let punched = catch_unwind(AssertUnwindSafe(|| file.punch_hole(0, 2 * PAGE + 8)));
+        assert!(punched.is_err(), "{punched:?}");
+        assert_eq!(panics.0.load(Ordering::SeqCst), 0, "fewer events than meant");
+        assert_eq!(volume.used_blocks(), 2);
+        let other = volume.create("other").unwrap();
+        other.write_at(&[9; 2 * PAGE as usize], 0).unwrap();
+        assert_eq!((map.load(0), map.load(PAGE), map.load(2 * PAGE), map.load(3 * PAGE)), (Ok(0), Ok(0), Ok(0), Ok(8)));
+        file.truncate(PAGE).unwrap();
+        assert!(is_bus(&map.load(3 * PAGE)));
+    }
 }

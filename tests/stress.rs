@@ -32,6 +32,16 @@ fn faults_put_in_change_nothing() {
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
 }
 
+/// What a process does around the library. (One kind at a time finds what is broken: so does a person.)
+#[test]
+fn neighbours_change_nothing() {
+    for kinds in ["memlock,shutdown", "stops"] {
+        let output =
+            stress(&format!("--inject {kinds} --seconds 4 --mix-seconds 2 --seed 61 --resolve faulting --quiet"));
+        assert_eq!(output.status.code(), Some(0), "{kinds}: {}{}", stdout(&output), stderr(&output));
+    }
+}
+
 /// Everything that is drawn for each mapping, each value for all of them.
 #[test]
 fn what_mappings_are_is_pinned() {

@@ -19,11 +19,10 @@
 //! `"calls"` (system calls for those faults), `"switches"` (context switches) and `"latency"`, a list of pairs of
 //! nanoseconds and how many accesses took that long. A program that cannot do a pattern exits with 77.
 
-use std::process::Command;
-
 use anyhow::{Context, bail};
 
 use crate::case::{Case, Outcome, Sample};
+use crate::ends;
 
 const CANNOT: i32 = 77;
 
@@ -31,8 +30,9 @@ pub(crate) fn measure(case: &Case, path: &str) -> anyhow::Result<Outcome> {
     let Some(word) = case.work.word() else {
         return Ok(Outcome::NotAvailable("only the six patterns are asked of other programs".into()));
     };
-    let output = Command::new(path)
-        .args([word, &case.pages.to_string(), &case.threads.to_string(), case.regime.name()])
+    // Not straight away: it is to end with this process, however that ends.
+    let output = ends::this_program()?
+        .args(["become", path, word, &case.pages.to_string(), &case.threads.to_string(), case.regime.name()])
         .stderr(std::process::Stdio::inherit())
         .output()
         .with_context(|| format!("cannot run {path}"))?;

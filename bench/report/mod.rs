@@ -1,15 +1,15 @@
 //! What was measured, for people and programs.
 
-#[path = "../../bin/stress/report/escape.rs"]
+#[path = "../../bin/common/escape.rs"]
 mod escape;
 mod html;
+#[path = "../../bin/common/output.rs"]
+mod output;
 mod plots;
 mod svg;
 mod tables;
 
-use std::path::Path;
-
-use anyhow::Context;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::args::Args;
@@ -18,6 +18,7 @@ use crate::case::{Case, Outcome};
 use crate::run::Results;
 
 pub(crate) use html::page;
+pub(crate) use output::Output;
 
 /// Everything that a report is made of.
 pub(crate) struct Summary<'a> {
@@ -37,6 +38,8 @@ pub(crate) struct Facts {
     rounds: usize,
     pages: u64,
     quick: bool,
+    /// The signal that ended it before all was measured.
+    ended_by: Option<&'static str>,
 }
 
 fn line_of(path: &str, name: &str) -> String {
@@ -46,7 +49,7 @@ fn line_of(path: &str, name: &str) -> String {
 }
 
 impl Facts {
-    fn new(args: &Args) -> Self {
+    fn new(args: &Args, ended_by: Option<Signal>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             kernel: line_of("/proc/sys/kernel/osrelease", ""),
@@ -56,6 +59,7 @@ impl Facts {
             rounds: args.rounds(),
             pages: args.pages(),
             quick: args.quick,
+            ended_by: ended_by.map(Signal::as_str),
         }
     }
 
@@ -72,13 +76,16 @@ impl Facts {
         if self.quick {
             lines.push(("note", "a quick run: the figures mean little".into()));
         }
+        if let Some(signal) = self.ended_by {
+            lines.push(("note", format!("ended by {signal} before all was measured: this is what was, until then")));
+        }
         lines
     }
 }
 
 impl<'a> Summary<'a> {
     pub(crate) fn new(args: &Args, results: &'a Results, verdicts: &'a [Verdict]) -> Self {
-        Self { results, verdicts, facts: Facts::new(args) }
+        Self { results, verdicts, facts: Facts::new(args, results.ended_by) }
     }
 }
 
@@ -138,19 +145,4 @@ pub(crate) fn print(summary: &Summary<'_>, colours: bool) {
     }
     // A reader that has left is no reason to panic.
     let _ = std::io::stdout().write_all(out.as_bytes());
-}
-
-/// Nobody ever sees half of it.
-pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let written = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_file() => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let beside = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-            std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path)).inspect_err(|_| {
-                let _ = std::fs::remove_file(&beside);
-            })
-        }
-        _ => std::fs::write(path, text),
-    };
-    written.with_context(|| format!("cannot write {}", path.display()))
 }

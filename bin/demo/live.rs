@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 use daxpager::{Kind, Pager, Stats};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::ends;
 use crate::load::Tally;
 use crate::table::say;
 
 /// How often the line on a terminal changes.
 const LIVE_EVERY: Duration = Duration::from_millis(250);
+/// How often it is asked whether a signal has come.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Lines of the table at most, however long the load.
 const ROWS: u64 = 20;
 
@@ -79,8 +82,11 @@ impl<'a> Live<'a> {
 
     fn each(&self, every: Duration, tally: &Tally, mut show: impl FnMut(u64, Rates)) {
         let mut last = self.moment(tally);
-        while self.start.elapsed() < self.length {
-            std::thread::sleep(every.min(self.length.saturating_sub(self.start.elapsed())));
+        while self.start.elapsed() < self.length && ends::asked().is_none() {
+            let end = (self.start.elapsed() + every).min(self.length);
+            while self.start.elapsed() < end && ends::asked().is_none() {
+                std::thread::sleep(ASK_EVERY.min(end.saturating_sub(self.start.elapsed())));
+            }
             let now = self.moment(tally);
             show(self.start.elapsed().as_secs(), last.rates(&now));
             last = now;

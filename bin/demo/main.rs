@@ -3,6 +3,8 @@
 //!
 //! Exits with 0 if every check held, 1 if one failed, 2 on misuse, and 77 where userfaultfd is not to be had.
 
+#[path = "../common/ends.rs"]
+mod ends;
 mod import;
 mod live;
 mod load;
@@ -44,7 +46,8 @@ const NO_USERFAULTFD: u8 = 77;
     version,
     verbatim_doc_comment,
     after_help = "Exit status:\n   0  all checks held\n   1  a check failed, or something else did\n   \
-                  2  bad arguments, or a FILE that cannot be imported\n  77  no userfaultfd, or not all of it that is needed"
+                  2  bad arguments, or a FILE that cannot be imported\n  77  no userfaultfd, or not all of it that is needed\n\
+                  After a SIGINT, SIGTERM or SIGHUP it lists what has been checked so far, and ends by that signal."
 )]
 struct Args {
     /// The file to import: a regular file of 1 byte to 1 GiB [default: this program itself]
@@ -56,7 +59,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let error = match show(&args) {
+    let done = ends::take_signals().map_err(anyhow::Error::from).and_then(|()| show(&args));
+    if let (Some(signal), Ok(true)) = (ends::asked(), &done) {
+        ends::die_of(signal);
+    }
+    let error = match done {
         Ok(true) => return ExitCode::SUCCESS,
         Ok(false) => return FAILED.into(),
         Err(error) => error,
@@ -92,6 +99,9 @@ fn show(args: &Args) -> anyhow::Result<bool> {
 
     heading("1. A file, imported and mapped");
     let sha = import(&input, &pager, &file, &mut checks)?;
+    if let Some(signal) = ends::asked() {
+        return Ok(checks.finish_early(signal));
+    }
     heading(&format!("2. Load for {} s", args.seconds));
     let second = volume.create("second")?;
     let targets = [Target::new(&pager, 1, "imported", &file)?, Target::new(&pager, 2, "second", &second)?];
@@ -104,8 +114,14 @@ fn show(args: &Args) -> anyhow::Result<bool> {
             return Ok(checks.finish());
         }
     };
+    if let Some(signal) = ends::asked() {
+        return Ok(checks.finish_early(signal));
+    }
     heading("3. The race of the thread");
     race::play(&mut checks);
+    if let Some(signal) = ends::asked() {
+        return Ok(checks.finish_early(signal));
+    }
     heading("4. What is left");
     compare(&input, &sha, &pager, &targets, &mut checks)?;
     give_back(&volume, blocks, &pager, (targets, [file, second]), &mut checks)?;
@@ -158,9 +174,13 @@ fn under_load(
     say(format_args!("{invalidations} truncates and punches; {} pages of content compared.", count(&tally.content)));
     say(format_args!("{} times SIGBUS, each caught, where the file may have ended below.", count(&tally.past_end)));
     checks.check("every thread of the load came to its end", true, String::new);
-    checks.check("loads, stores, truncates and punches all got on", words.min(stores).min(invalidations) > 0, || {
-        format!("{words} words loaded, {stores} stored, {invalidations} truncates and punches")
-    });
+    // A load that a signal has ended may have been too short for that.
+    if ends::asked().is_none() {
+        let got_on = words.min(stores).min(invalidations) > 0;
+        checks.check("loads, stores, truncates and punches all got on", got_on, || {
+            format!("{words} words loaded, {stores} stored, {invalidations} truncates and punches")
+        });
+    }
     checks.check("each word loaded was zero or its page's own", tally.foreign.get().is_none(), || {
         tally.foreign.get().cloned().unwrap_or_default()
     });

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use daxpager::{Kind, Pager, Stats};
+use nix::sys::signal::Signal;
 
 const WIDTH: usize = 92;
 const COLUMN: usize = 44;
@@ -104,6 +105,12 @@ impl Checks {
     /// Notes whether two values that should be the same are.
     pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(&mut self, name: &str, got: T, want: T) {
         self.check(name, got == want, || format!("{got:?}, and should be {want:?}"));
+    }
+
+    /// The same where a signal has ended the demo before all of it was shown.
+    pub(crate) fn finish_early(&self, signal: Signal) -> bool {
+        say(format_args!("\nended early by {signal}: these checks were made until then"));
+        self.finish()
     }
 
     /// Prints them all, and whether all hold.

@@ -13,7 +13,7 @@ use crate::manner::{self, Pins};
 use crate::mix::{DEVICE_BLOCKS_MAX, FILE_PAGES_MAX, Scenario, THREADS_MIN};
 use crate::oracle::history::{EVENTS_MAX, Event};
 use crate::oracle::trace::{EVENTS, Entry};
-use crate::report;
+use crate::report::Output;
 use crate::run::{Config, page_bytes};
 use crate::sabotage::{Recipe, Selection, Which};
 use crate::word::{SLOTS, THREADS_MAX};
@@ -39,9 +39,10 @@ const SEEDS_DRAWN: u64 = 1_000_000_000;
     verbatim_doc_comment,
     after_help = "Exit status:\n   0  nothing is wrong; with --sabotage all or quick: each broken rule was caught\n   \
                   1  a violation was found; with --sabotage all or quick: a rule was missed,\n      or something reported of the unbroken pager\n   \
-                  2  bad arguments, or it could not run\n  77  no userfaultfd, or not all of it that is needed\n\n\
+                  2  bad arguments, or it could not run\n  77  no userfaultfd, or not all of it that is needed\n\
+                  After a SIGINT, SIGTERM or SIGHUP it shows what was done so far and ends by that signal, or with 1 if a\nviolation was found.\n\n\
                   Examples:\n  daxpager-stress --seconds 600\n  daxpager-stress --scenario reuse --seed 7 --report reuse.html\n  \
-                  daxpager-stress --inject all --seconds 60\n  daxpager-stress --sabotage revalidate --seconds 30\n  \
+                  daxpager-stress --inject all --seconds 60\n  daxpager-stress --inject all,neighbour --seconds 3600\n  daxpager-stress --sabotage revalidate --seconds 30\n  \
                   daxpager-stress --sabotage all --times 10"
 )]
 pub(crate) struct Args {
@@ -104,18 +105,25 @@ pub(crate) struct Args {
     /// Shows nothing before the end
     #[arg(long)]
     quiet: bool,
+    /// What this program runs itself as, for --inject stops
+    #[arg(long, hide = true)]
+    stop_parent: bool,
 }
 
 /// What is to be done.
 pub(crate) enum Task {
-    Run { config: Box<Config>, json: Option<PathBuf>, report: Option<PathBuf> },
+    Run { config: Box<Config>, json: Option<Output>, report: Option<Output> },
     Table(Selection),
     ListRules,
+    StopParent,
 }
 
 impl Args {
     /// What is asked for. The error is a sentence for the person who asked.
     pub(crate) fn task(self) -> anyhow::Result<Task> {
+        if self.stop_parent {
+            return Ok(Task::StopParent);
+        }
         if self.list_rules {
             return Ok(Task::ListRules);
         }
@@ -128,20 +136,22 @@ impl Args {
             bail!("--json and --report name the same file");
         }
         let seed = self.seed.unwrap_or_else(|| fastrand::u64(..SEEDS_DRAWN));
-        let task = match (self.sabotage.as_deref(), self.times) {
+        let mut task = match (self.sabotage.as_deref(), self.times) {
             (Some("all"), _) => self.table(Which::All, seed)?,
             (Some("quick"), _) => self.table(Which::Quick, seed)?,
             (Some(name), Some(_)) => self.table(Which::One(recipe_of(name)?.rule), seed)?,
             _ => {
                 let config = self.config(seed)?;
                 check_memory(&config)?;
-                let (json, report) = (self.json.clone(), self.report.clone());
-                Task::Run { config: Box::new(config), json, report }
+                Task::Run { config: Box::new(config), json: None, report: None }
             }
         };
         // Last: it makes a file that is not there.
-        for path in self.json.iter().chain(&self.report) {
-            report::check_writable(path)?;
+        let output = |path: &Option<PathBuf>| path.as_deref().map(Output::check).transpose();
+        match &mut task {
+            Task::Run { json, report, .. } => (*json, *report) = (output(&self.json)?, output(&self.report)?),
+            Task::Table(selection) => selection.json = output(&self.json)?,
+            Task::ListRules | Task::StopParent => {}
         }
         Ok(task)
     }
@@ -167,7 +177,7 @@ impl Args {
             seconds,
             times: self.times.unwrap_or(1),
             pins: self.pins(None),
-            json: self.json.clone(),
+            json: None,
         }))
     }
 

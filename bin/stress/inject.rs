@@ -19,13 +19,33 @@ pub(crate) enum Inject {
     Late,
     /// Messages arrive twice
     Twice,
+    /// A quarter of the threads look awake in each of their faults
+    Awake,
     /// Threads are held at every named point, now and then
     Delays,
     /// Signals go to the threads that fault
     Signals,
     /// All of these
     All,
+    /// The process is stopped and goes on, again and again
+    Stops,
+    /// Every second thread has all signals blocked
+    Masked,
+    /// Children of fork(2) call what they have inherited
+    Forks,
+    /// The process has next to no address ranges left, for moments
+    Scarcity,
+    /// The process locks what it maps (mlockall; needs CAP_IPC_LOCK)
+    Memlock,
+    /// Other pagers end under threads that load and store
+    Shutdown,
+    /// All that a process does around the library: from stops to shutdown
+    Neighbour,
 }
+
+/// What "neighbour" stands for; "all" is what comes before.
+const NEIGHBOURS: [Inject; 6] =
+    [Inject::Stops, Inject::Masked, Inject::Forks, Inject::Scarcity, Inject::Memlock, Inject::Shutdown];
 
 /// How often a thread is held at a point, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +65,8 @@ pub(crate) struct Put {
 /// Rare enough that most operations meet none, often enough that each is met many times in a second.
 const OFTEN_PPM: u32 = 30_000;
 const SELDOM_PPM: u32 = 3_000;
+/// Of the threads.
+const AWAKE_PPM: u32 = 250_000;
 const DELAY: Delay = Delay { ppm: 5_000, us_max: 500 };
 
 impl Put {
@@ -53,12 +75,19 @@ impl Put {
     }
 
     pub(crate) fn has(&self, kind: Inject) -> bool {
-        self.kinds.contains(&kind) || self.kinds.contains(&Inject::All)
+        let all = if NEIGHBOURS.contains(&kind) { Inject::Neighbour } else { Inject::All };
+        self.kinds.contains(&kind) || self.kinds.contains(&all)
+    }
+
+    /// Whether any of those is asked for.
+    pub(crate) fn has_neighbours(&self) -> bool {
+        NEIGHBOURS.into_iter().any(|kind| self.has(kind))
     }
 
     /// Whether anything is asked for that only a library with the feature `sabotage` does.
     pub(crate) fn needs_feature(&self) -> bool {
-        let kernel = [Inject::Again, Inject::Exist, Inject::Nomem, Inject::Partial, Inject::Late, Inject::Twice];
+        let kernel =
+            [Inject::Again, Inject::Exist, Inject::Nomem, Inject::Partial, Inject::Late, Inject::Twice, Inject::Awake];
         kernel.into_iter().any(|kind| self.has(kind))
     }
 
@@ -89,12 +118,29 @@ impl Put {
             partial_ppm: often(Inject::Partial),
             delay_ppm: often(Inject::Late),
             duplicate_ppm: often(Inject::Twice),
+            awake_ppm: if self.has(Inject::Awake) { AWAKE_PPM } else { 0 },
         })
     }
 
     #[cfg(not(feature = "sabotage"))]
     pub(crate) fn configure(&self, builder: PagerBuilder, _seed: u64) -> PagerBuilder {
-        let _ = (OFTEN_PPM, SELDOM_PPM);
+        let _ = (OFTEN_PPM, SELDOM_PPM, AWAKE_PPM);
         builder
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_and_neighbour_are_halves() {
+        let groups = [Inject::All, Inject::Neighbour];
+        for kind in Inject::value_variants().iter().filter(|kind| !groups.contains(kind)) {
+            let has = groups.map(|group| Put::new(&[group], &[]).has(*kind));
+            assert_ne!(has[0], has[1], "{kind:?}");
+            assert!(Put::new(&groups, &[]).has(*kind));
+        }
+        assert!(!Put::new(&[Inject::All], &[]).has_neighbours() && Put::new(&[Inject::Forks], &[]).has_neighbours());
     }
 }

@@ -4,9 +4,12 @@
 //! to be had.
 
 mod args;
+#[path = "../common/ends.rs"]
+mod ends;
 mod inject;
 mod manner;
 mod mix;
+mod neighbour;
 mod op;
 mod oracle;
 mod outcome;
@@ -20,13 +23,12 @@ mod word;
 mod work;
 mod world;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use args::{Args, Task};
 use clap::Parser;
 use daxpager::Error;
-use report::say;
+use report::{Output, say};
 use run::Config;
 
 const VIOLATION: u8 = 1;
@@ -35,7 +37,8 @@ const MISUSE: u8 = 2;
 const NO_USERFAULTFD: u8 = 77;
 
 fn main() -> ExitCode {
-    let task = match Args::parse().task() {
+    let begun = ends::end_with_parent().and_then(|()| ends::take_signals()).map_err(anyhow::Error::from);
+    let task = match begun.and_then(|()| Args::parse().task()) {
         Ok(task) => task,
         Err(error) => {
             eprintln!("daxpager-stress: {error:#}");
@@ -43,6 +46,10 @@ fn main() -> ExitCode {
         }
     };
     let clean = match task {
+        Task::StopParent => {
+            neighbour::stops::stop_parent();
+            std::process::exit(0)
+        }
         Task::ListRules => {
             sabotage::list();
             Ok(true)
@@ -52,7 +59,10 @@ fn main() -> ExitCode {
     };
     match clean {
         // Threads may hang in what was broken on purpose: the process ends without them.
-        Ok(true) => std::process::exit(0),
+        Ok(true) => match ends::asked() {
+            None => std::process::exit(0),
+            Some(signal) => ends::die_of(signal),
+        },
         Ok(false) => std::process::exit(VIOLATION.into()),
         Err(error) => {
             eprintln!("daxpager-stress: {error:#}");
@@ -75,7 +85,7 @@ fn no_result(error: &anyhow::Error) -> u8 {
 }
 
 /// One run; whether it found nothing.
-fn stress(config: &Config, json: Option<PathBuf>, page: Option<PathBuf>) -> anyhow::Result<bool> {
+fn stress(config: &Config, json: Option<Output>, page: Option<Output>) -> anyhow::Result<bool> {
     watch::take_signals()?;
     if !config.quiet {
         say!(
@@ -90,11 +100,14 @@ fn stress(config: &Config, json: Option<PathBuf>, page: Option<PathBuf>) -> anyh
             say!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
         }
     }
+    if let Some(lacking) = neighbour::lacking(&config.put) {
+        say!("{lacking}");
+    }
     let outcome = run::run(config)?;
     // What was found is told, wherever else it was to be written.
     report::print(&outcome);
-    let json = json.map_or(Ok(()), |path| report::write_json(&outcome, &path));
-    let page = page.map_or(Ok(()), |path| report::write_html(&outcome, &path));
+    let json = json.map_or(Ok(()), |json| report::write_json(&outcome, &json));
+    let page = page.map_or(Ok(()), |page| report::write_html(&outcome, &page));
     match json.and(page) {
         Err(error) if outcome.violation_count > 0 => eprintln!("daxpager-stress: {error:#}"),
         written => written?,

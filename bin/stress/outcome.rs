@@ -21,6 +21,8 @@ pub(crate) struct Outcome {
     /// The command that runs it again.
     pub(crate) again: String,
     pub(crate) seconds: f64,
+    /// The signal that ended it early.
+    pub(crate) ended_by: Option<&'static str>,
     /// Rounds, each of which ended with everything at rest and compared with the device.
     pub(crate) rounds: u64,
     /// Operations by kind, each with what became of it.

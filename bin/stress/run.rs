@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use daxpager::sabotage::Rule;
+use nix::sys::signal::Signal;
 
+use crate::ends;
 use crate::inject::{Inject, Put};
 use crate::manner::Pins;
 use crate::mix::{Mix, Scenario};
+use crate::neighbour::Neighbours;
 use crate::op::Op;
 use crate::oracle::{Access, Evidence, Kind, Oracle};
 use crate::outcome::{LongestWait, Outcome};
@@ -94,6 +97,7 @@ impl Run<'_> {
     fn goes_on(&self) -> bool {
         let done: u64 = self.outcome.operations.iter().map(|count| count.done).sum();
         self.outcome.violation_count == 0
+            && ends::asked().is_none()
             && self.start.elapsed() < self.config.length
             && self.config.operations_max.is_none_or(|most| done < most)
     }
@@ -105,7 +109,10 @@ impl Run<'_> {
         let mut oracle = Oracle::new(mix.files, mix.pages, page_bytes());
         oracle.start = self.start;
         oracle.overcommitted = mix.is_overcommitted();
-        oracle.poisons = self.config.put.has(Inject::Signals) || mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
+        let slow_to_take_signals = [Inject::Signals, Inject::Stops, Inject::Masked];
+        oracle.scarce = self.config.put.has(Inject::Scarcity);
+        oracle.poisons = slow_to_take_signals.into_iter().any(|kind| self.config.put.has(kind))
+            || mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
         oracle.buffer_pages = mix.uses_mapped_buffers();
         let oracle = Arc::new(oracle);
         let world = Arc::new(World::build(mix, oracle.clone(), &self.config.put).context("the run could not start")?);
@@ -158,7 +165,7 @@ impl Run<'_> {
             .config
             .operations_max
             .map(|most| most.saturating_sub(self.outcome.operations.iter().map(|count| count.done).sum()));
-        let enough = || most.is_some_and(|most| world.oracle.tallies.sum(|_| true) >= most);
+        let enough = || ends::asked().is_some() || most.is_some_and(|most| world.oracle.tallies.sum(|_| true) >= most);
         let mut round = 0;
         while Instant::now() < ends && !world.oracle.stop.load(Ordering::SeqCst) && !enough() {
             round += 1;
@@ -179,6 +186,7 @@ impl Run<'_> {
     ) -> anyhow::Result<Came> {
         let stop = Arc::new(AtomicBool::new(false));
         let workers = work::start(world, round, &stop)?;
+        let neighbours = Neighbours::start(&self.config.put, world, round)?;
         let came = self.watch.until_ended(world, &workers, || {
             if Instant::now() >= ends || enough() {
                 stop.store(true, Ordering::Relaxed);
@@ -186,8 +194,9 @@ impl Run<'_> {
             stop.load(Ordering::Relaxed) || world.oracle.stop.load(Ordering::Relaxed)
         });
         stop.store(true, Ordering::Relaxed);
+        let ended = neighbours.end(&world.oracle, self.config.hang_after);
         if came == Came::ToNothing || !self.join(world, workers) {
-            return Ok(came);
+            return Ok(if ended { came } else { Came::ToNothing });
         }
         let compared = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let sum = compared.clone();
@@ -290,6 +299,7 @@ impl Run<'_> {
             sabotage: config.rules.iter().map(|rule| rule.name().to_owned()).collect(),
             inject: config.put.names(),
             seconds: self.start.elapsed().as_secs_f64(),
+            ended_by: ends::asked().map(Signal::as_str),
             faults,
             longest_wait,
             samples: self.watch.samples,

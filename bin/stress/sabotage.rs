@@ -4,20 +4,20 @@
 //! run is a process of its own: a broken pager need not be able to end.
 
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use daxpager::probe::Point;
 use daxpager::sabotage::Rule;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::ends;
 use crate::inject::{Delay, Inject, Put};
 use crate::manner::Pins;
 use crate::mix::Scenario;
-use crate::report::say;
+use crate::report::{Output, say};
 
 /// Which rules are broken, how often, and for how long at most.
 pub(crate) struct Selection {
@@ -26,7 +26,7 @@ pub(crate) struct Selection {
     pub(crate) seconds: u64,
     pub(crate) times: u64,
     pub(crate) pins: Pins,
-    pub(crate) json: Option<PathBuf>,
+    pub(crate) json: Option<Output>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +93,7 @@ impl Recipe {
             }
             // The rest end in hangs: each takes as long as it takes to call one a hang.
             Rule::WakeAfterEexist => messages(with(Scenario::Reuse, &[Inject::Exist], &[])),
+            Rule::ServeWhoInsists => messages(with(Scenario::Reuse, &[Inject::Awake], &[])),
             Rule::WakeOnRetry => messages(with(Scenario::Reuse, &[], &[])),
             Rule::NoCopyUnderLock => slow(with(Scenario::EofEdge, &[], &[])),
             Rule::ReaderNeverBlocks => messages(with(Scenario::UnmapStorm, &[], &[])),
@@ -170,16 +171,26 @@ pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     let mut rows = Vec::new();
     for recipe in &rules {
         let row = try_rule(recipe, selection)?;
-        print(&row);
-        rows.push(row);
+        // Of a rule that a signal kept from being broken even once there is nothing to tell.
+        if row.times > 0 {
+            print(&row);
+            rows.push(row);
+        }
+        if ends::asked().is_some() {
+            break;
+        }
     }
-    if let Some(path) = &selection.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("{}", path.display()))?;
+    if let Some(json) = &selection.json {
+        json.write(&serde_json::to_vec_pretty(&rows)?)?;
     }
     let missed: Vec<&str> = rows.iter().filter(|row| row.caught * 10 < row.times * 9).map(|row| row.rule).collect();
     let noisy: Vec<&str> = rows.iter().filter(|row| !row.intact_reported.is_empty()).map(|row| row.rule).collect();
     say!("");
+    if let Some(signal) = ends::asked() {
+        say!("ended early by {signal}: {} of {} rules tried", rows.len(), rules.len());
+    }
     match (missed.is_empty(), noisy.is_empty()) {
+        (true, true) if rows.is_empty() => {}
         (true, true) => say!("each broken rule was caught, and nothing was reported of the unbroken pager"),
         (false, _) => say!("MISSED in more than one of ten: {}", missed.join(", ")),
         (true, false) => say!("REPORTED OF THE UNBROKEN PAGER, as run for: {}", noisy.join(", ")),
@@ -193,7 +204,7 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
     for time in 0..selection.times {
         let seed = selection.seed.wrapping_add(1000 * time);
         eprint_progress(&format!("{} {} of {}", row.rule, time + 1, selection.times));
-        let found = run_child(recipe, &selection.pins, seed, selection.seconds, false)?;
+        let Some(found) = run_child(recipe, &selection.pins, seed, selection.seconds, false)? else { break };
         row.times += 1;
         let Some(kind) = found.kind else { continue };
         row.caught += u64::from(found.seconds <= selection.seconds as f64);
@@ -205,7 +216,8 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
         row.operations.push(found.operations);
         row.seeds.push(found.seed);
         // The unbroken pager on the same seed: as long as the broken one was, and two seconds at least.
-        let intact = run_child(recipe, &selection.pins, found.seed, found.seconds.ceil().max(2.0) as u64, true)?;
+        let seconds = found.seconds.ceil().max(2.0) as u64;
+        let Some(intact) = run_child(recipe, &selection.pins, found.seed, seconds, true)? else { break };
         row.intact_seconds += intact.seconds;
         row.intact_reported.extend(intact.kind);
     }
@@ -258,10 +270,13 @@ struct Found {
     seed: u64,
 }
 
-/// Runs this program once more, with one rule broken, or with nothing but that.
-fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool) -> anyhow::Result<Found> {
+/// Runs this program once more, with one rule broken, or with nothing but that. Nothing comes of it if a signal asks to end.
+fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool) -> anyhow::Result<Option<Found>> {
+    if ends::asked().is_some() {
+        return Ok(None);
+    }
     let json = std::env::temp_dir().join(format!("daxpager-stress-{}.json", std::process::id()));
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = ends::this_program()?;
     let hang_seconds = if recipe.change_limit.is_some() { "20" } else { "5" };
     command.args(["--sabotage", recipe.rule.name(), "--quiet", "--hang-seconds", hang_seconds]);
     command.args(["--seed", &seed.to_string(), "--seconds", &seconds.to_string()]).arg("--json").arg(&json);
@@ -278,7 +293,7 @@ fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool
     let status = loop {
         match child.try_wait()? {
             Some(status) => break Some(status),
-            None if start.elapsed() > limit => {
+            None if start.elapsed() > limit || ends::asked().is_some() => {
                 child.kill()?;
                 child.wait()?;
                 break None;
@@ -288,6 +303,10 @@ fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool
     };
     let text = std::fs::read(&json).unwrap_or_default();
     let _ = std::fs::remove_file(&json);
+    // Also if the signal went to the whole process group, and reached the child first.
+    if ends::asked().is_some() && status.is_none_or(|status| status.signal().is_some()) {
+        return Ok(None);
+    }
     let parsed: Option<Value> = serde_json::from_slice(&text).ok();
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
     let Some(outcome) = parsed else {
@@ -297,11 +316,11 @@ fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool
             Some(status) if status.code().is_some() => return Err(NotRun(status.code().unwrap_or(2)).into()),
             Some(status) => format!("died: {status}"),
         };
-        return Ok(Found { kind: Some(kind), seconds: start.elapsed().as_secs_f64(), operations: 0, seed });
+        return Ok(Some(Found { kind: Some(kind), seconds: start.elapsed().as_secs_f64(), operations: 0, seed }));
     };
     let violation = &outcome["violations"][0];
     let kind = violation["kind"].as_str().map(str::to_owned);
     let seconds = if kind.is_some() { number(&violation["seconds"]) } else { number(&outcome["seconds"]) };
     let operations = number(&violation["operations"]) as u64;
-    Ok(Found { kind, seconds, operations, seed: outcome["seed"].as_u64().unwrap_or(seed) })
+    Ok(Some(Found { kind, seconds, operations, seed: outcome["seed"].as_u64().unwrap_or(seed) }))
 }

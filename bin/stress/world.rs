@@ -12,7 +12,7 @@ use daxpager::{Device, File, Mapping, Pager, Volume};
 use fastrand::Rng;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::inject::Put;
+use crate::inject::{Inject, Put};
 use crate::manner::Manner;
 use crate::mix::Mix;
 use crate::oracle::Oracle;
@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) volume: Volume,
     /// The device as any process sees it, without the library.
     pub(crate) device: fs::File,
+    /// Every second thread has all signals blocked.
+    pub(crate) masked: bool,
 }
 
 /// Writes what the pager tells into the traces of the pages, and delays it where that is asked for.
@@ -115,6 +117,7 @@ impl World {
             pager,
             volume,
             device,
+            masked: put.has(Inject::Masked),
             mix,
         };
         let mut rng = Rng::with_seed(!world.mix.seed);

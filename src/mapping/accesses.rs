@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::{BusError, Mapping};
 use crate::error::{Error, Result};
 use crate::pager::budget;
-use crate::sys::{Access, Part, access};
+use crate::sys::{Access, Part, access, passing};
 use crate::units::Addr;
 
 /// How much of a mapping is put in place for one system call, where that cannot fault, and how often.
@@ -22,6 +22,7 @@ const COPY_AT_ONCE: usize = 1 << 20;
 impl Mapping {
     /// Whether `len` bytes from `offset` on can be asked for.
     fn inside(&self, offset: u64, len: u64) -> Result<()> {
+        self.home.check()?;
         if self.window.is_lost() {
             return Err(Error::MappingLost { addr: self.window.base().0 });
         }
@@ -35,6 +36,16 @@ impl Mapping {
     fn part(&self, offset: u64, len: u64) -> Result<Part<'_>> {
         let outside = || Error::OutsideMapping { offset, len, mapping_bytes: self.len() };
         self.place.part(offset, len).ok_or_else(outside)
+    }
+
+    /// A store to a read-only mapping would be a SIGSEGV, which nobody catches.
+    pub(super) fn check_writable(&self, offset: u64, len: u64) -> Result<()> {
+        if self.window.options.read_only { Err(Error::ReadOnlyMapping { offset, len }) } else { Ok(()) }
+    }
+
+    fn word_for_stores(&self, offset: u64) -> Result<()> {
+        self.word(offset)?;
+        self.check_writable(offset, 8)
     }
 
     fn word(&self, offset: u64) -> Result<()> {
@@ -104,7 +115,7 @@ impl Mapping {
     /// Stores the aligned word at `offset`.
     ///
     /// # Errors
-    /// As [`Mapping::load`].
+    /// As [`Mapping::load`]; [`Error::ReadOnlyMapping`].
     pub fn store(&self, offset: u64, value: u64) -> Result<()> {
         self.accesses()?.store(offset, value)
     }
@@ -112,7 +123,7 @@ impl Mapping {
     /// Stores `new` at the aligned `offset` if `expected` is there, atomically. What was there before.
     ///
     /// # Errors
-    /// As [`Mapping::load`].
+    /// As [`Mapping::store`].
     pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
         self.accesses()?.compare_exchange(offset, expected, new)
     }
@@ -135,9 +146,10 @@ impl Mapping {
     /// Copies into the mapping.
     ///
     /// # Errors
-    /// As [`Mapping::copy_out`].
+    /// As [`Mapping::copy_out`]; [`Error::ReadOnlyMapping`].
     pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
         self.inside(offset, from.len() as u64)?;
+        self.check_writable(offset, from.len() as u64)?;
         let mut at = offset;
         for piece in from.chunks(COPY_AT_ONCE) {
             self.accesses()?.copy_in(at, piece)?;
@@ -172,21 +184,21 @@ impl Accesses<'_> {
     /// As [`Mapping::store`].
     ///
     /// # Errors
-    /// As [`Mapping::load`].
+    /// As [`Mapping::store`].
     pub fn store(&self, offset: u64, value: u64) -> Result<()> {
-        self.map.word(offset)?;
+        self.map.word_for_stores(offset)?;
         match self.by {
             By::Cpu => access::store(self.map.part(offset, 8)?, value).map_err(|addr| self.map.bus_error(addr)),
-            By::Table => self.map.copy_in_by_table(offset, &value.to_ne_bytes()),
+            By::Table => self.map.store_by_table(offset, value),
         }
     }
 
     /// As [`Mapping::compare_exchange`].
     ///
     /// # Errors
-    /// As [`Mapping::load`].
+    /// As [`Mapping::store`].
     pub fn compare_exchange(&self, offset: u64, expected: u64, new: u64) -> Result<u64> {
-        self.map.word(offset)?;
+        self.map.word_for_stores(offset)?;
         match self.by {
             By::Cpu => {
                 access::exchange(self.map.part(offset, 8)?, expected, new).map_err(|addr| self.map.bus_error(addr))
@@ -213,9 +225,10 @@ impl Accesses<'_> {
     /// As [`Mapping::copy_in`].
     ///
     /// # Errors
-    /// As [`Mapping::copy_out`].
+    /// As [`Mapping::copy_in`].
     pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<()> {
         self.map.inside(offset, from.len() as u64)?;
+        self.map.check_writable(offset, from.len() as u64)?;
         match self.by {
             By::Cpu => {
                 let part = self.map.part(offset, from.len() as u64)?;
@@ -296,11 +309,12 @@ impl Mapping {
     /// long as the descriptor does, and for faults.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`], [`Error::MappingLost`]; [`Error::DirectIo`]; [`Error::System`] when the call fails: with `EFAULT` at a page past
+    /// [`Error::OutsideMapping`], [`Error::MappingLost`]; [`Error::ReadOnlyMapping`]; [`Error::DirectIo`]; [`Error::System`] when the call fails: with `EFAULT` at a page past
     /// the end of the file, at a hole for which there is no block, and after the end of the pager. What lies before
     /// it may have been transferred even so: that is up to the kind of descriptor.
     pub fn read_from(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
         let part = self.buffer(fd, offset, len)?;
+        self.check_writable(offset, len)?;
         self.installed(offset, len, Access::Store, |len| access::read_into(fd, part.at_most(len)))
             .map_err(|errno| self.call_failed("read", errno))
     }
@@ -313,7 +327,7 @@ impl Mapping {
     /// As [`Mapping::read_from`].
     pub fn write_to(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<usize> {
         let part = self.buffer(fd, offset, len)?;
-        self.installed(offset, len, Access::Load, |len| access::write_from(fd, part.at_most(len)))
-            .map_err(|errno| self.call_failed("write", errno))
+        let write = |len| passing::outlast(part.at_most(len), |part| access::write_from(fd, part));
+        self.installed(offset, len, Access::Load, write).map_err(|errno| self.call_failed("write", errno))
     }
 }

@@ -82,11 +82,14 @@ impl Mapping {
     /// Waits for changes of the file that are being published and, where addresses have to be pointed elsewhere, for the pager's reader.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`], and then nothing is done. After the pages before it have been installed: [`Error::PastEnd`],
+    /// [`Error::OutsideMapping`], and [`Error::ReadOnlyMapping`] for stores; then nothing is done. After the pages before it have been installed: [`Error::PastEnd`],
     /// [`Error::NoSpace`], [`Error::DeviceMemory`]; [`Error::PagerGone`]; [`Error::MappingLost`];
     /// [`Error::System`] when the kernel has no memory for entries, or the application has unmapped a part.
     pub fn populate(&self, range: Range<u64>, access: Access) -> Result<()> {
         let pages = self.pages_of(&range)?;
+        if access == Access::Store {
+            self.check_writable(range.start, range.end.saturating_sub(range.start))?;
+        }
         populate(&self.core, &self.inode, &self.window, pages, Want::Like(access))
     }
 

@@ -16,6 +16,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
+use crate::sys::fork::{Home, Kept};
 use crate::sys::{Outcome, Place};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
@@ -32,10 +33,14 @@ const PROTECT_TRIES: u32 = 1000;
 /// or keeps other threads away. It ends where the file ends: an access to a page wholly past that is a SIGBUS,
 /// also in the middle of an algorithm if another thread truncates the file.
 /// [`Mapping::read_at`], [`Mapping::write_at`] and the single accesses below give an error instead.
+///
+/// In a child process (fork(2)) there is no such range. Calls answer [`Error::Forked`] there, [`Mapping::as_ptr`] is an address at which
+/// something else may be, and dropping it does nothing.
 pub struct Mapping {
-    core: Arc<Core>,
-    inode: Arc<Inode>,
-    window: Arc<Window>,
+    home: Home,
+    core: Kept<Arc<Core>>,
+    inode: Kept<Arc<Inode>>,
+    window: Kept<Arc<Window>>,
     /// The addresses: the mapping's until it is dropped, and its alone.
     place: Place,
 }
@@ -51,17 +56,44 @@ pub struct BusError {
 }
 
 impl Mapping {
-    pub(crate) fn new(core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>, place: Place) -> Self {
-        Self { core, inode, window, place }
+    pub(crate) fn new(home: Home, core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>, place: Place) -> Self {
+        Self { home, core: home.keep(core), inode: home.keep(inode), window: home.keep(window), place }
     }
 
     /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping
     /// lives, as far as the file reaches; aligned to the volume's page size. In child processes
     /// it is not mapped.
     ///
-    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless, mlock(2) too. Moving a part of it
+    /// The address range stays the pager's. `madvise(MADV_DONTNEED)` on it is harmless. `MADV_REMOVE` makes zeros of the pages
+    /// that have blocks if the device is a memfd, and loses them otherwise: see [`Device::open`](crate::Device::open). Moving a part of it
     /// (mremap(2)) is noticed, and ends the mapping. Unmapping a part, or mapping something else over it, is
-    /// not noticed: a later punch or truncate would take away what is mapped there then.
+    /// not noticed: a later punch or truncate would take away what is mapped there then. mprotect(2) lasts until the address is next
+    /// pointed elsewhere, and is no protection: [`MapOptions::read_only`](crate::MapOptions::read_only) is.
+    ///
+    /// mlock(2) and its like harm nothing, and are not free:
+    ///
+    /// | call | written pages | holes | past the end |
+    /// |---|---|---|---|
+    /// | mlock | locked | each gets a block, and is dirty | `ENOMEM` |
+    /// | mlock2 with `MLOCK_ONFAULT` | locked | nothing happens | nothing happens |
+    /// | mlockall with `MCL_CURRENT` | locked | each gets a block, and is dirty | nothing happens |
+    /// | `MADV_POPULATE_READ` | installed | zeros are installed | `EHWPOISON` |
+    /// | `MADV_POPULATE_WRITE` | installed, dirty | each gets a block, and is dirty | `EHWPOISON` |
+    ///
+    /// In a mapping for loads only no hole gets a block, and `MADV_POPULATE_WRITE` is `EINVAL`. Where threads resolve their own faults
+    /// nobody serves these calls: mlock is `ENOMEM`, the two `MADV_POPULATE_` are `EFAULT`, the others do nothing, and no hole gets a
+    /// block. A lock is gone where the address is next pointed elsewhere (a hole has got a block, a range was given up).
+    /// `EHWPOISON`, where the kernel's own mmap says `EFAULT`, is what a page past the end is to the kernel: poisoned by
+    /// `UFFDIO_POISON`, so that an access is a SIGBUS with nobody asked. [`Mapping::populate`] has none of these surprises.
+    ///
+    /// Other processes and debuggers: process_vm_readv(2) and process_vm_writev(2) are served as a system call of the owner is, and
+    /// wait while the owner is stopped; `/proc/PID/mem` and ptrace(2), and so gdb, see what is installed and get `EIO` for the rest at
+    /// once. Nobody hangs.
+    ///
+    /// As the memory of a virtual machine: a guest's access past the end is a SIGBUS of the vCPU's thread with `si_code`
+    /// `BUS_MCEERR_AR`, as for memory that is broken, and KVM_RUN ends with `EINTR`. A monitor that tells its guest of such memory,
+    /// or forgets the page for good, is to look whether the address is past the end of the file first. Once the
+    /// file has grown the same access works.
     pub fn as_ptr(&self) -> *mut u8 {
         self.window.base().0 as *mut u8
     }
@@ -79,6 +111,7 @@ impl Mapping {
 
     /// The bytes of the file that an access to `len` bytes of the mapping from `offset` on means.
     fn file_range(&self, offset: u64, len: u64) -> Result<Range<u64>> {
+        self.home.check()?;
         self.core.check_alive()?;
         if self.window.is_lost() {
             return Err(Error::MappingLost { addr: self.window.base().0 });
@@ -101,7 +134,7 @@ impl Mapping {
     /// [`File::read_at`](crate::File::read_at) it reads to the end of the last page. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], after the bytes before that page have been read;
+    /// [`Error::OutsideMapping`]; [`Error::PastEnd`] and [`Error::DeviceLost`], after the bytes before that page have been read;
     /// [`Error::PagerGone`]; [`Error::MappingLost`].
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, into.len() as u64)?;
@@ -115,7 +148,7 @@ impl Mapping {
             // What lies before the end of the file is still read.
             let end = chunk.end.min(page.offset_of(page.ceil(shared.size())).max(at));
             let valid = (end - at) as usize;
-            self.inode.copy_out(&shared, at..end, &mut copy[..valid]);
+            self.inode.copy_out(&shared, at..end, &mut copy[..valid])?;
             let past_end = self.check_end(shared.size(), page.touched(&chunk));
             drop(shared);
             into[(at - bytes.start) as usize..][..valid].copy_from_slice(&copy[..valid]);
@@ -129,10 +162,12 @@ impl Mapping {
     /// the file stays, and the pages are dirty in this mapping. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`]; [`Error::PastEnd`], [`Error::NoSpace`] and [`Error::DeviceMemory`], after the bytes before
-    /// that page have been written; [`Error::PagerGone`]; [`Error::MappingLost`].
+    /// [`Error::OutsideMapping`]; [`Error::ReadOnlyMapping`]; [`Error::PastEnd`], [`Error::NoSpace`], [`Error::DeviceMemory`],
+    /// [`Error::DeviceLost`] and [`Error::Limit`], after the bytes before that page have been written; [`Error::PagerGone`];
+    /// [`Error::MappingLost`].
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, from.len() as u64)?;
+        self.check_writable(offset, from.len() as u64)?;
         let page = self.inode.page();
         let mut bounce = vec![0; page.bytes().min(from.len() as u64) as usize];
         let mut done = 0;
@@ -154,7 +189,7 @@ impl Mapping {
             let shared = self.inode.space.shared();
             self.check_end(shared.size(), PageRange::one(index))?;
             let range = start + part.start..start + part.end;
-            if self.inode.write_written(&shared, range, bytes).is_ok() {
+            if self.inode.write_written(&shared, range, bytes)? {
                 self.window.mark_dirty(index);
                 return Ok(());
             }
@@ -174,9 +209,9 @@ impl Mapping {
             return Err(error);
         }
         self.window.mark_dirty(index);
-        self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
+        let written = self.inode.write_page(&mut change, index, part, bytes, &mut reserved);
         change.commit(&self.inode.store);
-        Ok(())
+        written
     }
 
     /// The ranges stored to through this mapping since the last call, in bytes from the mapping's
@@ -293,6 +328,9 @@ impl Mapping {
     /// How the page at `offset` bytes of the mapping is mapped. For tests and demonstrations.
     #[doc(hidden)]
     pub fn backing_at(&self, offset: u64) -> Option<Backing> {
+        if !self.home.is_here() || offset >= self.len() {
+            return None;
+        }
         let regions = self.core.regions.read();
         let at = self.window.base().plus(offset);
         let region = regions.find(at).filter(|region| Arc::ptr_eq(&region.window, &self.window))?;
@@ -302,6 +340,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if !self.home.is_here() {
+            return;
+        }
         self.core.unmap(&self.window, &self.inode);
     }
 }

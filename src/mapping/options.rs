@@ -23,6 +23,7 @@ pub enum Resolve {
     ///   another such mapping is made: that puts ours in front again.
     /// - The handler needs some 2.5 KiB of stack beside what the kernel saves, and what a [`Probe`](crate::probe::Probe) takes: of the alternate stack
     ///   where the handler that was there before runs on it and 12 KiB are left of it, of the thread's own otherwise.
+    /// - A debugger sees each fault as a SIGBUS: `handle SIGBUS nostop noprint pass` in gdb.
     /// - A signal handler that touches the mapping must not interrupt a call of this library.
     /// - On x86-64 only; elsewhere [`Error::MissingFeature`](crate::Error::MissingFeature).
     FaultingThread,
@@ -41,6 +42,7 @@ pub enum Tracking {
     /// Sequential stores into a hole get blocks in growing runs, up to 2 MiB ahead of the store, which
     /// [`File::extents`](crate::File::extents) shows and [`Volume::free_blocks`](crate::Volume::free_blocks) misses. Those that
     /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
+    /// They are not dirty any more then.
     Coarse,
     /// By the kernel, in the page table, with no fault that reaches the pager: the first store to a page that has been
     /// installed costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that
@@ -67,11 +69,17 @@ pub struct MapOptions {
     pub(crate) tracking: Tracking,
     /// In bytes.
     pub(crate) fault_around: u64,
+    pub(crate) read_only: bool,
 }
 
 impl Default for MapOptions {
     fn default() -> Self {
-        Self { resolve: Resolve::default(), tracking: Tracking::default(), fault_around: LARGEST_WINDOW }
+        Self {
+            resolve: Resolve::default(),
+            tracking: Tracking::default(),
+            fault_around: LARGEST_WINDOW,
+            read_only: false,
+        }
     }
 }
 
@@ -97,6 +105,27 @@ impl MapOptions {
     /// and no more than that. Anything up to the size of a page turns fault-around off.
     pub fn fault_around(mut self, bytes: u64) -> Self {
         self.fault_around = bytes.min(LARGEST_WINDOW);
+        self
+    }
+
+    /// Whether the mapping is for loads only, as one of mmap(2) without `PROT_WRITE`: a store through its address is a
+    /// SIGSEGV, a system call that would write there gets EFAULT, and the library's own calls that would store give
+    /// [`Error::ReadOnlyMapping`](crate::Error::ReadOnlyMapping). It stays so whatever becomes of the file; after the end of the pager every
+    /// access is a SIGBUS, stores too. Other mappings of the file, and its own calls, are not concerned: what they store
+    /// is seen here. Nothing is ever dirty in such a mapping, so [`MapOptions::tracking`] changes nothing.
+    ///
+    /// This is the way to protect a mapping: mprotect(2) by the application lasts until the address is
+    /// next pointed elsewhere, which no one outside can foresee.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Without what means nothing beside the rest.
+    pub(crate) fn settled(mut self) -> Self {
+        if self.read_only {
+            self.tracking = Tracking::Exact;
+        }
         self
     }
 }

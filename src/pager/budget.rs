@@ -3,11 +3,22 @@
 
 use super::core::{Core, Job};
 use crate::sync::{Arc, AtomicBool, Ordering, ProcessMutex, Tally, Weak};
+use crate::sys::fork::PerProcess;
 
-/// What the mappings of all pagers take together. A hint: it is looked at beside changes.
-static TOTAL: Tally = Tally::new(0);
-/// Every pager. A leaf, for the time of a look; nothing is asked of a pager under it. Guarded by `tests/scarce.rs`.
-static PAGERS: ProcessMutex<Vec<Weak<Core>>> = ProcessMutex::new(Vec::new());
+/// All pagers of the process: a forked child has none of its parent's, nor its locks.
+static EVERYBODY: PerProcess<Everybody> = PerProcess::new(Everybody::default);
+
+#[derive(Default)]
+struct Everybody {
+    /// What the mappings of all pagers take together. A hint: it is looked at beside changes.
+    total: Tally,
+    /// Every pager. A leaf, for the time of a look; nothing is asked of a pager under it. Guarded by `tests/scarce.rs`.
+    pagers: ProcessMutex<Vec<Weak<Core>>>,
+}
+
+fn everybody() -> &'static Everybody {
+    EVERYBODY.get_or_make().expect("a pager has a home")
+}
 
 /// The address ranges that the mappings of one pager take.
 #[derive(Default)]
@@ -24,7 +35,7 @@ impl Share {
 
     /// Counts a mapping's ranges: so many there were, so many there are. With `regions` held exclusively.
     pub(crate) fn count(&self, before: u64, now: u64) {
-        for counter in [&self.pieces, &TOTAL] {
+        for counter in [&self.pieces, &everybody().total] {
             counter.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
         }
     }
@@ -37,13 +48,13 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        TOTAL.fetch_sub(self.pieces(), Ordering::Relaxed);
+        everybody().total.fetch_sub(self.pieces(), Ordering::Relaxed);
     }
 }
 
 /// What the mappings of all pagers of the process take.
 pub(crate) fn total() -> u64 {
-    TOTAL.load(Ordering::Relaxed)
+    everybody().total.load(Ordering::Relaxed)
 }
 
 /// Makes a pager known to the others.
@@ -52,7 +63,7 @@ pub(crate) fn join(core: &Arc<Core>) {
     if cfg!(feature = "shuttle") {
         return;
     }
-    let mut pagers = PAGERS.lock();
+    let mut pagers = everybody().pagers.lock();
     pagers.retain(|pager| pager.strong_count() > 0);
     pagers.push(Arc::downgrade(core));
 }
@@ -67,7 +78,7 @@ pub(crate) fn is_crowded(core: &Core, more: u64) -> bool {
     if total() + more <= core.process_ranges_max {
         return false;
     }
-    let pagers: Vec<Arc<Core>> = PAGERS.lock().iter().filter_map(Weak::upgrade).collect();
+    let pagers: Vec<Arc<Core>> = everybody().pagers.lock().iter().filter_map(Weak::upgrade).collect();
     let largest = pagers.iter().max_by_key(|pager| pager.share.pieces());
     match largest.filter(|largest| largest.share.pieces() > core.share.pieces()) {
         Some(largest) => {

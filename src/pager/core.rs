@@ -8,10 +8,11 @@ use crate::pager::budget::Share;
 use crate::pager::regions::Regions;
 use crate::pager::stats::{Counters, Kind, Latencies};
 use crate::probe::{Event, Point, Probe};
-use crate::resolve::losers::Losers;
+use crate::resolve::losers::{Losers, Unserved};
 use crate::resolve::{Patience, lock_regions};
-use crate::sabotage::Switches;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock};
+use crate::sabotage::{Rule, Switches};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, Tally};
+use crate::sys::fork::Home;
 use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid, process};
 use crate::units::{Addr, PageIndex};
 
@@ -39,6 +40,8 @@ pub(crate) struct Handed {
     pub(crate) shortages: u32,
     /// When its message was read; for the latencies.
     pub(crate) read_at: Option<std::time::Instant>,
+    /// Its thread has been woken before instead of served, and has faulted again: it waits, awake as it may look.
+    pub(crate) insists: bool,
     /// Its thread was to resolve it, and waits for the answer to this.
     pub(crate) ticket: Option<Ticket>,
 }
@@ -58,6 +61,8 @@ const NUMBER_BITS: u32 = 40;
 pub(crate) enum Age {
     /// It is its thread's last message.
     Last,
+    /// Its thread has made the very access again since, at the same address: what is true of its last message is of this.
+    Again,
     /// Its thread has faulted anew since.
     Stale,
     /// Another thread with the same slot has faulted since.
@@ -67,7 +72,7 @@ pub(crate) enum Age {
 /// A thread that has been sent a SIGBUS.
 pub(crate) struct Signalled {
     tid: Tid,
-    /// How often it had run when the signal was on its way.
+    /// How often it had run before the signal was sent.
     runs: u64,
 }
 
@@ -76,13 +81,15 @@ pub(crate) struct Reading<'a>(MutexGuard<'a, Vec<Signalled>>);
 
 impl Reading<'_> {
     /// The thread has been sent a SIGBUS: until it has run, its messages are of a fault that it is about to leave.
-    pub(crate) fn signalled(&mut self, table: &dyn PageTable, tid: Tid) {
+    /// `runs` is how often it had run before that.
+    pub(crate) fn signalled(&mut self, tid: Tid, runs: Option<u64>) {
         // Where the kernel does not tell, a second message for the same store may end in a second signal.
-        self.0.extend(table.runs(tid).map(|runs| Signalled { tid, runs }));
+        self.0.extend(runs.map(|runs| Signalled { tid, runs }));
     }
 }
 
 pub(crate) struct Core {
+    pub(crate) home: Home,
     pub(crate) table: Arc<dyn PageTable>,
     /// Set once, when the first mapping wants it. A leaf, for the time of a copy.
     direct: Mutex<Option<Arc<dyn PageTable>>>,
@@ -96,6 +103,7 @@ pub(crate) struct Core {
     pub(crate) stats: Counters,
     pub(crate) latencies: Option<Latencies>,
     pub(crate) losers: Losers,
+    unserved: Unserved,
     /// Rules broken on purpose that are the pager's own, not a volume's.
     pub(crate) switches: Switches,
     pub(crate) probe: Option<Arc<dyn Probe>>,
@@ -115,6 +123,8 @@ pub(crate) struct Core {
     /// read before that is of a fault that it has left. Written by the reader alone.
     messages: AtomicU64,
     latest: [AtomicU64; LATEST_SLOTS],
+    /// What those last messages are of; written first. Exact under `numbering`, a hint otherwise.
+    latest_access: [Tally; LATEST_SLOTS],
     /// The threads that have been sent a SIGBUS and have not been seen to run since. Held while messages are
     /// read and numbered, and while a thread is sent a SIGBUS, which may take 5 ms. A leaf; never held by
     /// anybody who waits for the reader. Guarded by `tests/full_volume.rs`.
@@ -133,6 +143,7 @@ fn slot_of(tid: Tid, number: u64) -> u64 {
 
 impl Core {
     pub(crate) fn new(
+        home: Home,
         table: Arc<dyn PageTable>,
         address_ranges_max: Option<u64>,
         latencies: bool,
@@ -141,6 +152,7 @@ impl Core {
         let process_ranges_max = process::max_map_count() / 4 * 3;
         let share = Arc::new(Share::default());
         Self {
+            home,
             table,
             direct: Mutex::new(None),
             regions: RwLock::new(Regions::new(share.clone())),
@@ -148,6 +160,7 @@ impl Core {
             stats: Counters::default(),
             latencies: latencies.then(Latencies::new),
             losers: Losers::default(),
+            unserved: Unserved::default(),
             switches: Switches::default(),
             probe,
             reader_answers: true,
@@ -159,6 +172,7 @@ impl Core {
             messages: AtomicU64::new(0),
             numbering: Mutex::new(Vec::new()),
             latest: std::array::from_fn(|_| AtomicU64::new(0)),
+            latest_access: std::array::from_fn(|_| Tally::new(0)),
             stopping: AtomicBool::new(false),
             condemned: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -213,7 +227,9 @@ impl Core {
         let first = self.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
         for (number, message) in (first..).zip(messages) {
             if let Message::Fault(fault) = message {
-                self.latest[fault.tid.0 as usize % LATEST_SLOTS].store(slot_of(fault.tid, number), Ordering::Relaxed);
+                let slot = fault.tid.0 as usize % LATEST_SLOTS;
+                self.latest_access[slot].store(fault.access_key(), Ordering::Release);
+                self.latest[slot].store(slot_of(fault.tid, number), Ordering::Release);
             }
         }
         Ok(first)
@@ -250,7 +266,7 @@ impl Core {
     /// A fault for the workers, that has been read just now.
     pub(crate) fn handed(&self, fault: RawFault, message: u64) -> Handed {
         let read_at = self.latencies.is_some().then(std::time::Instant::now);
-        Handed { fault, message, losing: false, shortages: 0, read_at, ticket: None }
+        Handed { fault, message, losing: false, shortages: 0, read_at, insists: false, ticket: None }
     }
 
     pub(crate) fn hand_over(&self, handed: Handed) {
@@ -265,12 +281,31 @@ impl Core {
     /// What the messages read so far say of a fault.
     pub(crate) fn age(&self, handed: &Handed) -> Age {
         let tid = handed.fault.tid;
-        let slot = self.latest[tid.0 as usize % LATEST_SLOTS].load(Ordering::Relaxed);
+        let index = tid.0 as usize % LATEST_SLOTS;
+        let slot = self.latest[index].load(Ordering::Acquire);
+        let again = || self.latest_access[index].load(Ordering::Acquire) == handed.fault.access_key();
         match slot == slot_of(tid, handed.message) {
             true => Age::Last,
-            false if slot >> NUMBER_BITS == u64::from(tid.0) => Age::Stale,
-            false => Age::Unknown,
+            false if slot >> NUMBER_BITS != u64::from(tid.0) => Age::Unknown,
+            false if again() => Age::Again,
+            false => Age::Stale,
         }
+    }
+
+    /// Whether a thread that is not seen asleep in a store waits all the same: it has been woken from this very access before and
+    /// has made it again. Otherwise it is noted that it is about to be woken.
+    pub(crate) fn insists(&self, handed: &mut Handed) -> bool {
+        if self.switches.broken(Rule::ServeWhoInsists) {
+            return false;
+        }
+        if !handed.insists {
+            let next = self.messages.load(Ordering::Relaxed);
+            handed.insists = self.unserved.insists(&handed.fault, handed.message, next);
+            if handed.insists {
+                self.stats.add(&self.stats.insistent);
+            }
+        }
+        handed.insists
     }
 
     /// Wakes the thread of a fault, and whoever else waits for the same base page.
@@ -290,6 +325,7 @@ impl Core {
             Some((region.inode.number(), region.window.page_at(fault.addr)))
         });
         let page = found.map_or(PageIndex(u64::MAX), |(_, page)| page);
+        let _insisting = self.home.insist();
         probe.at(Event { point, file: found.map(|(file, _)| file), page, block: None });
     }
 

@@ -7,6 +7,7 @@ use super::core::Core;
 use super::regions::{Region, Regions};
 use super::stats::Kind;
 use crate::sync::{Held, RwLockReadGuard, thread};
+use crate::sys::sent;
 
 /// Mappings that are listed.
 const MAPPINGS_MAX: usize = 16;
@@ -31,6 +32,7 @@ fn write_all(core: &Core, out: &mut String) -> fmt::Result {
     writeln!(out, "\ncalls: {:?}", core.calls())?;
     let numbering = if core.numbering.is_locked() { "held" } else { "free" };
     writeln!(out, "numbering of messages: {numbering}")?;
+    writeln!(out, "signals of this process's pagers that came too late, and were dropped: {}", sent::dropped())?;
     // Before it is tried, or it would be seen held by this very call.
     let held = Held::of(&core.regions);
     match try_regions(core) {

@@ -11,6 +11,7 @@ use crate::pager::threads::{caught, record};
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt};
 use crate::sync::Arc;
+use crate::sys::limits::{self, Wanted};
 use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verdict, process};
 
 impl Resolver for Core {
@@ -91,7 +92,8 @@ impl Pager {
         }
         let table = (self.open_direct)()?;
         let own = table.clone();
-        let thread = self.spawn("courier", move |core| courier(core, &*own))?;
+        let spawned = self.spawn("courier", move |core| courier(core, &*own));
+        let thread = spawned.map_err(|error| limits::explain(error, Wanted::Thread))?;
         *courier_thread = Some(thread);
         self.core.set_direct(table.clone());
         Ok(table)

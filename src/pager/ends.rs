@@ -10,8 +10,8 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
-use crate::sys::{Condemned, PageTable, Place};
-use crate::units::Addr;
+use crate::sys::{Condemned, PageTable, Place, Rights};
+use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
 /// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
@@ -85,7 +85,7 @@ impl Core {
         // The last reference to a removed file frees its blocks: after the lock.
         drop(removed);
         // With the mapping gone: its entries are, too.
-        inode.give_back_ahead();
+        inode.give_back_ahead(PageRange::from(PageIndex(0)));
     }
 
     /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with
@@ -147,11 +147,12 @@ impl Core {
         table: &dyn PageTable,
         bytes: u64,
         align: u64,
+        rights: Rights,
     ) -> Result<(RwLockWriteGuard<'_, Regions>, Place)> {
         for tries_left in (0..ROOM_TRIES).rev() {
             let mut regions = self.regions.write();
             self.check_alive()?;
-            let place = Place::reserve(table, bytes, align).map_err(|errno| Error::system("mmap", errno))?;
+            let place = Place::reserve(table, bytes, align, rights).map_err(|errno| Error::system("mmap", errno))?;
             let base = place.at();
             let Some(stale) = regions.overlapping(base, bytes).map(|region| region.window.clone()) else {
                 return Ok((regions, place));

@@ -21,10 +21,12 @@ use crate::mapping::options::MapOptions;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
-use crate::sys::PageTable;
+use crate::sys::fork::{Home, Kept};
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
+use crate::sys::limits::{self, Wanted};
 use crate::sys::userfault::Userfault;
+use crate::sys::{PageTable, Rights};
 use crate::units::PageRange;
 use regions::Region;
 use stats::{Kind, LatencySummary, Stats};
@@ -33,17 +35,22 @@ use stats::{Kind, LatencySummary, Stats};
 ///
 /// Dropping it, or [`Pager::shutdown`], ends all mappings: accesses to them are a SIGBUS from then
 /// on, and calls an error. The same happens if one of its threads panics.
+///
+/// In a child process (fork(2)) there are no such threads. Calls answer [`Error::Forked`] there; those that cannot give an error
+/// give zeros or nothing; and dropping it does nothing. A child may start a pager of its own. Every
+/// descriptor is close-on-exec.
 pub struct Pager {
-    core: Arc<Core>,
-    reader: Mutex<Option<thread::JoinHandle<()>>>,
-    workers: Mutex<Vec<thread::JoinHandle<()>>>,
+    home: Home,
+    core: Kept<Arc<Core>>,
+    reader: Kept<Mutex<Option<thread::JoinHandle<()>>>>,
+    workers: Kept<Mutex<Vec<thread::JoinHandle<()>>>>,
     /// Started with the first mapping whose threads resolve their own faults. Held while the page table for them is
     /// opened, by `map_with` alone; under no other lock.
-    courier: Mutex<Option<thread::JoinHandle<()>>>,
-    open_direct: OpenDirect,
+    courier: Kept<Mutex<Option<thread::JoinHandle<()>>>>,
+    open_direct: Kept<OpenDirect>,
     thread_name: String,
     #[cfg(feature = "sabotage")]
-    injecting: Option<Arc<Injecting>>,
+    injecting: Kept<Option<Arc<Injecting>>>,
 }
 
 /// Opens the page table of mappings whose faults their own threads resolve.
@@ -61,6 +68,7 @@ pub struct PagerBuilder {
     probe: Option<Arc<dyn Probe>>,
     reader_answers: bool,
     busy_poll: Option<Duration>,
+    prepared: Vec<MapOptions>,
     #[cfg(feature = "sabotage")]
     injection: Option<Injection>,
 }
@@ -74,7 +82,7 @@ impl PagerBuilder {
     }
 
     /// What the threads are called: `NAME-reader` and `NAME-worker-N`, cut by the kernel to 15 bytes.
-    /// "dax" unless set.
+    /// "dax" unless set. There must be no NUL in it.
     pub fn thread_name(mut self, name: &str) -> Self {
         self.thread_name = name.to_owned();
         self
@@ -128,6 +136,14 @@ impl PagerBuilder {
         self
     }
 
+    /// Has [`PagerBuilder::start`] open what mappings with these options need, instead of the first [`Pager::map_with`]: userfaultfds,
+    /// `/proc/self/pagemap`, and a thread. For programs that give up their privileges after the start, or are short of descriptors later. Plain
+    /// mappings need nothing more. May be called for several.
+    pub fn prepare(mut self, options: &MapOptions) -> Self {
+        self.prepared.push(*options);
+        self
+    }
+
     /// Has the workers answer every fault, also those that the reader could. For tests that park a fault.
     #[doc(hidden)]
     pub fn reader_answers(mut self, answers: bool) -> Self {
@@ -147,9 +163,14 @@ impl PagerBuilder {
     ///
     /// # Errors
     /// [`Error::WorkerCount`]; [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`],
-    /// [`Error::MissingFeature`] for what the kernel or the process's privileges lack; [`Error::System`] when
-    /// a thread or a descriptor is not to be had.
+    /// [`Error::MissingFeature`] for what the kernel or the process's privileges lack; [`Error::ThreadName`]; [`Error::Limit`], or
+    /// [`Error::System`] where the limit is not known, when a thread or a descriptor is not to be had. Then
+    /// nothing is left of it, and a later start works if there is room.
     pub fn start(self) -> Result<Pager> {
+        self.try_start().map_err(|error| limits::explain(error, Wanted::Thread))
+    }
+
+    fn try_start(self) -> Result<Pager> {
         self.check()?;
         let table = Userfault::open(self.need_kernel_faults)?;
         self.start_on(table, Box::new(|| Ok(Userfault::open_direct()?)))
@@ -168,10 +189,14 @@ impl PagerBuilder {
         if !(1..=1024).contains(&self.workers) {
             return Err(Error::WorkerCount { workers: self.workers });
         }
+        if self.thread_name.contains('\0') {
+            return Err(Error::ThreadName { name: self.thread_name.clone() });
+        }
         Ok(())
     }
 
     fn start_on(self, table: Arc<dyn PageTable>, open_direct: OpenDirect) -> Result<Pager> {
+        let home = Home::here()?;
         #[cfg(feature = "sabotage")]
         let injecting = self.injection.map(|injection| Arc::new(Injecting::new(table.clone(), injection)));
         #[cfg(feature = "sabotage")]
@@ -181,7 +206,7 @@ impl PagerBuilder {
         };
         #[cfg(feature = "sabotage")]
         let table = injecting.clone().map_or(table, |injecting| injecting as Arc<dyn PageTable>);
-        let mut core = Core::new(table, self.address_ranges_max, self.latencies, self.probe);
+        let mut core = Core::new(home, table, self.address_ranges_max, self.latencies, self.probe);
         core.reader_answers = self.reader_answers;
         core.busy_poll = self.busy_poll;
         core.gathers = self.gathers;
@@ -189,14 +214,15 @@ impl PagerBuilder {
         budget::join(&core);
         // Threads that have been started end with the pager if a later one is not to be had.
         let pager = Pager {
-            core,
-            reader: Mutex::new(None),
-            workers: Mutex::new(Vec::new()),
-            courier: Mutex::new(None),
-            open_direct,
+            home,
+            core: home.keep(core),
+            reader: home.keep(Mutex::new(None)),
+            workers: home.keep(Mutex::new(Vec::new())),
+            courier: home.keep(Mutex::new(None)),
+            open_direct: home.keep(open_direct),
             thread_name: self.thread_name,
             #[cfg(feature = "sabotage")]
-            injecting,
+            injecting: home.keep(injecting),
         };
         for worker in 0..self.workers {
             let thread = pager.spawn(&format!("worker-{worker}"), threads::worker)?;
@@ -205,6 +231,7 @@ impl PagerBuilder {
         // Last: when it ends, it waits for a worker.
         let reader = pager.spawn("reader", threads::reader)?;
         *pager.reader.lock() = Some(reader);
+        self.prepared.iter().try_for_each(|options| pager.table_for(options).map(drop))?;
         Ok(pager)
     }
 }
@@ -222,6 +249,7 @@ impl Pager {
             probe: None,
             reader_answers: true,
             busy_poll: None,
+            prepared: Vec::new(),
             #[cfg(feature = "sabotage")]
             injection: None,
         }
@@ -229,7 +257,7 @@ impl Pager {
 
     /// `part` tells the thread from the pager's others.
     fn spawn(&self, part: &str, body: impl FnOnce(&Core) + Send + 'static) -> Result<thread::JoinHandle<()>> {
-        let core = self.core.clone();
+        let core = Arc::clone(&self.core);
         thread::Builder::new()
             .name(format!("{}-{part}", self.thread_name))
             .spawn(move || body(&core))
@@ -242,7 +270,9 @@ impl Pager {
     ///
     /// # Errors
     /// [`Error::EmptyRange`], [`Error::RangeOverflow`], [`Error::Misaligned`]; [`Error::PagerGone`];
-    /// [`Error::System`] when there is no address range left;
+    /// [`Error::Limit`], or [`Error::System`] where the limit is not known, when addresses are short: a mapping counts as so many bytes of
+    /// private memory for `RLIMIT_AS` and `RLIMIT_DATA`, after mlockall(2) for `RLIMIT_MEMLOCK`, and under
+    /// `vm.overcommit_memory=2`;
     /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
     pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
         self.map_with(file, range, &MapOptions::default())
@@ -251,9 +281,17 @@ impl Pager {
     /// As [`Pager::map`], with a choice of how faults are resolved and stores are noticed.
     ///
     /// # Errors
-    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for.
+    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for. Where the first mapping of its
+    /// kind has to open something: [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`]. See [`PagerBuilder::prepare`].
     pub fn map_with(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
-        let inode = file.inode().clone();
+        let bytes = range.end.saturating_sub(range.start);
+        self.try_map(file, range, options).map_err(|error| limits::explain(error, Wanted::Memory(bytes)))
+    }
+
+    fn try_map(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
+        self.home.check()?;
+        file.inode().home().check()?;
+        let inode = Arc::clone(file.inode());
         let page = inode.page();
         let len = range.end.saturating_sub(range.start);
         let range = crate::control::checked_range(range.start, len)?;
@@ -263,10 +301,11 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
+        let options = &options.settled();
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes())?;
+        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
@@ -277,13 +316,16 @@ impl Pager {
         change.add_window(window.clone());
         change.commit(&inode.store);
         regions.insert(Region::new(inode.clone(), window.clone()));
-        window.table.watch(base, len, self.core.clone());
+        window.table.watch(base, len, Arc::<Core>::clone(&self.core));
         drop(regions);
-        Ok(Mapping::new(self.core.clone(), inode, window, place))
+        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window, place))
     }
 
     /// What the pager has done so far. Waits for nobody.
     pub fn stats(&self) -> Stats {
+        if !self.home.is_here() {
+            return Stats::default();
+        }
         Stats {
             calls: self.core.calls(),
             queued: self.core.queue.len() as u64,
@@ -294,6 +336,7 @@ impl Pager {
 
     /// How long faults of a kind took, if [`PagerBuilder::measure_latencies`] asked for it.
     pub fn latency(&self, kind: Kind) -> Option<LatencySummary> {
+        self.home.check().ok()?;
         Some(self.core.latencies.as_ref()?.summary(kind))
     }
 
@@ -301,6 +344,7 @@ impl Pager {
     /// with something in it, shortest first, the longest time that falls into it in nanoseconds, and how many did. A
     /// bucket is at most an eighth wide of its time.
     pub fn latency_histogram(&self, kind: Kind) -> Option<Vec<(u64, u64)>> {
+        self.home.check().ok()?;
         Some(self.core.latencies.as_ref()?.histogram(kind))
     }
 
@@ -310,6 +354,9 @@ impl Pager {
     /// Never blocks, so it can be called while threads hang: where a lock is taken it says so instead. Each line
     /// is of a slightly different moment.
     pub fn describe(&self) -> String {
+        if !self.home.is_here() {
+            return "pager: of another process\n".to_owned();
+        }
         describe::describe(&self.core)
     }
 
@@ -334,7 +381,7 @@ impl Pager {
 
     /// How many mappings there are.
     pub fn mappings(&self) -> usize {
-        self.core.regions.read().len()
+        if self.home.is_here() { self.core.regions.read().len() } else { 0 }
     }
 
     /// Ends the pager: every mapping ends in SIGBUS, threads that wait in a fault get theirs, and the
@@ -344,6 +391,7 @@ impl Pager {
     /// # Errors
     /// [`Error::PagerGone`] if it had ended before, because a thread of it had panicked.
     pub fn shutdown(self) -> Result<Stats> {
+        self.home.check()?;
         let died = self.core.check_alive();
         self.end();
         died.map(|()| self.stats())
@@ -366,6 +414,9 @@ impl Pager {
 
 impl Drop for Pager {
     fn drop(&mut self) {
+        if !self.home.is_here() {
+            return;
+        }
         self.end();
     }
 }

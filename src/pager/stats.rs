@@ -115,6 +115,10 @@ counters! {
     handed_over,
     /// Times that a fault was looked at again because something had to be prepared or was busy.
     rounds,
+    /// Stores served though their threads were not seen asleep: they had been woken before, to no avail.
+    insistent,
+    /// Stores without a block that no signal could end: their page was poisoned for a moment. Loads by the CPU do not notice.
+    poisoned,
     /// Times that invalidations were asked to leave a page alone for a while.
     graces,
     /// Faults at addresses that the pager does not know: the application moved a mapping.

@@ -8,6 +8,7 @@
 
 use nix::errno::Errno;
 
+use super::refuse::refilled;
 use crate::mapping::advice::Pattern;
 use crate::mapping::options::Tracking;
 use crate::pager::core::Core;
@@ -174,7 +175,12 @@ impl Answer<'_> {
         mark: bool,
         behind: u64,
     ) -> Result<Outcome, Errno> {
-        let outcome = shared.install(self.window, self.reach.pages.start, protection, mark)?;
+        let page = self.reach.pages.start;
+        let mut installed = shared.install(self.window, page, protection, mark);
+        if installed == Err(Errno::EFAULT) && refilled(core, self.inode, &self.view) {
+            installed = shared.install(self.window, page, protection, mark);
+        }
+        let outcome = installed?;
         if outcome == Outcome::Installed {
             core.stats.add(&core.stats.installs);
             self.reach.answered(self.window, 1 + behind);

@@ -7,8 +7,10 @@
 //! thread faults on the same page again and again, and on nothing else in between, the next
 //! invalidation of that page first lets the thread run (`Inode::honour_grace`).
 
-use crate::sync::{Ordering, Tally};
-use crate::sys::Tid;
+use std::collections::VecDeque;
+
+use crate::sync::{Mutex, Ordering, Tally};
+use crate::sys::{RawFault, Tid};
 use crate::units::Addr;
 
 const SLOTS: usize = 64;
@@ -43,9 +45,55 @@ impl Losers {
     }
 }
 
+/// How many threads are remembered that were woken unserved.
+const UNSERVED_MAX: usize = 1024;
+
+/// Threads whose store was woken instead of served, as they were not seen asleep.
+///
+/// The kernel does not always let a thread sleep in a fault: with its signal flag up, the fault of a system call is tried
+/// again and again. Nothing in /proc shows the flag (after a stop, a freeze, a signal that another thread took), so such a thread
+/// looks awake, and a wake does nothing for it. Who makes the very access again has not left it.
+#[derive(Default)]
+pub(crate) struct Unserved {
+    /// At most one for each thread, oldest first. Taken by workers, for a moment: a leaf.
+    woken: Mutex<VecDeque<Woken>>,
+}
+
+struct Woken {
+    tid: Tid,
+    access: u64,
+    /// The number of the first message that may come after the wake.
+    next: u64,
+}
+
+impl Unserved {
+    /// Whether the thread of message `message` has been woken before from this very access and has made it again since. If
+    /// not, it is about to be woken, and messages from number `next` on count as again.
+    pub(crate) fn insists(&self, fault: &RawFault, message: u64, next: u64) -> bool {
+        let (tid, access) = (fault.tid, fault.access_key());
+        let mut woken = self.woken.lock();
+        if let Some(at) = woken.iter().position(|woken| woken.tid == tid) {
+            let same = woken[at].access == access;
+            if same && message < woken[at].next {
+                return false;
+            }
+            woken.remove(at);
+            if same {
+                return true;
+            }
+        }
+        if woken.len() == UNSERVED_MAX {
+            woken.pop_front();
+        }
+        woken.push_back(Woken { tid, access, next });
+        false
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::{Access, FaultKind};
 
     #[test]
     fn patience_is_for_one_page_and_ends_with_another() {
@@ -56,5 +104,29 @@ mod tests {
         assert_eq!(at, [6, 13]);
         assert!(!losers.is_losing(tid, other));
         assert!(!losers.is_losing(tid, page));
+    }
+
+    #[test]
+    fn who_is_woken_unserved_insists_by_making_the_access_again() {
+        let unserved = Unserved::default();
+        let store =
+            |tid, at| RawFault { addr: Addr(at), access: Access::Store, kind: FaultKind::Missing, tid: Tid(tid) };
+        assert!(!unserved.insists(&store(1, 0x7000), 3, 10));
+        // Read before it was woken.
+        assert!(!unserved.insists(&store(1, 0x7000), 9, 12));
+        assert!(!unserved.insists(&store(2, 0x7000), 11, 12), "another thread");
+        assert!(unserved.insists(&store(1, 0x7000), 10, 12));
+        // That was served. It begins anew, and so it does with another address.
+        assert!(!unserved.insists(&store(1, 0x7000), 13, 14));
+        assert!(!unserved.insists(&store(1, 0x7008), 15, 16));
+        assert!(!unserved.insists(&store(1, 0x7000), 17, 18));
+    }
+
+    #[test]
+    fn no_more_threads_are_remembered_than_there_is_room_for() {
+        let unserved = Unserved::default();
+        let store = |tid| RawFault { addr: Addr(0), access: Access::Store, kind: FaultKind::Missing, tid: Tid(tid) };
+        assert!((0..=UNSERVED_MAX as u32).all(|tid| !unserved.insists(&store(tid), 0, 1)));
+        assert!(unserved.insists(&store(1), 1, 2) && !unserved.insists(&store(0), 1, 2));
     }
 }

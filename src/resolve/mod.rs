@@ -114,7 +114,7 @@ const SHORTAGES_SOON: u32 = 50;
 const SHORTAGE_BACK_OFF: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Serves a fault to its end, or as far as one turn goes.
-pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
+pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
     let mut raw = handed.fault;
     if handed.losing {
         grant_grace(core, &raw);
@@ -125,30 +125,39 @@ pub(crate) fn resolve(core: &Core, handed: Handed) -> Served {
             Attempt::Done => return Served::Done,
             Attempt::Sigbus => return Served::Sigbus,
             Attempt::Prepare(need) => need,
-            Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => return end_in_sigbus(core, handed),
+            Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+                core.stats.add(&core.stats.shortages);
+                return end_in_sigbus(core, handed);
+            }
             Attempt::NoMemory => return short_of_memory(handed),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
             Attempt::Again | Attempt::Busy => break,
         };
         if need.takes_a_block() && handed.ticket.is_none() {
-            match core.age(&handed) {
-                // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
-                // woken for this one: each thread that waits for the page would send another, faster
-                // than one worker takes them up.
-                Age::Stale => return Served::Done,
-                // Of several threads that stored to this page the first answer has woken all, and the page may have been
-                // punched since: no block for nobody. Woken all the same, as it may be about to fall asleep.
-                Age::Last | Age::Unknown if !core.table.may_wait(raw.tid) => {
+            let age = core.age(&handed);
+            // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
+            // woken for this one: each thread that waits for the page would send another, faster
+            // than one worker takes them up.
+            if age == Age::Stale {
+                return Served::Done;
+            }
+            // Of several threads that stored to this page the first answer has woken all, and the page may have been
+            // punched since: no block for nobody. Woken all the same, as it may be about to fall asleep; but only
+            // once, as it may be one that the kernel does not let sleep.
+            if !core.table.may_wait(raw.tid) && !core.insists(&mut handed) {
+                if age != Age::Again {
                     core.wake(&raw);
-                    return Served::Done;
                 }
-                Age::Last | Age::Unknown => {}
+                return Served::Done;
             }
         }
         match prepare(core, &need) {
             Prepared::Ready => {}
             Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
+            // To try again would not help.
+            Prepared::Lost(_) => return end_in_sigbus(core, Handed { shortages: SHORTAGES_MAX, ..handed }),
             Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+                core.stats.add(&core.stats.shortages);
                 need.window.set_short_of(need.page);
                 return end_in_sigbus(core, handed);
             }

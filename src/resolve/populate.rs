@@ -5,12 +5,13 @@ use nix::errno::Errno;
 
 use super::around::alike;
 use super::prepare::{Prepared, prepare};
+use super::refuse::refilled;
 use super::{Need, SHORTAGES_MAX, What, back_off_from_shortage, need};
 use crate::error::{Error, Result};
 use crate::pager::budget;
 use crate::pager::core::Core;
 use crate::pager::regions::Region;
-use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
+use crate::policy::{Access, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::space::{Shared, Window};
 use crate::sync::{Arc, Ordering};
 use crate::sys::{Filled, Outcome, Protection};
@@ -56,7 +57,7 @@ pub(crate) fn populate(
             }
             Step::Prepare(need) => match prepare(core, &need) {
                 Prepared::Ready => continue,
-                Prepared::NoBlock(error) => return Err(error),
+                Prepared::NoBlock(error) | Prepared::Lost(error) => return Err(error),
                 Prepared::NoMemory if refusals >= SHORTAGES_MAX => {
                     return Err(Error::address_ranges(page, budget::total()));
                 }
@@ -167,6 +168,7 @@ impl Filling<'_> {
         let mut at = pages.start;
         let mut met = false;
         let mut longest = pages.pages();
+        let mut refilled_at = None;
         while at < pages.end {
             let run = PageRange::at(at, longest).intersect(pages);
             match self.shared.install_run(window, run, protection, mark) {
@@ -188,7 +190,8 @@ impl Filling<'_> {
                 Ok(Filled::Nothing(Outcome::Gone | Outcome::Installed)) => {
                     return Err(Error::system("ioctl(UFFDIO_CONTINUE)", Errno::ENOENT));
                 }
-                Err(errno) => return Err(Error::system("ioctl(UFFDIO_CONTINUE)", errno)),
+                Err(Errno::EFAULT) if refilled_at != Some(at) && self.refilled(at) => refilled_at = Some(at),
+                Err(errno) => return Err(self.refused(at, errno)),
             }
         }
         if met && mark {
@@ -196,6 +199,17 @@ impl Filling<'_> {
             return self.unprotect(PageRange::new(pages.start, at));
         }
         Ok(Step::UpTo(at))
+    }
+
+    fn refilled(&self, page: PageIndex) -> bool {
+        refilled(self.core, &self.region.inode, &self.shared.view(page, self.region.layout.backing(page)))
+    }
+
+    fn refused(&self, page: PageIndex, errno: Errno) -> Error {
+        match (errno, self.shared.extents().state(page)) {
+            (Errno::EFAULT, PageState::Written(block)) => self.region.inode.store.lost(block),
+            _ => Error::system("ioctl(UFFDIO_CONTINUE)", errno),
+        }
     }
 
     fn unprotect(&self, pages: PageRange) -> Result<Step> {

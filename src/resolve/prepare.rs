@@ -23,6 +23,8 @@ pub(super) enum Prepared {
     Ready,
     /// No block is free, or none with memory behind it.
     NoBlock(Error),
+    /// The blocks that there are cannot be zeroed: the device refuses.
+    Lost(Error),
     /// The kernel has no memory, or no address range, left for the moment.
     NoMemory,
 }
@@ -43,11 +45,13 @@ pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
             }
             Err(error) => Prepared::NoBlock(error),
         },
-        What::Convert(pages) => {
-            need.inode.convert(pages);
-            core.stats.add(&core.stats.conversions);
-            Prepared::Ready
-        }
+        What::Convert(pages) => match need.inode.convert(pages) {
+            Ok(()) => {
+                core.stats.add(&core.stats.conversions);
+                Prepared::Ready
+            }
+            Err(error) => Prepared::Lost(error),
+        },
         What::Keep(pages) => {
             need.inode.keep(pages);
             Prepared::Ready
@@ -140,10 +144,12 @@ fn point(need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
     let page = need.inode.page();
     let at = need.window.addr_of(range.start);
     let bytes = page.bytes_of(range.pages());
+    let rights = need.window.rights();
     match first {
-        Backing::Zeros => need.window.table.point_at_zeros(at, bytes),
+        Backing::Zeros => need.window.table.point_at_zeros(at, bytes, rights),
         Backing::Block(block) => {
-            need.window.table.point_at_device(at, bytes, &need.inode.store.memory, page.device_offset(block))
+            let offset = page.device_offset(block);
+            need.window.table.point_at_device(at, bytes, &need.inode.store.memory, offset, rights)
         }
     }
 }
@@ -154,7 +160,7 @@ fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRan
     let Some(region) = regions.of(window) else { return };
     let bytes = region.inode.page().bytes_of(range.pages());
     let at = window.addr_of(range.start);
-    match window.table.mend(at, bytes) {
+    match window.table.mend(at, bytes, window.rights()) {
         Ok(Mended::Zeros) => regions.repointed(window, range, Backing::Zeros),
         Ok(Mended::Untouched) => {}
         Ok(Mended::Lost) => drop(core.give_up(regions, window, at, bytes, None)),
@@ -185,7 +191,7 @@ fn evict(core: &Core, regions: &mut Regions) {
     let at = window.addr_of(span.start);
     settle(&region.inode, &window, span);
     region.evicted_up_to(span.end);
-    match window.table.join_to_zeros(at, page.bytes_of(span.pages())) {
+    match window.table.join_to_zeros(at, page.bytes_of(span.pages()), window.rights()) {
         Ok(()) => {
             regions.repointed(&window, span, Backing::Zeros);
             core.stats.add(&core.stats.evictions);

@@ -2,15 +2,36 @@
 
 use super::{Attempt, InTheWay, SHORTAGES_MAX, Served};
 use crate::pager::core::{Age, Core, Handed};
-use crate::policy::{Backing, PageState, View};
+use crate::policy::{Access, Backing, PageState, View};
 use crate::space::{Shared, Window};
-use crate::sync;
+use crate::sync::{self, Arc};
 use crate::sys::{Delivery, Outcome, RawFault};
-use crate::units::PageRange;
+use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::grace::Grace;
+use crate::volume::inode::Inode;
 
 /// How long a page stays poisoned for a thread of another process.
 const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// The device has no page where the file has a block, and has one of zeros now: the file says that there is one, and
+/// nobody but the application can have taken it away. Under the guard that the block was looked up under: it is nobody else's meanwhile.
+///
+/// ```text
+/// this fault                                        another fault on the page
+///   L2 shared
+///   CONTINUE: no page                                 L2 shared
+///   fallocate: a page of zeros                        CONTINUE: installed
+///   CONTINUE: installed                               a store
+///                                                     fallocate, if it saw none: leaves the page
+/// ```
+pub(super) fn refilled(core: &Core, inode: &Inode, view: &View) -> bool {
+    let PageState::Written(block) = view.state else { return false };
+    let refilled = inode.store.refill(block);
+    if refilled {
+        core.stats.add(&core.stats.lost_pages);
+    }
+    refilled
+}
 
 /// The device has no page where the file has a block, or something else is mapped at the
 /// address: somebody has changed the device, or the mapping, behind our back. SIGBUS rather than a guess.
@@ -75,16 +96,14 @@ pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Ba
 ///   hole no store to it gets through;
 /// - with everything read that was unread, and the reader kept from reading: what comes of the thread before it
 ///   has run is of the same store, and only woken for.
-pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
-    let raw = &handed.fault;
-    if handed.shortages >= SHORTAGES_MAX {
-        core.stats.add(&core.stats.shortages);
-    }
+pub(super) fn end_in_sigbus(core: &Core, mut handed: Handed) -> Served {
+    let raw = &{ handed.fault };
     if handed.ticket.is_some() {
         core.stats.add(&core.stats.sigbus);
         return Served::Sigbus;
     }
-    if core.age(&handed) == Age::Stale {
+    let age = core.age(&handed);
+    if age == Age::Stale {
         // As in `resolve`: the thread's next message is served in its turn.
         return Served::Done;
     }
@@ -98,12 +117,20 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
     let change = inode.space.change();
     let no_block = change.extents().state(page) == PageState::Hole || handed.shortages >= SHORTAGES_MAX;
     let past_end = page >= inode.page().ceil(change.size());
-    let delivery = if no_block && !past_end && window.is_alive() { send(core, &handed) } else { Some(Delivery::Awake) };
-    let mut grace = None;
+    let refused = no_block && !past_end && window.is_alive();
+    let delivery = match if refused { send(core, &handed) } else { Some(Delivery::Awake) } {
+        // It has been woken before, to no avail: the kernel does not let it sleep, and a signal would not end its fault.
+        Some(Delivery::Awake) if refused && core.insists(&mut handed) => Some(Delivery::Unreachable),
+        delivery => delivery,
+    };
+    let (mut grace, mut passing) = (None, None);
     if delivery == Some(Delivery::Unreachable) {
+        core.stats.add(&core.stats.sigbus);
+        core.stats.add(&core.stats.poisoned);
         // Before the thread is woken, which poisoning does.
         grace = Grace::new(&window.table, raw.tid, page);
         // Zapped again below, as soon as the thread has run.
+        passing = (raw.access == Access::Store).then(|| Passing::begin(window, page, inode.page().bytes()));
         change.poison(window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);
@@ -112,7 +139,8 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
     match delivery {
         None | Some(Delivery::Sent) => {}
         // A block has come since, or the file has ended, or the thread has left the fault: the access, if
-        // there is one, repeats, and finds out.
+        // there is one, repeats, and finds out. As in `resolve`, one that has been repeated is its last message's business.
+        Some(Delivery::Awake) if age == Age::Again => {}
         Some(Delivery::Awake) => core.wake(raw),
         Some(Delivery::Unreachable) => {
             core.wake(raw);
@@ -129,7 +157,29 @@ pub(super) fn end_in_sigbus(core: &Core, handed: Handed) -> Served {
             change.commit(&inode.store);
         }
     }
+    drop(passing);
     Served::Done
+}
+
+/// A page is poisoned for one thread's sake: from before that until after the zap, loads that meet the poison are repeated.
+struct Passing {
+    window: Arc<Window>,
+    at: Addr,
+    bytes: u64,
+}
+
+impl Passing {
+    fn begin(window: &Arc<Window>, page: PageIndex, bytes: u64) -> Self {
+        let at = window.addr_of(page);
+        window.table.begin_passing(at, bytes);
+        Self { window: window.clone(), at, bytes }
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.window.table.end_passing(self.at, self.bytes);
+    }
 }
 
 /// Sends the thread its SIGBUS if it sleeps in the very fault that this message is of. `None` if it has sent another
@@ -154,7 +204,7 @@ fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
     let runs = core.table.runs(raw.tid);
     core.read_everything(&mut reading);
     match core.age(handed) {
-        Age::Last => {}
+        Age::Last | Age::Again => {}
         Age::Stale => return None,
         Age::Unknown => return Some(Delivery::Unreachable),
     }
@@ -164,11 +214,9 @@ fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
         // It may not even sleep there, so how often it has run says nothing.
         Delivery::Unreachable => Delivery::Unreachable,
     };
-    if delivery != Delivery::Awake {
-        core.stats.add(&core.stats.sigbus);
-    }
     if delivery == Delivery::Sent {
-        reading.signalled(&*core.table, raw.tid);
+        core.stats.add(&core.stats.sigbus);
+        reading.signalled(raw.tid, runs);
     }
     Some(delivery)
 }

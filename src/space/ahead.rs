@@ -2,79 +2,148 @@
 //! asked for them. As long as that is so they are remembered, and given back when the mapping goes, the
 //! file is truncated, or the volume runs full, as XFS does with what it has allocated ahead.
 //!
-//! Whether a page has been stored to cannot be known once it is writable. So it is zapped from every mapping first, and
-//! then looked at, all under one exclusive hold: a page of nothing but zeros is a hole again, which reads the same.
+//! Whether a page has been stored to cannot be known once it is writable: that a stream has gone on behind it proves nothing.
+//! But a page that shows a byte has been stored to. One that shows none is zapped from every mapping and looked at again, all
+//! under one exclusive hold: a page of nothing but zeros is a hole again, which reads the same.
+
+use std::collections::BTreeMap;
 
 use super::{Change, Shared};
-use crate::units::PageRange;
+use crate::units::{PageIndex, PageRange};
 use crate::volume::store::Store;
 
-/// Ranges remembered for one file: streams that store into holes at the same time. Of more, the oldest is kept for good.
-const STREAMS: usize = 16;
+/// Pages that are looked at under one hold of L2: it keeps faults out.
+const LOOK_PAGES: u64 = 1024;
+
+/// Pages with blocks that nobody has asked for: ranges that do not overlap, by where they begin, with where they end.
+#[derive(Default)]
+pub(super) struct Ahead(BTreeMap<PageIndex, PageIndex>);
+
+impl Ahead {
+    /// What is remembered of `range`, in order.
+    fn within(&self, range: PageRange) -> impl Iterator<Item = PageRange> + '_ {
+        let before = self.0.range(..range.start).next_back();
+        let inside = self.0.range(range.start..range.end.max(range.start));
+        let parts = before.into_iter().chain(inside);
+        parts.map(move |(start, end)| PageRange::new(*start, *end).intersect(range)).filter(|part| !part.is_empty())
+    }
+
+    /// Forgets `range`.
+    pub(super) fn remove(&mut self, range: PageRange) {
+        let parts: Vec<PageRange> = self.within(range).collect();
+        for part in parts {
+            let (start, end) = self
+                .0
+                .range(..=part.start)
+                .next_back()
+                .map(|(start, end)| (*start, *end))
+                .unwrap_or((part.start, part.end));
+            self.0.remove(&start);
+            if start < part.start {
+                self.0.insert(start, part.start);
+            }
+            if part.end < end {
+                self.0.insert(part.end, end);
+            }
+        }
+    }
+
+    fn insert(&mut self, range: PageRange) {
+        self.remove(range);
+        if !range.is_empty() {
+            self.0.insert(range.start, range.end);
+        }
+    }
+}
 
 impl Shared<'_> {
     pub(crate) fn is_ahead(&self, range: PageRange) -> bool {
-        self.state().ahead.iter().any(|ahead| !ahead.intersect(range).is_empty())
+        self.state().ahead.within(range).next().is_some()
     }
 
-    pub(crate) fn has_ahead(&self) -> bool {
-        !self.state().ahead.is_empty()
+    /// The next pages of `range` to be given back under one hold of the lock.
+    pub(crate) fn next_ahead(&self, range: PageRange) -> Option<PageRange> {
+        let first = self.state().ahead.within(range).next()?;
+        Some(PageRange::at(first.start, LOOK_PAGES).intersect(range))
     }
 
     /// How many pages of `range` may be holes by the time that somebody fills them who holds L1: those that are, and those that
-    /// become holes again if what was allocated ahead is given back, which takes no L1. Too many where ranges
-    /// overlap, never too few.
+    /// become holes again if what was allocated ahead is given back, which takes no L1.
     pub(crate) fn holes_at_most(&self, range: PageRange) -> u64 {
-        let holes = |range| self.extents().holes(range).iter().map(PageRange::pages).sum::<u64>();
-        let ahead = self.state().ahead.iter().map(|ahead| ahead.intersect(range)).filter(|part| !part.is_empty());
-        holes(range) + ahead.map(|part| part.pages() - holes(part)).sum::<u64>()
+        let holes: u64 = self.extents().holes(range).iter().map(PageRange::pages).sum();
+        let ahead: u64 = self.state().ahead.within(range).map(|part| part.pages()).sum();
+        holes + ahead
     }
 }
 
 impl Change<'_> {
-    /// Blocks have been put under `filled`, of which only the first page is known to be stored to. The run that ends where
-    /// this one begins has been stored to from one end to the other.
+    /// Blocks have been put under `filled`, of which only the first page is known to be stored to.
     pub(crate) fn put_ahead(&mut self, filled: PageRange) {
-        let ahead = &mut self.state.ahead;
-        ahead.retain(|range| range.end != filled.start);
-        if filled.pages() > 1 {
-            if ahead.len() == STREAMS {
-                ahead.remove(0);
-            }
-            ahead.push(PageRange::new(filled.start.plus(1), filled.end));
-        }
+        self.state.ahead.remove(filled);
+        self.state.ahead.insert(PageRange::new(filled.start.plus(1), filled.end));
     }
 
     /// Somebody has asked for blocks under `range`: they stay.
     pub(crate) fn keep(&mut self, range: PageRange) {
-        let ahead = &mut self.state.ahead;
-        for index in (0..ahead.len()).rev() {
-            let had = ahead[index];
-            if !had.intersect(range).is_empty() {
-                let before = PageRange::new(had.start, range.start.min(had.end));
-                let after = PageRange::new(range.end.max(had.start), had.end);
-                ahead.swap_remove(index);
-                ahead.extend([before, after].into_iter().filter(|part| !part.is_empty()));
+        self.state.ahead.remove(range);
+    }
+
+    /// Takes away the blocks of `range` that nobody has stored to, and forgets the others.
+    pub(crate) fn give_back_ahead(&mut self, store: &Store, range: PageRange) {
+        let parts: Vec<PageRange> = self.state.ahead.within(range).collect();
+        self.state.ahead.remove(range);
+        let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.zeros_in(store, part)).collect();
+        for zeros in zeros {
+            // Before it is looked at, and with faults kept out: no store slips in behind.
+            self.state.windows.iter().for_each(|window| window.zap(zeros));
+            for gone in self.zeros_in(store, zeros) {
+                self.unmap(gone);
             }
         }
     }
 
-    /// Takes away the blocks that nobody has stored to.
-    pub(crate) fn give_back_ahead(&mut self, store: &Store) {
-        for range in std::mem::take(&mut self.state.ahead) {
-            // Before it is looked at, and with faults kept out: no store slips in behind.
-            self.state.windows.iter().for_each(|window| window.zap(range));
-            let written: Vec<_> = self.state.extents.within(range).filter(|extent| extent.written).collect();
-            for extent in written {
-                let blocks = (0..extent.run.blocks).filter(|n| store.is_zero(extent.run.start.plus(*n)));
-                let mut runs: Vec<PageRange> = Vec::new();
-                for page in blocks.map(|n| extent.page.plus(n)) {
-                    match runs.last_mut() {
-                        Some(run) if run.end == page => run.end = page.plus(1),
-                        _ => runs.push(PageRange::one(page)),
-                    }
+    /// The pages of `range` that have bytes of their own, all of them zeros. One that cannot be read is none.
+    fn zeros_in(&self, store: &Store, range: PageRange) -> Vec<PageRange> {
+        let mut runs: Vec<PageRange> = Vec::new();
+        for extent in self.state.extents.within(range).filter(|extent| extent.written) {
+            let blocks = (0..extent.run.blocks).filter(|n| store.is_zero(extent.run.start.plus(*n)));
+            for page in blocks.map(|n| extent.page.plus(n)) {
+                match runs.last_mut() {
+                    Some(run) if run.end == page => run.end = page.plus(1),
+                    _ => runs.push(PageRange::one(page)),
                 }
-                runs.into_iter().for_each(|run: PageRange| self.unmap(run));
+            }
+        }
+        runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The same as a set of pages.
+        #[test]
+        fn ranges_are_a_set_of_pages(steps in proptest::collection::vec((any::<bool>(), 0..60u64, 0..20u64), 1..60)) {
+            let mut ahead = Ahead::default();
+            let mut model = std::collections::BTreeSet::new();
+            for (put, start, pages) in steps {
+                let range = PageRange::at(PageIndex(start), pages);
+                if put {
+                    ahead.insert(range);
+                    model.extend(range.iter());
+                } else {
+                    ahead.remove(range);
+                    range.iter().for_each(|page| _ = model.remove(&page));
+                }
+                for from in [0, start, start + pages / 2] {
+                    let asked = PageRange::at(PageIndex(from), 30);
+                    let got: Vec<_> = ahead.within(asked).flat_map(PageRange::iter).collect();
+                    let want: Vec<_> = model.iter().copied().filter(|page| asked.contains(*page)).collect();
+                    prop_assert_eq!(got, want);
+                }
             }
         }
     }

@@ -1,10 +1,14 @@
 //! Changes: L2 held exclusively, and the one order in which things are made visible.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use nix::errno::Errno;
 
 use super::State;
 use super::extents::{Extent, ExtentMap, Run};
 use super::window::Window;
+use crate::error::{Error, Result};
 use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
@@ -18,9 +22,9 @@ use crate::volume::store::Store;
 pub(super) struct Pending {
     zap: Vec<PageRange>,
     forget: Vec<PageRange>,
-    zero: Vec<(BlockIndex, std::ops::Range<u64>)>,
+    zero: Vec<(PageIndex, BlockIndex, std::ops::Range<u64>)>,
     /// Blocks to copy, from and to, once no store reaches the old ones.
-    copy: Vec<(Run, BlockIndex)>,
+    copy: Vec<(Extent, BlockIndex)>,
     free: Vec<Run>,
 }
 
@@ -52,6 +56,7 @@ impl Change<'_> {
     /// Takes the blocks of `range` away: zapped and forgotten, then freed.
     pub(crate) fn unmap(&mut self, range: PageRange) {
         let gone = self.state.extents.remove(range);
+        self.state.ahead.remove(range);
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
         self.zap(range);
         self.pending.forget.push(range);
@@ -67,7 +72,7 @@ impl Change<'_> {
         let run = Run { start: to, blocks: old.run.blocks };
         self.state.extents.replace(Extent { run, ..old });
         if old.written {
-            self.pending.copy.push((old.run, to));
+            self.pending.copy.push((old, to));
         }
         self.zap(old.range());
         self.pending.free.push(old.run);
@@ -80,10 +85,15 @@ impl Change<'_> {
         }
     }
 
+    /// Takes a page out of every mapping now: until the change is committed nobody loads or stores there by an instruction.
+    pub(crate) fn keep_out_of(&self, page: PageIndex) {
+        self.state.windows.iter().for_each(|window| window.zap(PageRange::one(page)));
+    }
+
     /// Zeroes a part of a written page once it is zapped, so that no store slips in behind.
-    pub(crate) fn zero(&mut self, block: BlockIndex, part: std::ops::Range<u64>) {
+    pub(crate) fn zero(&mut self, page: PageIndex, block: BlockIndex, part: std::ops::Range<u64>) {
         if !part.is_empty() {
-            self.pending.zero.push((block, part));
+            self.pending.zero.push((page, block, part));
         }
     }
 
@@ -127,6 +137,15 @@ impl Change<'_> {
         }
     }
 
+    /// [`Change::try_commit`] of a change in which nothing is zeroed or copied: so nothing can fail.
+    pub(crate) fn commit(self, store: &Store) {
+        debug_assert!(
+            self.pending.zero.is_empty() && self.pending.copy.is_empty(),
+            "what can fail is committed as such"
+        );
+        let _ = self.try_commit(store);
+    }
+
     /// Publishes, zaps, forgets, and zeroes or copies, as one step, then frees what was taken away.
     ///
     /// ```text
@@ -140,27 +159,38 @@ impl Change<'_> {
     /// ```
     ///
     /// Zapped first, a fault between zap and publish would install the old block again; freed first,
-    /// another file would have the block while an entry still reaches it (rule 2).
-    pub(crate) fn commit(self, store: &Store) {
-        let Change { file, state, mut pending, .. } = self;
+    /// another file would have the block while an entry still reaches it (rule 2). An observer that panics is heard to its
+    /// end when all of this is done.
+    ///
+    /// # Errors
+    /// The device has refused to zero or copy something: the first refusal. All else is done. A block that could not be copied
+    /// stays where it was. A page that is lost stays lost. One whose bytes are there and could not be zeroed in
+    /// part is a hole now.
+    pub(crate) fn try_commit(self, store: &Store) -> Result<()> {
+        let Change { file, mut state, mut pending, .. } = self;
         let first = pending.zap.iter().map(|range| range.start).min().unwrap_or(PageIndex(0));
         let block = pending.free.first().map(|run| run.start);
-        let tell = |point: Point| store.probe(point, file, first, block);
+        let mut told = Told::default();
+        let mut tell = |point: Point| told.catch(|| store.probe(point, file, first, block));
         tell(Point::Published);
         // Before the lock is dropped: from then on somebody may see that the blocks are gone from here.
-        let transit = (!pending.free.is_empty()).then(|| store.transit());
+        let transit = (!pending.free.is_empty() || !pending.zero.is_empty()).then(|| store.transit());
         if store.broken(Rule::ZapBeforeFree) {
             store.free(&std::mem::take(&mut pending.free));
             tell(Point::Freed);
         }
+        let mut done = Ok(());
         if store.broken(Rule::InvalidateUnderLock) {
             let windows = state.windows.clone();
             drop(state);
             tell(Point::Published);
-            pending.apply(&windows, store);
+            pending.invalidate(&windows);
+            let _ = pending.zero.iter().try_for_each(|(_, block, part)| store.zero(*block, part.clone()));
+            let _ = pending.copy.iter().try_for_each(|(from, to)| store.copy(from.run, *to));
         } else {
             if !store.broken(Rule::PublishBeforeZap) {
-                pending.apply(&state.windows, store);
+                pending.invalidate(&state.windows);
+                done = pending.fill(&mut state, store);
             }
             // Handed over to whoever waits: a fault that competes with a loop of punches gets its turn.
             RwLockWriteGuard::unlock_fair(state);
@@ -169,23 +199,70 @@ impl Change<'_> {
         store.free(&pending.free);
         drop(transit);
         tell(Point::Freed);
+        told.resume();
+        done
+    }
+}
+
+/// What observers have panicked with. It is thrown on when nothing is left half done.
+#[derive(Default)]
+struct Told(Option<Box<dyn Any + Send>>);
+
+impl Told {
+    fn catch(&mut self, tell: impl FnOnce()) {
+        // A schedule checker ends threads by unwinding them.
+        if cfg!(feature = "shuttle") {
+            return tell();
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(tell)) {
+            self.0.get_or_insert(panic);
+        }
+    }
+
+    fn resume(self) {
+        if let Some(panic) = self.0 {
+            resume_unwind(panic);
+        }
     }
 }
 
 impl Pending {
-    /// Everything but the freeing.
-    fn apply(&self, windows: &[Arc<Window>], store: &Store) {
+    fn invalidate(&self, windows: &[Arc<Window>]) {
         for window in windows {
             self.zap.iter().for_each(|range| window.zap(*range));
             for range in &self.forget {
                 window.dirty.forget(window.own(*range));
             }
         }
-        for (block, part) in &self.zero {
-            store.zero(*block, part.clone());
+    }
+
+    /// Zeroes and copies, and puts right what has been published where that fails.
+    fn fill(&mut self, state: &mut State, store: &Store) -> Result<()> {
+        let mut done = Ok(());
+        for (page, block, part) in std::mem::take(&mut self.zero) {
+            let zeroed = store.zero(block, part);
+            if matches!(zeroed, Err(Error::DeviceLost { .. }) | Ok(())) {
+                // Lost: nothing of it can be seen, now or later.
+                done = done.and(zeroed);
+                continue;
+            }
+            // What should read as zeros would be seen again.
+            let gone = PageRange::one(page);
+            self.free.extend(state.extents.remove(gone).iter().map(|extent| extent.run));
+            state.windows.iter().for_each(|window| window.zap(gone));
+            state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
+            done = done.and(zeroed);
         }
-        for (from, to) in &self.copy {
-            store.copy(*from, *to);
+        for (old, to) in std::mem::take(&mut self.copy) {
+            let copied = store.copy(old.run, to);
+            if copied.is_err() {
+                // Zapped as it is, and not freed yet: nobody has seen it elsewhere.
+                state.extents.replace(old);
+                let new = Run { start: to, blocks: old.run.blocks };
+                self.free.iter_mut().filter(|run| **run == old.run).for_each(|run| *run = new);
+            }
+            done = done.and(copied);
         }
+        done
     }
 }

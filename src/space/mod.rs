@@ -33,6 +33,7 @@ use crate::policy::{Backing, View};
 use crate::sync::{Arc, Held, RwLock, RwLockReadGuard};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
+use ahead::Ahead;
 pub(crate) use change::Change;
 use change::Pending;
 use extents::ExtentMap;
@@ -42,8 +43,8 @@ struct State {
     i_size: u64,
     extents: ExtentMap,
     windows: Vec<Arc<Window>>,
-    /// Pages with blocks that nobody has asked for; see [`ahead`].
-    ahead: Vec<PageRange>,
+    /// Pages with blocks that nobody has asked for; see [`ahead`]. All of them are written.
+    ahead: Ahead,
 }
 
 /// Size, extents and mappings of one file, under L2.
@@ -63,7 +64,7 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new(page: PageSize, number: u64) -> Self {
-        let state = State { i_size: 0, extents: ExtentMap::default(), windows: Vec::new(), ahead: Vec::new() };
+        let state = State { i_size: 0, extents: ExtentMap::default(), windows: Vec::new(), ahead: Ahead::default() };
         Self { number, page, state: RwLock::new(state) }
     }
 

@@ -8,7 +8,7 @@ use super::streams::Streams;
 use crate::mapping::options::{MapOptions, Resolve};
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::sys::PageTable;
+use crate::sys::{PageTable, Rights};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
 /// A mapping as the file sees it: where to zap.
@@ -83,6 +83,10 @@ impl Window {
 
     pub(crate) fn contains(&self, at: Addr) -> bool {
         (self.base..self.base.plus(self.bytes())).contains(&at)
+    }
+
+    pub(crate) fn rights(&self) -> Rights {
+        Rights::of(self.options.read_only)
     }
 
     /// Whether threads resolve their own faults here.

@@ -56,15 +56,16 @@ pub(crate) fn back_off(time: Duration) {
 }
 
 /// When to stop waiting for something that may never come.
-pub(crate) struct Deadline(Instant);
+pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
+    /// Never, if the clock does not go so far.
     pub(crate) fn after(time: Duration) -> Self {
-        Self(Instant::now() + time)
+        Self(Instant::now().checked_add(time))
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        Instant::now() >= self.0
+        self.0.is_some_and(|end| Instant::now() >= end)
     }
 }
 

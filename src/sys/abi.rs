@@ -50,6 +50,8 @@ pub(super) struct WriteProtect {
 
 pub(super) const UFFD_API: u64 = 0xaa;
 pub(super) const USER_MODE_ONLY: i32 = 1;
+/// Of `/dev/userfaultfd`.
+pub(super) const USERFAULTFD_IOC_NEW: libc::c_ulong = request_code_none!(0xaa, 0x00);
 
 /// Of UFFDIO_COPY, CONTINUE and POISON alike.
 #[cfg(feature = "sabotage")]

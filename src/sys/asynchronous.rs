@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Condemned, Delivery, Filled, Mended, Message, Outcome, PageTable, Protection, Resolver, Scan, Ticket, Tid,
-    Verdict,
+    Calls, Condemned, Delivery, Filled, Mended, Message, Outcome, PageTable, Protection, Resolver, Rights, Scan,
+    Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::Arc;
@@ -24,6 +24,7 @@ pub(super) trait Twin: PageTable {
         bytes: u64,
         device: &Arc<DeviceMemory>,
         offset: u64,
+        rights: Rights,
     ) -> Result<(), Errno>;
 
     /// As [`PageTable::install`], for a range that lets stores through by itself.
@@ -75,30 +76,37 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         self.0.has_real_addresses()
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.0.reserve(bytes, align)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.0.reserve(bytes, align, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.0.point_at_device_unnoticed(at, bytes, device, offset)?;
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.0.point_at_device_unnoticed(at, bytes, device, offset, rights)?;
         self.0.wake(at, bytes);
         Ok(())
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.0.point_at_zeros(at, bytes)?;
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.0.point_at_zeros(at, bytes, rights)?;
         self.0.wake(at, bytes);
         Ok(())
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.0.join_to_zeros(at, bytes)?;
+    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.0.join_to_zeros(at, bytes, rights)?;
         self.0.wake(at, bytes);
         Ok(())
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
-        let mended = self.0.mend(at, bytes)?;
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
+        let mended = self.0.mend(at, bytes, rights)?;
         // Only where the range is another now. A thread that is woken for nothing faults anew, and its wait begins anew.
         if mended != Mended::Untouched {
             self.0.wake(at, bytes);
@@ -165,6 +173,14 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
         self.0.raise_sigbus(tid, at)
+    }
+
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        self.0.begin_passing(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        self.0.end_passing(at, bytes);
     }
 
     fn outlook(&self, tid: Tid) -> Delivery {

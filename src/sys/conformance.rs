@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
-use super::{Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Scan, access};
+use super::{
+    Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Rights, Scan, access,
+};
 use crate::sync::{Arc, thread};
 use crate::units::Addr;
 
@@ -99,8 +101,8 @@ impl Subject {
         let page = table.base_page();
         // On the kernel the page cache must have every page, as it always has for the fake.
         device.populate(0, BLOCKS * page).unwrap();
-        (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()));
-        let place = Place::reserve(&*table, PAGES * page, page).unwrap();
+        (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()).unwrap());
+        let place = Place::reserve(&*table, PAGES * page, page, Rights::LoadStore).unwrap();
         Self { cpu, table, device: Arc::new(device), base: place.at(), place }
     }
 
@@ -188,11 +190,13 @@ impl Subject {
             Step::PointAtDevice(page, count, block) => {
                 let (at, bytes) = self.range(page, count);
                 let offset = block * table.base_page();
-                Seen::Done(self.attended(|| table.point_at_device(at, bytes, &self.device, offset)).0)
+                Seen::Done(
+                    self.attended(|| table.point_at_device(at, bytes, &self.device, offset, Rights::LoadStore)).0,
+                )
             }
             Step::PointAtZeros(page, count) => {
                 let (at, bytes) = self.range(page, count);
-                Seen::Done(self.attended(|| table.point_at_zeros(at, bytes)).0)
+                Seen::Done(self.attended(|| table.point_at_zeros(at, bytes, Rights::LoadStore)).0)
             }
             Step::Condemn(page, count) => {
                 let (at, bytes) = self.range(page, count);
@@ -217,7 +221,7 @@ impl Subject {
     fn device_words(&self) -> Vec<u64> {
         let word = |block| {
             let mut bytes = [0; 8];
-            self.device.read(block * self.table.base_page(), &mut bytes);
+            self.device.read(block * self.table.base_page(), &mut bytes).unwrap();
             u64::from_ne_bytes(bytes)
         };
         (0..BLOCKS).map(word).collect()
@@ -322,7 +326,7 @@ proptest! {
 fn refused_while_an_event_is_unread(subject: &Subject) -> Vec<Seen> {
     let point = |page, block| {
         let (at, bytes) = subject.range(page, 1);
-        subject.table.point_at_device(at, bytes, &subject.device, block * bytes)
+        subject.table.point_at_device(at, bytes, &subject.device, block * bytes, Rights::LoadStore)
     };
     subject.attended(|| point(0, 0)).0.unwrap();
     let steps = [

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::memory::DeviceMemory;
 use super::{
     Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Scan, Ticket, Tid, Verdict,
+    Resolver, Rights, Scan, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -35,6 +35,8 @@ pub struct Injection {
     pub delay_ppm: u32,
     /// A fault's message is delivered twice, half of the time by a later read.
     pub duplicate_ppm: u32,
+    /// Of the threads, these look awake in each of their faults, to whoever asks, as one does that the kernel does not let sleep.
+    pub awake_ppm: u32,
 }
 
 /// An entry that another thread's fault might have put there.
@@ -101,6 +103,12 @@ impl Injecting {
     fn with(table: Arc<dyn PageTable>, injection: Injection, counts: Arc<[AtomicU64; NAMES.len()]>) -> Self {
         let (drawn, late) = (Arc::default(), Mutex::default());
         Self { table, notes_installs: false, injection, drawn, counts, late }
+    }
+
+    /// Of a thread the same each time.
+    fn looks_awake(&self, tid: Tid) -> bool {
+        let drawn = (u64::from(tid.0) ^ self.injection.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        drawn % 1_000_000 < u64::from(self.injection.awake_ppm)
     }
 
     /// What has been put in so far, by name.
@@ -269,31 +277,38 @@ impl PageTable for Injecting {
         self.table.has_real_addresses()
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.table.reserve(bytes, align)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.table.reserve(bytes, align, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_device(at, bytes, device, offset)
+        self.table.point_at_device(at, bytes, device, offset, rights)
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_zeros(at, bytes)
+        self.table.point_at_zeros(at, bytes, rights)
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.join_to_zeros(at, bytes)
+        self.table.join_to_zeros(at, bytes, rights)
     }
 
     fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
         self.table.is_ours(at, bytes)
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
-        self.table.mend(at, bytes)
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
+        self.table.mend(at, bytes, rights)
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
@@ -384,14 +399,22 @@ impl PageTable for Injecting {
         self.table.raise_sigbus(tid, at)
     }
 
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        self.table.begin_passing(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        self.table.end_passing(at, bytes);
+    }
+
     fn outlook(&self, tid: Tid) -> Delivery {
         // Who asks reads on until there is nothing more: nothing is held back from that.
         self.late.lock().iter_mut().for_each(|message| message.reads = 0);
-        self.table.outlook(tid)
+        if self.looks_awake(tid) { Delivery::Awake } else { self.table.outlook(tid) }
     }
 
     fn may_wait(&self, tid: Tid) -> bool {
-        self.table.may_wait(tid)
+        !self.looks_awake(tid) && self.table.may_wait(tid)
     }
 
     fn runs(&self, tid: Tid) -> Option<u64> {

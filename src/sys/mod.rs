@@ -11,11 +11,15 @@ mod asynchronous;
 mod conformance;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub(crate) mod fork;
 #[cfg(feature = "sabotage")]
 pub(crate) mod inject;
+pub(crate) mod limits;
 pub(crate) mod memory;
+pub(crate) mod passing;
 mod place;
 pub(crate) mod process;
+pub(crate) mod sent;
 mod trap;
 pub(crate) mod userfault;
 
@@ -59,6 +63,14 @@ pub(crate) struct RawFault {
     pub(crate) tid: Tid,
 }
 
+impl RawFault {
+    /// The access: its address, and whether it is a store.
+    pub(crate) fn access_key(&self) -> u64 {
+        // No address of a process has the highest bit.
+        self.addr.0 as u64 | u64::from(self.access == Access::Store) << 63
+    }
+}
+
 /// A message read from the page table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Message {
@@ -100,6 +112,20 @@ pub(crate) const MESSAGES_PER_READ: usize = 64;
 pub(crate) enum Protection {
     ReadOnly,
     Writable,
+}
+
+/// What accesses an address range allows at all: as PROT_READ and PROT_WRITE of mmap(2), a store to a range
+/// without is a SIGSEGV, and no fault that the pager is asked about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rights {
+    Load,
+    LoadStore,
+}
+
+impl Rights {
+    pub(crate) fn of(read_only: bool) -> Self {
+        if read_only { Rights::Load } else { Rights::LoadStore }
+    }
 }
 
 /// What came of an attempt to change one page-table entry. Each ioctl's answer becomes one of
@@ -208,29 +234,36 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Reserves an address range whose every access faults, aligned to `align`. All of it
     /// points at zeros.
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno>;
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno>;
 
     /// Makes `at` point at the device from `offset` on, with no entry in the page table.
     /// Threads that fault there see the old range or the new one, never neither.
     ///
     /// Waits until somebody has called [`PageTable::read`] for the event, and until then every
     /// install answers [`Outcome::Retry`].
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno>;
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno>;
 
     /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno>;
 
     /// As [`PageTable::point_at_zeros`], where that makes one address range of several: with those that are kept in reserve, if
     /// the process has none left.
-    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.point_at_zeros(at, bytes)
+    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.point_at_zeros(at, bytes, rights)
     }
 
     /// After a re-point has failed: the kernel may have unmapped the range before it gave up.
     ///
     /// # Errors
     /// What kept the kernel from telling; nothing is known then.
-    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno>;
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno>;
 
     /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes who waits there. In place:
     /// the addresses stay taken.
@@ -292,6 +325,13 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Ends the fault of one thread, and of no other on the same page, in a SIGBUS.
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery;
+
+    /// A page of the range is about to be poisoned for the sake of one thread's store, until [`PageTable::end_passing`]: a load by the
+    /// CPU that meets the poison meanwhile is repeated, as far as this process's SIGBUS handler is ours.
+    fn begin_passing(&self, _at: Addr, _bytes: u64) {}
+
+    /// The poison has been zapped.
+    fn end_passing(&self, _at: Addr, _bytes: u64) {}
 
     /// What would come of sending a thread its SIGBUS. One that has been woken and has not run since is given some
     /// milliseconds to fall asleep again.
@@ -358,15 +398,15 @@ impl Calls {
         }
     }
 
-    /// What has been called since an earlier count.
+    /// What has been called since an earlier count; 0 of what that has more of.
     pub fn since(&self, earlier: &Calls) -> Calls {
         Calls {
-            polls: self.polls - earlier.polls,
-            reads: self.reads - earlier.reads,
-            installs: self.installs - earlier.installs,
-            wakes: self.wakes - earlier.wakes,
-            zaps: self.zaps - earlier.zaps,
-            repoints: self.repoints - earlier.repoints,
+            polls: self.polls.saturating_sub(earlier.polls),
+            reads: self.reads.saturating_sub(earlier.reads),
+            installs: self.installs.saturating_sub(earlier.installs),
+            wakes: self.wakes.saturating_sub(earlier.wakes),
+            zaps: self.zaps.saturating_sub(earlier.zaps),
+            repoints: self.repoints.saturating_sub(earlier.repoints),
         }
     }
 }

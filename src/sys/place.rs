@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use nix::errno::Errno;
 
-use super::PageTable;
+use super::{PageTable, Rights};
 use crate::units::Addr;
 
 /// An address range that a page table has reserved for a mapping. The mapping owns it, and gives the range back when it is dropped,
@@ -19,8 +19,8 @@ pub(crate) struct Place {
 
 impl Place {
     /// Reserves a range. The only way to get one.
-    pub(crate) fn reserve(table: &dyn PageTable, bytes: u64, align: u64) -> Result<Self, Errno> {
-        let at = table.reserve(bytes, align)?;
+    pub(crate) fn reserve(table: &dyn PageTable, bytes: u64, align: u64, rights: Rights) -> Result<Self, Errno> {
+        let at = table.reserve(bytes, align, rights)?;
         Ok(Self { at, bytes, real: table.has_real_addresses() })
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
+use super::sent::{self, Place};
 use super::{Delivery, Tid};
 use crate::units::Addr;
 
@@ -26,8 +26,8 @@ pub(crate) fn max_map_count() -> u64 {
 /// Where a thread sleeps, if it does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Sleep {
-    /// In a page fault of its own instructions.
-    UserFault,
+    /// In a page fault of its own instructions, of this one.
+    UserFault(Place),
     /// In a page fault of a system call, or in a system call where the kernel does not tell which.
     SystemCall,
     /// It runs, or is about to, and a signal is pending for it. In the fault of a system call it would not sleep, and not
@@ -48,10 +48,16 @@ fn sleep_of(tid: Tid) -> Sleep {
         Ok(text) if text.starts_with("running") => Sleep::Awake,
         // Also a thread in a fault may wait for something else: for the address space, while another maps.
         Ok(_) if waits_for_something_else(tid) => Sleep::Elsewhere,
-        Ok(text) if text.starts_with("-1 ") => Sleep::UserFault,
-        Ok(_) => Sleep::SystemCall,
+        Ok(text) => place_of(&text).map_or(Sleep::SystemCall, Sleep::UserFault),
         Err(_) => Sleep::Unknown,
     }
+}
+
+/// Where a thread that is in no system call will go on: `-1`, the stack pointer, the program counter.
+fn place_of(syscall: &str) -> Option<Place> {
+    let mut words = syscall.strip_prefix("-1 ")?.split_ascii_whitespace();
+    let mut word = || usize::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    Some(Place { sp: word()?, pc: word()? })
 }
 
 /// Whether a thread that sleeps certainly does not wait for a userfaultfd: its `wchan` names another function.
@@ -83,8 +89,8 @@ pub(super) fn outlook(tid: Tid) -> Delivery {
 fn delivery_to(tid: Tid, sleep: Sleep) -> Delivery {
     match sleep {
         Sleep::Awake | Sleep::Elsewhere => Delivery::Awake,
-        Sleep::UserFault if takes_sigbus(tid) => Delivery::Sent,
-        Sleep::UserFault | Sleep::SystemCall | Sleep::Interrupted | Sleep::Unknown => Delivery::Unreachable,
+        Sleep::UserFault(_) if takes_sigbus(tid) => Delivery::Sent,
+        Sleep::UserFault(_) | Sleep::SystemCall | Sleep::Interrupted | Sleep::Unknown => Delivery::Unreachable,
     }
 }
 
@@ -114,11 +120,24 @@ fn is_interrupted(tid: Tid) -> bool {
 }
 
 /// Whether a SIGBUS that is sent reaches `tid`: it is neither blocked nor ignored, from its `status` file. The
-/// thread sleeps in a fault, so it cannot change the one; the other is the application's.
+/// thread sleeps in a fault, so it cannot change the one; the other is the application's. Where no more signals can
+/// be queued the kernel delivers it without what it says, as anybody's.
 fn takes_sigbus(tid: Tid) -> bool {
     let Some(status) = status_of(tid) else { return false };
+    if !has_room_for_signals(&status) {
+        return false;
+    }
     let has = |name: &str| signals(&status, name).is_none_or(|mask| mask & SIGBUS != 0);
     !has("SigBlk:") && !has("SigIgn:")
+}
+
+/// From the line "SigQ: queued/limit" of a `status` file.
+fn has_room_for_signals(status: &str) -> bool {
+    let room = status.lines().find_map(|line| {
+        let (queued, limit) = line.strip_prefix("SigQ:")?.split_once('/')?;
+        Some((queued.trim().parse::<u64>().ok()?, limit.trim().parse::<u64>().ok()?))
+    });
+    room.is_none_or(|(queued, limit)| queued < limit)
 }
 
 /// How often a thread has been put on a CPU: the third number of its `schedstat`.
@@ -127,41 +146,34 @@ pub(super) fn runs(tid: Tid) -> Option<u64> {
     text.split_ascii_whitespace().nth(2)?.parse().ok()
 }
 
-/// `siginfo_t` of a SIGBUS with an address: `si_signo`, `si_errno`, `si_code`, then `si_addr`.
-#[repr(C)]
-struct BusInfo {
-    signo: i32,
-    errno: i32,
-    code: i32,
-    _pad: i32,
-    addr: usize,
-    _rest: [u64; 13],
-}
-
-const _: () = assert!(size_of::<BusInfo>() == size_of::<libc::siginfo_t>());
-
 /// Sends one thread the SIGBUS that the kernel would have raised for `at`. The kernel lets nobody
-/// forge a positive `si_code`, so it is `SI_QUEUE`; `si_addr` is right.
+/// forge a positive `si_code`, so it is `SI_QUEUE`; `si_addr` is right. Until it is taken the thread may have gone
+/// elsewhere, if only to another signal's handler: it says what it is meant to interrupt ([`super::sent`]).
 pub(super) fn raise_sigbus(tid: Tid, at: Addr) -> Delivery {
-    match delivery_to(tid, sleep_of(tid)) {
-        Delivery::Sent => {}
-        other => return other,
-    }
-    let info = BusInfo { signo: libc::SIGBUS, errno: 0, code: libc::SI_QUEUE, _pad: 0, addr: at.0, _rest: [0; 13] };
-    // SAFETY: `info` has the size and layout of siginfo_t (asserted above) and outlives the call; the kernel
-    // only reads it. A wrong tid gives ESRCH.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_rt_tgsigqueueinfo,
-            libc::c_long::from(nix::unistd::getpid().as_raw()),
-            libc::c_long::from(tid.0),
-            libc::c_long::from(libc::SIGBUS),
-            &raw const info,
-        )
+    let sleep = sleep_of(tid);
+    let place = match (delivery_to(tid, sleep), sleep) {
+        (Delivery::Sent, Sleep::UserFault(place)) => place,
+        (Delivery::Sent, _) => return Delivery::Unreachable,
+        (other, _) => return other,
     };
-    match Errno::result(answer) {
-        Ok(_) => Delivery::Sent,
+    // Without our handler it would hit the application's whatever it interrupts.
+    let _ = super::access::enable();
+    match sent::send(tid, at, place) {
+        Ok(()) => Delivery::Sent,
         // The limit of queued signals is reached, or the thread has just ended.
         Err(_) => Delivery::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_in_a_fault_of_its_own_is_told_from_one_in_a_system_call() {
+        let place = Place { sp: 0x7ffd_0010, pc: 0x55_1234 };
+        assert_eq!(place_of("-1 0x7ffd0010 0x551234\n"), Some(place));
+        assert_eq!(place_of("0 0x3 0x7f00 0x5 0x0 0x0 0x0 0x7ffd0010 0x551234\n"), None);
+        assert_eq!(place_of("-1 0x7ffd0010"), None);
     }
 }

@@ -53,15 +53,15 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::sys::Message;
     use crate::sys::fake::FakePageTable;
+    use crate::sys::{Message, Rights};
 
     /// A thread sleeps in a fault. The grace ends when it has run, and not before.
     #[test]
     fn ends_when_the_thread_has_run() {
         let fake = FakePageTable::new();
         let table = fake.table();
-        let base = table.reserve(table.base_page(), table.base_page()).unwrap();
+        let base = table.reserve(table.base_page(), table.base_page(), Rights::LoadStore).unwrap();
         let load = std::thread::spawn(move || fake.load(base.0));
         let mut messages = Vec::new();
         while messages.is_empty() {

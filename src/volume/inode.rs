@@ -104,7 +104,7 @@ impl Inode {
     /// first: then its block stays, with what has been stored in it since.
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) and [`Error::DeviceMemory`](crate::Error::DeviceMemory).
+    /// [`Error::NoSpace`](crate::Error::NoSpace), and those of a write to the device.
     pub(crate) fn fill_hole(inode: &Arc<Self>, pages: PageRange, wanted: Wanted) -> Result<()> {
         let page = pages.start;
         let ahead = wanted == Wanted::First && pages.pages() > 1;
@@ -112,13 +112,9 @@ impl Inode {
         let run = reserved.runs().next().expect("one block at least was reserved");
         // Zeroed before anybody can see it, and outside the lock: nobody else knows it (rule 3).
         if !inode.broken(Rule::ZeroNewBlock) && !reserved.is_fresh() {
-            inode.store.zero_run(run);
+            inode.store.zero_run(run)?;
         }
         inode.probe(Point::Allocated, page, Some(run.start));
-        if ahead {
-            // Before it has any: whoever runs short asks those who are known.
-            inode.store.allocates_ahead(inode);
-        }
         let mut change = inode.space.change();
         let eof = inode.page().ceil(change.size());
         match change.extents().state(page) {
@@ -127,33 +123,46 @@ impl Inode {
                 let run = reserved.take(hole.intersect(PageRange::at(page, run.blocks)).pages());
                 let filled = PageRange::at(page, run.blocks);
                 change.put(Extent { page, run, written: true });
-                if wanted == Wanted::First {
-                    change.put_ahead(filled);
+                match wanted {
+                    Wanted::First => change.put_ahead(filled),
+                    Wanted::All => change.keep(filled),
                 }
                 if !inode.broken(Rule::ZapZerosOnAllocate) {
                     change.zap(filled);
                 }
             }
-            PageState::Written(block) if inode.broken(Rule::LoserLeavesBlock) => inode.store.zero_block(block),
+            PageState::Written(block) if inode.broken(Rule::LoserLeavesBlock) => drop(inode.store.zero_block(block)),
             PageState::Hole | PageState::Unwritten(_) | PageState::Written(_) => {}
         }
         change.commit(&inode.store);
+        if ahead {
+            // Whoever runs short asks those who are known. Who does so in between finds the reservation, which is in transit
+            // up to here, and asks again.
+            inode.store.allocates_ahead(inode);
+        }
+        drop(reserved);
         Ok(())
     }
 
     /// Makes unwritten pages written from the first of `pages` on, for a store to it. The blocks are in the file already, so they
     /// are zeroed under the lock: zeroed outside, the loser of two faults would wipe what the winner has stored.
-    pub(crate) fn convert(&self, pages: PageRange) {
+    ///
+    /// # Errors
+    /// As those of a write to the device: then the pages stay unwritten.
+    pub(crate) fn convert(&self, pages: PageRange) -> Result<()> {
         let mut change = self.space.change();
         let first = change.extents().within(pages).next();
         if let Some(extent) = first.filter(|extent| extent.page == pages.start && !extent.written) {
-            if !self.broken(Rule::ZeroUnwritten) {
-                self.store.zero_run(extent.run);
+            let zeroed = if self.broken(Rule::ZeroUnwritten) { Ok(()) } else { self.store.zero_run(extent.run) };
+            if zeroed.is_err() {
+                change.commit(&self.store);
+                return zeroed;
             }
             change.put(Extent { written: true, ..extent });
             change.zap(extent.range());
         }
         change.commit(&self.store);
+        Ok(())
     }
 
     /// Keeps blocks that were allocated ahead of a store: they are asked for now.
@@ -163,15 +172,19 @@ impl Inode {
         change.commit(&self.store);
     }
 
-    /// Frees the blocks that were allocated ahead of a store and that none has reached. Whether there were any.
-    pub(crate) fn give_back_ahead(&self) -> bool {
-        if !self.space.shared().has_ahead() {
-            return false;
+    /// Frees the blocks that were allocated ahead of a store and that none has reached. Whether some were remembered. Some pages
+    /// at a time: faults get their turn.
+    pub(crate) fn give_back_ahead(&self, within: PageRange) -> bool {
+        let next = |from| self.space.shared().next_ahead(PageRange::new(from, within.end));
+        let mut at = next(within.start);
+        let any = at.is_some();
+        while let Some(range) = at {
+            let mut change = self.space.change();
+            change.give_back_ahead(&self.store, range);
+            change.commit(&self.store);
+            at = next(range.end);
         }
-        let mut change = self.space.change();
-        change.give_back_ahead(&self.store);
-        change.commit(&self.store);
-        true
+        any
     }
 
     /// Moves the blocks of `range` together, so that one address range shows them. A change of the
@@ -197,13 +210,14 @@ impl Inode {
                 change.relocate(extent, to.start);
             }
         }
-        change.commit(&self.store);
+        // What cannot be copied stays where it is.
+        let _ = change.try_commit(&self.store);
     }
 
     /// Zeroes a part of the page if it has bytes of its own.
     pub(crate) fn zero_part(&self, change: &mut Change<'_>, page: PageIndex, part: std::ops::Range<u64>) {
         if let PageState::Written(block) = change.extents().state(page) {
-            change.zero(block, part);
+            change.zero(page, block, part);
         }
     }
 }

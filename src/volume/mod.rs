@@ -15,6 +15,7 @@ use crate::file::File;
 use crate::probe::Probe;
 use crate::sabotage::Rule;
 use crate::sync::{Arc, Mutex};
+use crate::sys::fork::Kept;
 use inode::Inode;
 use store::Store;
 
@@ -22,9 +23,12 @@ use store::Store;
 ///
 /// Cheap to clone; all clones are the same volume. The files and their blocks live in memory alone:
 /// formatting the same device again begins with an empty volume.
+///
+/// In a child process (fork(2)) calls answer [`Error::Forked`]; those that cannot give an error give 0 or an empty list; and dropping it does
+/// nothing.
 #[derive(Clone)]
 pub struct Volume {
-    inner: Arc<Names>,
+    inner: Kept<Arc<Names>>,
 }
 
 struct Names {
@@ -57,8 +61,10 @@ impl Volume {
     }
 
     fn build(device: Device, probe: Option<Arc<dyn Probe>>) -> Self {
-        let store = Arc::new(Store::new(device.into_memory(), probe));
-        Self { inner: Arc::new(Names { store, files: Mutex::new(BTreeMap::new()) }) }
+        let memory = device.into_memory();
+        let home = memory.home();
+        let store = Arc::new(Store::new(memory, probe));
+        Self { inner: home.keep(Arc::new(Names { store, files: Mutex::new(BTreeMap::new()) })) }
     }
 
     /// Makes a file of zero bytes.
@@ -66,6 +72,7 @@ impl Volume {
     /// # Errors
     /// [`Error::BadName`] unless the name has 1 to 255 bytes without `/` and NUL; [`Error::NameTaken`].
     pub fn create(&self, name: &str) -> Result<File> {
+        self.inner.home().check()?;
         if name.is_empty() || name.len() > 255 || name.contains(['/', '\0']) {
             return Err(Error::BadName { name: name.chars().take(64).collect() });
         }
@@ -75,7 +82,7 @@ impl Volume {
         }
         let inode = Arc::new(Inode::new(self.inner.store.clone()));
         files.insert(name.to_owned(), inode.clone());
-        Ok(File::new(inode))
+        Ok(File::new(self.inner.home().keep(inode)))
     }
 
     /// Opens a file that is there.
@@ -83,9 +90,10 @@ impl Volume {
     /// # Errors
     /// [`Error::NoSuchFile`].
     pub fn open(&self, name: &str) -> Result<File> {
+        self.inner.home().check()?;
         let files = self.inner.files.lock();
         let inode = files.get(name).ok_or_else(|| Error::NoSuchFile { name: name.to_owned() })?;
-        Ok(File::new(inode.clone()))
+        Ok(File::new(self.inner.home().keep(inode.clone())))
     }
 
     /// Takes a file's name away. As with unlink(2), the file and its blocks stay until the last
@@ -94,6 +102,7 @@ impl Volume {
     /// # Errors
     /// [`Error::NoSuchFile`], so also when it has been removed already.
     pub fn remove(&self, name: &str) -> Result<()> {
+        self.inner.home().check()?;
         // Dropped after the lock: the last reference frees blocks.
         let removed = self.inner.files.lock().remove(name);
         removed.map(drop).ok_or_else(|| Error::NoSuchFile { name: name.to_owned() })
@@ -101,6 +110,9 @@ impl Volume {
 
     /// All files, by name.
     pub fn list(&self) -> Vec<FileInfo> {
+        if !self.inner.home().is_here() {
+            return Vec::new();
+        }
         let files: Vec<_> = {
             let files = self.inner.files.lock();
             files.iter().map(|(name, inode)| (name.clone(), inode.clone())).collect()
@@ -119,13 +131,18 @@ impl Volume {
 
     /// Blocks that no file owns. Another thread may take them before this returns.
     pub fn free_blocks(&self) -> u64 {
-        self.inner.store.usage().0
+        self.usage().0
     }
 
     /// Blocks that files own, or are about to.
     pub fn used_blocks(&self) -> u64 {
-        let (free, total) = self.inner.store.usage();
+        let (free, total) = self.usage();
         total - free
+    }
+
+    /// Free blocks, and all blocks; none in a child process.
+    fn usage(&self) -> (u64, u64) {
+        if self.inner.home().is_here() { self.inner.store.usage() } else { (0, 0) }
     }
 
     /// Breaks a safety rule, or mends it. Never for use.
@@ -145,7 +162,7 @@ impl Volume {
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (free, total) = self.inner.store.usage();
+        let (free, total) = self.usage();
         f.debug_struct("Volume").field("free_blocks", &free).field("blocks", &total).finish()
     }
 }

@@ -8,8 +8,9 @@ use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
 use crate::space::extents::Run;
 use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
+use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
-use crate::units::{BlockIndex, PageIndex, PageSize};
+use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 use crate::volume::allocator::Allocator;
 use crate::volume::inode::{Inode, Wanted};
 
@@ -24,7 +25,7 @@ const AHEAD_PART: u64 = 4;
 const POPULATE_BLOCKS: u64 = 512;
 
 pub(crate) struct Store {
-    pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) memory: Kept<Arc<DeviceMemory>>,
     pub(crate) page: PageSize,
     pub(crate) switches: Switches,
     /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
@@ -44,7 +45,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(memory: Arc<DeviceMemory>, probe: Option<Arc<dyn Probe>>) -> Self {
+    pub(crate) fn new(memory: Kept<Arc<DeviceMemory>>, probe: Option<Arc<dyn Probe>>) -> Self {
         let page = PageSize::new(memory.block_bytes());
         let blocks = page.pages_in(memory.len_bytes());
         let chunks = blocks.div_ceil(POPULATE_BLOCKS);
@@ -70,6 +71,7 @@ impl Store {
     #[inline]
     pub(crate) fn probe(&self, point: Point, file: u64, page: PageIndex, block: Option<BlockIndex>) {
         if let Some(probe) = &self.probe {
+            let _insisting = self.memory.home().insist();
             probe.at(Event { point, file: Some(file), page, block });
         }
     }
@@ -148,11 +150,18 @@ impl Store {
         }
     }
 
-    /// Has all files give back what they have allocated ahead; whether there was any.
+    /// Has all files give back what they have allocated ahead; whether there was any. Who runs short meanwhile, and finds
+    /// that nobody is known, waits for this one.
     fn give_back_ahead(&self) -> bool {
+        let _transit = self.transit();
         let known: Vec<_> = std::mem::take(&mut *self.ahead.lock());
         // All of them: no short cut.
-        known.iter().filter_map(Weak::upgrade).filter(|inode| inode.give_back_ahead()).count() > 0
+        known
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|inode| inode.give_back_ahead(PageRange::from(PageIndex(0))))
+            .count()
+            > 0
     }
 
     fn in_transit(&self) -> bool {
@@ -201,7 +210,7 @@ impl Store {
         Some(held)
     }
 
-    /// Makes sure the device has memory for a run: afterwards the alias can be touched without a SIGBUS.
+    /// Makes sure the device has memory for a run, so that a write to it finds it.
     fn populate(&self, run: Run) -> Result<()> {
         let total = self.page.pages_in(self.memory.len_bytes());
         let first = run.start.0 / POPULATE_BLOCKS;
@@ -231,6 +240,17 @@ impl Store {
             .map_err(|errno| Error::DeviceMemory { block: start.0, errno: errno as i32 })
     }
 
+    /// Has the device have a page again for a block that it has lost, if that can only be one of zeros: on a device that nobody else
+    /// can open it is the application that has taken it away (`MADV_REMOVE`). What is there meanwhile stays.
+    pub(crate) fn refill(&self, block: BlockIndex) -> bool {
+        self.memory.is_private() && self.populate_blocks(block, 1).is_ok()
+    }
+
+    /// The error for a block that the device has lost.
+    pub(crate) fn lost(&self, block: BlockIndex) -> Error {
+        self.memory.lost(self.page.device_offset(block))
+    }
+
     /// Takes blocks back. The caller has seen to it that no page table holds them.
     pub(crate) fn free(&self, runs: &[Run]) {
         if runs.is_empty() {
@@ -246,12 +266,12 @@ impl Store {
     }
 
     /// Zeroes a part of a block.
-    pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) {
-        self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start);
+    pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) -> Result<()> {
+        self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start)
     }
 
-    pub(crate) fn zero_run(&self, run: Run) {
-        self.memory.zero(self.page.device_offset(run.start), self.page.bytes_of(run.blocks));
+    pub(crate) fn zero_run(&self, run: Run) -> Result<()> {
+        self.memory.zero(self.page.device_offset(run.start), self.page.bytes_of(run.blocks))
     }
 
     /// Whether a block holds nothing but zeros.
@@ -260,13 +280,13 @@ impl Store {
     }
 
     /// Copies blocks that no mapped store can reach.
-    pub(crate) fn copy(&self, from: Run, to: BlockIndex) {
+    pub(crate) fn copy(&self, from: Run, to: BlockIndex) -> Result<()> {
         let (from_byte, to_byte) = (self.page.device_offset(from.start), self.page.device_offset(to));
-        self.memory.copy(from_byte, to_byte, self.page.bytes_of(from.blocks));
+        self.memory.copy(from_byte, to_byte, self.page.bytes_of(from.blocks))
     }
 
-    pub(crate) fn zero_block(&self, block: BlockIndex) {
-        self.zero(block, 0..self.page.bytes());
+    pub(crate) fn zero_block(&self, block: BlockIndex) -> Result<()> {
+        self.zero(block, 0..self.page.bytes())
     }
 }
 
@@ -304,6 +324,11 @@ impl Reservation {
         self.runs.push(run);
     }
 
+    /// Gives back what was taken last: it is the next one again.
+    pub(crate) fn put_back(&mut self, run: Run) {
+        self.runs.push(run);
+    }
+
     /// Takes one to `want` consecutive blocks.
     ///
     /// # Panics
@@ -321,9 +346,10 @@ impl Reservation {
         part
     }
 
-    /// Whether the blocks are zeros already, since nobody has had them.
+    /// Whether the blocks are zeros already, since nobody has had them. Never on a device that others can open: they may have
+    /// written there, and what is missing there later is told from what was never there by its having been written.
     pub(crate) fn is_fresh(&self) -> bool {
-        self.fresh
+        self.fresh && self.store.memory.is_private()
     }
 
     /// What is left, next first.

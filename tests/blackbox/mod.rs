@@ -3,6 +3,7 @@
 #![allow(unused_imports, reason = "every test file uses a part of it")]
 
 pub(crate) mod child;
+pub(crate) mod forking;
 pub(crate) mod park;
 pub(crate) mod raw;
 pub(crate) mod scarce;

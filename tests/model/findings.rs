@@ -32,6 +32,7 @@ const FINDINGS: &[(Rule, &str)] = &[
     (Rule::ZapZerosOnAllocate, "punch"),
     (Rule::WakeAfterEexist, "injected"),
     (Rule::WakeOnRetry, "punch"),
+    (Rule::ServeWhoInsists, "restless"),
     (Rule::UnmapUnderLock, "unmap"),
     (Rule::NoWaitUnderLock, "slow reader"),
     (Rule::ReaderNeverBlocks, "punch"),

@@ -68,6 +68,8 @@ pub(crate) struct Oracle {
     /// On a full volume a page may be out of reach for a moment, also for loads: where the store of a system call, or of
     /// a thread that a signal interrupts, finds no block.
     pub(crate) poisons: bool,
+    /// The process is short of address ranges now and then, and an access may end in SIGBUS for that.
+    pub(crate) scarce: bool,
     /// Page 0 of every file is a buffer for others' bytes, and not judged.
     pub(crate) buffer_pages: bool,
     pub(crate) judged: AtomicU64,
@@ -140,6 +142,7 @@ impl Oracle {
             page_bytes,
             overcommitted: false,
             poisons: false,
+            scarce: false,
             buffer_pages: false,
             judged: AtomicU64::new(0),
             unjudged: AtomicU64::new(0),
@@ -337,7 +340,7 @@ impl Oracle {
         let sizes = self.files[access.file as usize].sizes_between(span.0, span.1);
         let outside = access.page >= sizes.start().div_ceil(self.page_bytes);
         let full = self.overcommitted && refused_if_full;
-        if !outside && !full {
+        if !outside && !full && !self.scarce {
             self.report(access, Kind::Sigbus, Evidence::Size { sizes, span });
         }
     }

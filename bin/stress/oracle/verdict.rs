@@ -23,6 +23,7 @@ pub(crate) enum Kind {
     Dirty,
     Blocks,
     Hang,
+    Harm,
     Error,
 }
 
@@ -38,6 +39,7 @@ impl Kind {
             Kind::Dirty => "dirty",
             Kind::Blocks => "blocks",
             Kind::Hang => "hang",
+            Kind::Harm => "harm",
             Kind::Error => "error",
         }
     }
@@ -53,6 +55,7 @@ impl Kind {
             Kind::Dirty => "the dirty ranges are not the pages that were stored to",
             Kind::Blocks => "the volume's blocks do not add up",
             Kind::Hang => "a thread waits for too long",
+            Kind::Harm => "something that is none of the library's has been harmed",
             Kind::Error => "an error that must not be",
         }
     }

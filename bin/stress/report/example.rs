@@ -31,6 +31,7 @@ pub(crate) fn rich() -> Outcome {
         inject: vec!["EAGAIN 1 in 64".to_owned()],
         again: "daxpager-stress --seed 11529215046068469760 --scenario mixed --seconds 60".to_owned(),
         seconds: 59.48,
+        ended_by: None,
         rounds: 12,
         operations: operations(),
         faults: vec![

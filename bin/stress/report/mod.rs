@@ -1,12 +1,16 @@
 //! What a person or a script sees of a run: a table on stdout, a JSON file, and an HTML page.
 
+#[path = "../../common/escape.rs"]
 mod escape;
 #[cfg(test)]
 mod example;
-mod file;
 mod html;
 mod latency;
 mod map;
+#[path = "../../common/output.rs"]
+mod output;
+#[cfg(test)]
+mod output_tests;
 mod rates;
 mod svg;
 mod tables;
@@ -14,9 +18,8 @@ mod text;
 mod units;
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 
-pub(crate) use file::check_writable;
+pub(crate) use output::Output;
 
 use crate::outcome::Outcome;
 
@@ -41,13 +44,13 @@ pub(crate) fn say_line(line: &str) {
 }
 
 /// Writes the outcome as it is: the field names are those of [`Outcome`].
-pub(crate) fn write_json(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
-    file::write(path, &json(outcome)?)
+pub(crate) fn write_json(outcome: &Outcome, to: &Output) -> anyhow::Result<()> {
+    to.write(&json(outcome)?)
 }
 
 /// Writes one HTML page that needs nothing beside it.
-pub(crate) fn write_html(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
-    file::write(path, html::page(outcome).as_bytes())
+pub(crate) fn write_html(outcome: &Outcome, to: &Output) -> anyhow::Result<()> {
+    to.write(html::page(outcome).as_bytes())
 }
 
 fn json(outcome: &Outcome) -> anyhow::Result<Vec<u8>> {
@@ -93,9 +96,9 @@ mod tests {
     fn files_are_what_would_be_printed() {
         let directory = example::Directory::new();
         let (outcome, path) = (example::rich(), directory.path("report"));
-        write_json(&outcome, &path).unwrap();
+        write_json(&outcome, &Output::check(&path).unwrap()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), json(&outcome).unwrap());
-        write_html(&outcome, &path).unwrap();
+        write_html(&outcome, &Output::check(&path).unwrap()).unwrap();
         assert!(std::fs::read_to_string(&path).unwrap().starts_with("<!DOCTYPE html>"));
     }
 }

@@ -123,7 +123,8 @@ pub(crate) fn verdict(outcome: &Outcome) -> String {
         "" => "no verdict",
         verdict => verdict,
     };
-    format!("{verdict}: {found} in {operations} and {took}, seed {}", outcome.seed)
+    let early = outcome.ended_by.map_or(String::new(), |signal| format!(", ended early by {signal}"));
+    format!("{verdict}: {found} in {operations} and {took}, seed {}{early}", outcome.seed)
 }
 
 /// Everything about a violation but its sentence, its events and the pager's state.

@@ -26,7 +26,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
 use super::routines::{self, Routines};
-use crate::sys::{Verdict, trap};
+use crate::sys::sent::{self, Met};
+use crate::sys::{Verdict, passing, trap};
 
 /// What resolving a fault is given of a stack, in bytes, below what the kernel saves. It takes some 2.5 KiB (`tests/handlers.rs` measures it again), and an
 /// observer runs in there, too.
@@ -131,9 +132,17 @@ impl Arrived {
         // SAFETY: the third argument of an SA_SIGINFO handler is the interrupted ucontext_t, ours to change and nobody else's until
         // this function returns.
         let context = unsafe { &mut *self.context.cast::<libc::ucontext_t>() };
+        // One of ours that meets its access is as good as one that the access has raised.
+        let meets = match sent::met(info, context) {
+            Some(Met::SomethingElse) => return true,
+            met => met.is_some(),
+        };
         // Memory that is broken is nothing to resolve: the entry is there, and the access would be repeated for ever.
         let may_resolve = self.raised && code != libc::BUS_MCEERR_AR;
         if may_resolve && self.resolve(addr, context) == Some(Verdict::Repeat) {
+            return true;
+        }
+        if self.raised && passing::is_to_be_repeated(addr, context) {
             return true;
         }
         let Some(routines) = routines::found() else { return false };
@@ -141,7 +150,7 @@ impl Arrived {
         if !routines.contain(thread.at) {
             return false;
         }
-        if self.raised || thread.is_about_to_access(routines, addr) {
+        if self.raised || meets || thread.is_about_to_access(routines, addr) {
             go_on_as_failed(context, routines.failed, addr);
             return true;
         }

@@ -6,8 +6,7 @@
 //! this very thread resolves.
 //!
 //! A SIGBUS for a full volume is sent by the pager ([`super::process::raise_sigbus`]), not raised by the access. It
-//! counts only if it meets the access it is meant for: an instruction that has not been executed yet, at
-//! the address in question. Otherwise it is dropped, and the access faults again if it must.
+//! counts only if it meets the access it is meant for ([`super::sent`]). Otherwise it is dropped, and the access faults again if it must.
 //!
 //! A thread that blocks SIGBUS, and a process in which another handler has been put in since, would be killed all the same: [`catches`].
 
@@ -79,6 +78,15 @@ pub(crate) fn copy_in(into: Part<'_>, from: &[u8]) -> Result<(), usize> {
     done(unsafe { routines::copy(into.at(), from.as_ptr() as usize, bytes) }).map(drop)
 }
 
+/// Copies to memory that is no mapping of the embedder's. What was copied before the fault stays copied.
+///
+/// # Safety
+/// The range is mapped writable, if not necessarily backed, and no reference points into it.
+pub(super) unsafe fn copy_to(at: usize, from: &[u8]) -> Result<(), usize> {
+    // SAFETY: the caller's promise, and a borrowed slice.
+    done(unsafe { routines::copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
+}
+
 /// read(2) into a mapping.
 pub(crate) fn read_into(fd: BorrowedFd<'_>, into: Part<'_>) -> Result<usize, Errno> {
     let start = into.at() as *mut libc::c_void;
@@ -125,7 +133,7 @@ pub mod checked {
     /// The range is mapped writable, and no reference points into it.
     pub unsafe fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
         super::enable().expect("sigaction takes our handler");
-        // SAFETY: the caller's promise, and a borrowed slice.
-        super::done(unsafe { routines::copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
+        // SAFETY: the caller's promise.
+        unsafe { super::copy_to(at, from) }
     }
 }

@@ -8,7 +8,7 @@ use super::{BASE_PAGE, Shared};
 use crate::sync::Arc;
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Filled, Outcome, PageTable, Protection, Scan};
+use crate::sys::{Filled, Outcome, PageTable, Protection, Rights, Scan};
 use crate::units::Addr;
 
 /// What becomes of a store through a write-protected entry of the device.
@@ -54,12 +54,12 @@ impl Shared {
         bytes: u64,
         device: &Arc<DeviceMemory>,
         offset: u64,
-        stores: Stores,
+        (stores, rights): (Stores, Rights),
     ) -> Result<(), Errno> {
         if offset.checked_add(bytes).is_none_or(|end| end > device.len_bytes()) {
             return Err(Errno::EFAULT);
         }
-        self.point(at, bytes, Backing::Device(device.clone(), offset, stores));
+        self.point(at, bytes, Backing::Device(device.clone(), offset, stores), rights);
         Ok(())
     }
 }
@@ -71,8 +71,9 @@ impl Twin for Shared {
         bytes: u64,
         device: &Arc<DeviceMemory>,
         offset: u64,
+        rights: Rights,
     ) -> Result<(), Errno> {
-        self.point_within(at, bytes, device, offset, Stores::LetThrough)
+        self.point_within(at, bytes, device, offset, (Stores::LetThrough, rights))
     }
 
     fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {

@@ -8,7 +8,7 @@ use super::space::{Backing, Space, is_whole, page_of, pages};
 use super::{BASE_PAGE, FakeEntry};
 use crate::sync::{Arc, Ordering};
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{FaultKind, Outcome};
+use crate::sys::{FaultKind, Outcome, Rights};
 use crate::units::Addr;
 
 /// The page that an entry maps.
@@ -76,6 +76,10 @@ impl Space {
     /// Accesses the word at `at`, if the page table lets it.
     pub(super) fn access(&mut self, at: usize, op: Op) -> Look {
         let Some(backing) = self.backing(at) else { return Look::Segv };
+        // Before the kernel looks for an entry.
+        if op.is_store() && self.rights(at) == Some(Rights::Load) {
+            return Look::Segv;
+        }
         let fault = match &backing {
             Backing::Zeros => FaultKind::Missing,
             Backing::Device(..) => FaultKind::Minor,

@@ -97,7 +97,7 @@ impl FakePageTable {
     /// # Errors
     /// The signal in which the access ended.
     pub fn load(&self, at: usize) -> Result<u64, FakeFault> {
-        self.half(at).access(at, Op::Load)
+        self.half(at).access(at, Op::Load, false)
     }
 
     /// Stores an aligned word.
@@ -105,7 +105,16 @@ impl FakePageTable {
     /// # Errors
     /// As [`FakePageTable::load`].
     pub fn store(&self, at: usize, value: u64) -> Result<(), FakeFault> {
-        self.half(at).access(at, Op::Store(value)).map(drop)
+        self.half(at).access(at, Op::Store(value), false).map(drop)
+    }
+
+    /// Stores an aligned word as a system call does while its thread's signal flag is up: it does not sleep in its fault, is not
+    /// taken out of it by a signal, and tries again and again until the fault is answered. (There the end of a poisoned page is EFAULT.)
+    ///
+    /// # Errors
+    /// As [`FakePageTable::load`].
+    pub fn store_restlessly(&self, at: usize, value: u64) -> Result<(), FakeFault> {
+        self.half(at).access(at, Op::Store(value), true).map(drop)
     }
 
     /// Stores `new` in an aligned word if `expected` is there; what was there before.
@@ -113,7 +122,7 @@ impl FakePageTable {
     /// # Errors
     /// As [`FakePageTable::load`].
     pub fn compare_exchange(&self, at: usize, expected: u64, new: u64) -> Result<u64, FakeFault> {
-        self.half(at).access(at, Op::CompareExchange(expected, new))
+        self.half(at).access(at, Op::CompareExchange(expected, new), false)
     }
 
     /// Whether there is an entry, so that a load would not fault. A marker is none, and neither is poison.
@@ -140,7 +149,7 @@ impl FakePageTable {
 
     /// How many threads are asleep in a fault.
     pub fn waiting(&self) -> usize {
-        self.shared.state.lock().sleepers.values().filter(|sleeper| !sleeper.woken).count()
+        self.shared.state.lock().sleepers.values().filter(|sleeper| sleeper.is_asleep()).count()
     }
 
     /// How many signals were sent to threads that were in no fault by then: with a kernel they would have hit

@@ -10,6 +10,7 @@ use super::FakeEntry;
 use super::asynchronous::Stores;
 use super::entries::Entry;
 use crate::sync::Arc;
+use crate::sys::Rights;
 use crate::sys::memory::DeviceMemory;
 use crate::units::Addr;
 
@@ -47,6 +48,7 @@ impl Backing {
 struct Area {
     bytes: u64,
     backing: Backing,
+    rights: Rights,
     /// The application has moved it here.
     moved: bool,
 }
@@ -107,6 +109,11 @@ impl Space {
         Some(area.backing.plus((page_of(at) - start) as u64))
     }
 
+    /// What the page that holds `at` allows.
+    pub(super) fn rights(&self, at: usize) -> Option<Rights> {
+        self.area(at).map(|(_, area)| area.rights)
+    }
+
     /// What a range points at if the kernel would have it as one VMA: it merges what continues each other.
     pub(super) fn one_area(&self, at: Addr, bytes: u64) -> Option<Backing> {
         let first = self.backing(at.0)?;
@@ -114,7 +121,7 @@ impl Space {
         while next < at.plus(bytes).0 {
             let (start, area) = self.area(next)?;
             let expected = first.plus((next - at.0) as u64);
-            if !self.backing(next)?.is(&expected) {
+            if !self.backing(next)?.is(&expected) || self.rights(next) != self.rights(at.0) {
                 return None;
             }
             next = start + area.bytes as usize;
@@ -122,7 +129,7 @@ impl Space {
         Some(first)
     }
 
-    pub(super) fn reserve(&mut self, bytes: u64, align: u64) -> Result<Addr, Errno> {
+    pub(super) fn reserve(&mut self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
         if bytes == 0 || !bytes.is_multiple_of(BASE_PAGE) {
             return Err(Errno::EINVAL);
         }
@@ -132,7 +139,7 @@ impl Space {
             Some(index) => self.given_back.remove(index).0,
             None => self.fresh(bytes, align)?,
         };
-        self.areas.insert(at.0, Area { bytes, backing: Backing::Zeros, moved: false });
+        self.areas.insert(at.0, Area { bytes, backing: Backing::Zeros, rights, moved: false });
         Ok(at)
     }
 
@@ -154,7 +161,8 @@ impl Space {
             return;
         }
         let before = (at - start) as u64;
-        let rest = Area { bytes: area.bytes - before, backing: area.backing.plus(before), moved: area.moved };
+        let (rights, moved) = (area.rights, area.moved);
+        let rest = Area { bytes: area.bytes - before, backing: area.backing.plus(before), rights, moved };
         self.areas.insert(at, rest);
         if let Some(area) = self.areas.get_mut(&start) {
             area.bytes = before;
@@ -176,9 +184,9 @@ impl Space {
     }
 
     /// Puts another area in the place of what is there, with no entry.
-    pub(super) fn replace(&mut self, at: Addr, bytes: u64, backing: Backing) {
+    pub(super) fn replace(&mut self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         self.clear(at, bytes);
-        self.areas.insert(at.0, Area { bytes, backing, moved: false });
+        self.areas.insert(at.0, Area { bytes, backing, rights, moved: false });
     }
 
     /// Areas and entries go elsewhere, and nothing stays behind. None if there is a gap in the range.

@@ -12,7 +12,7 @@ use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
     Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver,
-    Ticket, Tid, Verdict,
+    Rights, Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
 
@@ -36,10 +36,10 @@ impl Shared {
         answer
     }
 
-    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing) {
+    pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
-        state.space.replace(at, bytes, backing);
+        state.space.replace(at, bytes, backing, rights);
         self.announce(state, None);
     }
 
@@ -87,20 +87,27 @@ impl PageTable for Shared {
         false
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE))
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE), rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.point_within(at, bytes, device, offset, Stores::Fault)
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.point_within(at, bytes, device, offset, (Stores::Fault, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.point(at, bytes, Backing::Zeros);
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        self.point(at, bytes, Backing::Zeros, rights);
         Ok(())
     }
 
-    fn mend(&self, _: Addr, _: u64) -> Result<Mended, Errno> {
+    fn mend(&self, _: Addr, _: u64, _: Rights) -> Result<Mended, Errno> {
         // A re-point that fails has changed nothing here.
         Ok(Mended::Untouched)
     }
@@ -110,7 +117,7 @@ impl PageTable for Shared {
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
-        self.state.lock().space.replace(at, bytes, Backing::Condemned);
+        self.state.lock().space.replace(at, bytes, Backing::Condemned, Rights::LoadStore);
         self.wake(at, bytes);
         Condemned::Sigbus
     }
@@ -186,7 +193,7 @@ impl PageTable for Shared {
         let mut state = self.state.lock();
         let state = &mut *state;
         let Some(thread) = state.threads.get_mut(&tid) else { return Delivery::Unreachable };
-        let asleep = state.sleepers.values_mut().find(|sleeper| sleeper.fault.tid == tid && !sleeper.woken);
+        let asleep = state.sleepers.values_mut().find(|sleeper| sleeper.fault.tid == tid && sleeper.is_asleep());
         let Some(sleeper) = asleep else { return Delivery::Awake };
         sleeper.woken = true;
         if sleeper.fault.addr != at {
@@ -203,7 +210,7 @@ impl PageTable for Shared {
     }
 
     fn may_wait(&self, tid: Tid) -> bool {
-        self.state.lock().sleepers.values().any(|sleeper| sleeper.fault.tid == tid && !sleeper.woken)
+        self.state.lock().sleepers.values().any(|sleeper| sleeper.fault.tid == tid && sleeper.is_asleep())
     }
 
     fn runs(&self, tid: Tid) -> Option<u64> {

@@ -15,6 +15,14 @@ pub(super) struct Sleeper {
     pub(super) read: bool,
     /// It is on its way out, so its message, if unread, is gone.
     pub(super) woken: bool,
+    /// It does not sleep: its thread looks awake, and tries its fault again and again.
+    pub(super) restless: bool,
+}
+
+impl Sleeper {
+    pub(super) fn is_asleep(&self) -> bool {
+        !self.woken && !self.restless
+    }
 }
 
 /// A thread that has accessed something.
@@ -42,7 +50,7 @@ impl State {
     }
 
     /// Queues a fault, unless it is over already. `None` if the range is not any more what it was.
-    pub(super) fn fall_asleep(&mut self, fault: RawFault, seen: &Backing) -> Option<u64> {
+    pub(super) fn fall_asleep(&mut self, fault: RawFault, seen: &Backing, restless: bool) -> Option<u64> {
         let at = fault.addr.0;
         // The kernel keeps the VMA from changing between its look at the entry and its last one.
         let same = self.space.backing(at).is_some_and(|backing| backing.is(seen));
@@ -51,7 +59,7 @@ impl State {
         }
         let number = self.next_sleeper;
         self.next_sleeper += 1;
-        self.sleepers.insert(number, Sleeper { fault, read: false, woken: false });
+        self.sleepers.insert(number, Sleeper { fault, read: false, woken: false, restless });
         Some(number)
     }
 }
@@ -65,7 +73,7 @@ impl Shared {
     ///                                                     read, answer, wake
     ///   repeat the access
     /// ```
-    pub(super) fn access(&self, at: usize, op: Op) -> Result<u64, FakeFault> {
+    pub(super) fn access(&self, at: usize, op: Op, restless: bool) -> Result<u64, FakeFault> {
         assert!(at.is_multiple_of(8), "{at:#x} is no aligned word");
         let (tid, direct) = {
             let mut state = self.state.lock();
@@ -87,19 +95,26 @@ impl Shared {
                 Look::Fault(kind, _) if direct => {
                     self.resolve_directly(RawFault { addr: Addr(at), access, kind, tid })?
                 }
-                Look::Fault(kind, seen) => self.sleep(RawFault { addr: Addr(at), access, kind, tid }, &seen),
+                Look::Fault(kind, seen) => self.sleep(RawFault { addr: Addr(at), access, kind, tid }, &seen, restless),
             }
         }
     }
 
-    fn sleep(&self, fault: RawFault, seen: &Backing) {
+    fn sleep(&self, fault: RawFault, seen: &Backing, restless: bool) {
         let hook = self.before_sleep.lock().clone();
         if let Some(hook) = hook {
             hook(fault.addr.0);
         }
         let mut state = self.state.lock();
-        let Some(number) = state.fall_asleep(fault, seen) else { return };
+        let Some(number) = state.fall_asleep(fault, seen, restless) else { return };
         self.readable.notify_all();
+        if restless {
+            // It has run all the time. Its message is taken back, unless it has been read.
+            drop(state);
+            thread::yield_now();
+            self.state.lock().sleepers.remove(&number);
+            return;
+        }
         while state.sleepers.get(&number).is_some_and(|sleeper| !sleeper.woken) {
             self.woken.wait(&mut state);
         }

@@ -26,13 +26,15 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use super::Watched;
 use crate::sys::Tid;
+use crate::sys::fork::PerProcess;
 use crate::units::Addr;
 
 pub(super) type Directory = BTreeMap<usize, Arc<Watched>>;
 
 pub(super) const COPIES: usize = 8;
 
-/// One of the copies. Each has entries of its own: a handler counts itself in where few others do.
+/// One of the copies. A child process has its own. Each has entries of its own: a handler counts itself in where few others do.
+#[derive(Default)]
 struct Copy {
     /// Null as long as it is empty.
     map: AtomicPtr<Directory>,
@@ -43,17 +45,11 @@ struct Copy {
 }
 
 /// The watched ranges, several times over, so that threads that fault side by side share no cache line.
-static DIRECTORY: [CachePadded<Copy>; COPIES] = [const {
-    CachePadded::new(Copy {
-        map: AtomicPtr::new(std::ptr::null_mut()),
-        turn: AtomicUsize::new(0),
-        looking: [const { AtomicUsize::new(0) }; 2],
-    })
-}; COPIES];
+static DIRECTORY: PerProcess<[CachePadded<Copy>; COPIES]> = PerProcess::new(Default::default);
 
 /// Held by whoever changes the directory, with signals blocked, so that no handler runs in a thread that holds it. A leaf; no
 /// handler takes it.
-static CHANGING: Mutex<()> = Mutex::new(());
+static CHANGING: PerProcess<Mutex<()>> = PerProcess::new(Default::default);
 
 impl Copy {
     fn look(&self, at: Addr) -> Option<Arc<Watched>> {
@@ -98,8 +94,9 @@ pub(super) fn change_all(mut change: impl FnMut(&mut Directory)) {
     // Fails only for a bad `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
     {
-        let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
-        for copy in &DIRECTORY {
+        let home = "who watches a range has a page table, and it a home";
+        let _changing = CHANGING.get_or_make().expect(home).lock().unwrap_or_else(PoisonError::into_inner);
+        for copy in DIRECTORY.get_or_make().expect(home) {
             let mut map = copy.present();
             change(&mut map);
             copy.replace(map);
@@ -110,7 +107,7 @@ pub(super) fn change_all(mut change: impl FnMut(&mut Directory)) {
 
 /// Whose range it is.
 pub(super) fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
-    DIRECTORY[thread.0 as usize % COPIES].look(at)
+    DIRECTORY.get()?[thread.0 as usize % COPIES].look(at)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::{RawFault, Resolver, Tid, Verdict, access};
+use super::{Access, RawFault, Resolver, Tid, Verdict};
 use crate::units::Addr;
 pub(super) use registers::SUPPORTED;
 pub(super) use slots::{answer, dismiss, take_posted};
@@ -46,7 +46,9 @@ pub(super) struct Watched {
 /// From now on faults in the range are its resolver's.
 pub(super) fn watch(at: Addr, watched: &Watched) {
     // Whoever has put in a handler since the library's would have all of the range's faults.
-    access::go_in_front();
+    super::access::go_in_front();
+    // Before a handler wants one.
+    slots::make();
     directory::change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
 }
 
@@ -63,6 +65,11 @@ pub(super) fn unwatch(at: Addr) {
         // Acquires what the handler has done.
         drop(watched);
     }
+}
+
+/// What a thread wanted that was interrupted by a page fault at `addr`; `None` where that is not known.
+pub(super) fn access(addr: usize, context: &libc::ucontext_t) -> Option<Access> {
+    registers::fault(addr, context).map(|fault| fault.access)
 }
 
 /// What is to become of an access that was interrupted by a SIGBUS at `addr`. `None` if it is not ours.

@@ -1,8 +1,9 @@
 //! Where a fault waits that its own thread cannot resolve: a fixed number of places for the whole process, in
-//! static memory, so that a handler needs nothing to be kept alive for it while it sleeps.
+//! memory that is never freed, so that a handler needs nothing to be kept alive for it while it sleeps.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use crate::sys::fork::PerProcess;
 use crate::sys::{Access, FaultKind, Message, RawFault, Ticket, Tid, Verdict};
 use crate::units::Addr;
 
@@ -31,15 +32,27 @@ struct Slot {
     tid: AtomicU32,
 }
 
-static POOL: [Slot; SLOTS] = [const {
-    Slot {
+type Pool = [Slot; SLOTS];
+
+/// A child process has slots of its own: nobody will ever leave those that were taken when it was forked.
+static POOL: PerProcess<Pool> = PerProcess::new(|| {
+    std::array::from_fn(|_| Slot {
         word: AtomicU32::new(FREE),
         owner: AtomicUsize::new(0),
         addr: AtomicUsize::new(0),
         what: AtomicU32::new(0),
         tid: AtomicU32::new(0),
-    }
-}; SLOTS];
+    })
+});
+
+fn pool() -> &'static Pool {
+    POOL.get_or_make().expect("who has slots read has a page table, and it a home")
+}
+
+/// Makes the slots of this process: [`post`] may not.
+pub(super) fn make() {
+    pool();
+}
 
 fn state(word: u32) -> u32 {
     word & ((1 << STATE_BITS) - 1)
@@ -59,7 +72,8 @@ pub(super) struct Posted {
 pub(super) fn post(owner: usize, fault: &RawFault) -> Option<Posted> {
     // Threads begin at different places, so that they rarely meet.
     let first = fault.tid.0 as usize;
-    (0..SLOTS).map(|step| &POOL[(first + step) % SLOTS]).find_map(|slot| {
+    let pool = POOL.get()?;
+    (0..SLOTS).map(|step| &pool[(first + step) % SLOTS]).find_map(|slot| {
         let seen = slot.word.load(Ordering::Relaxed);
         let claimed = with_state(seen.wrapping_add(1 << STATE_BITS), CLAIMED);
         let free = state(seen) == FREE;
@@ -98,7 +112,7 @@ impl Posted {
 
 /// The faults that have been posted for `owner` and not been read, at most `room` of them.
 pub(in crate::sys) fn take_posted(owner: usize, room: usize) -> impl Iterator<Item = Message> {
-    let posted = POOL.iter().enumerate().filter_map(move |(index, slot)| {
+    let posted = pool().iter().enumerate().filter_map(move |(index, slot)| {
         let word = slot.word.load(Ordering::Acquire);
         if state(word) != POSTED || slot.owner.load(Ordering::Relaxed) != owner {
             return None;
@@ -119,7 +133,7 @@ pub(in crate::sys) fn take_posted(owner: usize, room: usize) -> impl Iterator<It
 
 /// Answers a fault that has been read, and wakes its thread. A second answer is none.
 pub(in crate::sys) fn answer(ticket: Ticket, verdict: Verdict) {
-    let slot = &POOL[(ticket.0 >> 32) as usize % SLOTS];
+    let slot = &pool()[(ticket.0 >> 32) as usize % SLOTS];
     give(slot, ticket.0 as u32, verdict);
 }
 
@@ -132,7 +146,7 @@ fn give(slot: &Slot, word: u32, verdict: Verdict) {
 
 /// Has every thread that waits for `owner` repeat its access: nobody will answer any more, and none will post.
 pub(in crate::sys) fn dismiss(owner: usize) {
-    for slot in &POOL {
+    for slot in pool() {
         let word = slot.word.load(Ordering::Acquire);
         if matches!(state(word), POSTED | TAKEN) && slot.owner.load(Ordering::Relaxed) == owner {
             give(slot, word, Verdict::Repeat);
@@ -142,13 +156,13 @@ pub(in crate::sys) fn dismiss(owner: usize) {
 
 fn sleep_while(word: &AtomicU32, seen: u32) {
     let (op, forever) = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, std::ptr::null::<libc::timespec>());
-    // SAFETY: `word` is static and aligned; the kernel only compares it. Whatever it answers, the caller looks again.
+    // SAFETY: `word` is never freed, and aligned; the kernel only compares it. Whatever it answers, the caller looks again.
     let _ = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, seen, forever) };
 }
 
 fn wake(word: &AtomicU32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: `word` is static and aligned; the kernel uses its address alone.
+    // SAFETY: `word` is never freed, and aligned; the kernel uses its address alone.
     let _ = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, 1) };
 }
 
@@ -163,6 +177,7 @@ mod tests {
     /// Each owner reads its own, once; the answer reaches its thread and no later one in the same slot.
     #[test]
     fn an_answer_is_for_one_fault() {
+        make();
         let (ours, others) = (usize::MAX, usize::MAX - 1);
         let posted = post(ours, &fault(0x1000)).unwrap();
         assert!(take_posted(others, 9).next().is_none());
@@ -181,6 +196,7 @@ mod tests {
 
     #[test]
     fn a_thread_sleeps_until_it_is_answered() {
+        make();
         let ours = usize::MAX - 2;
         let waiting = std::thread::spawn(move || post(ours, &fault(0x3000)).unwrap().wait());
         let ticket = loop {

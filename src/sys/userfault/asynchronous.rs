@@ -17,7 +17,7 @@ use super::{Userfault, continue_mode};
 use crate::error::{Error, Result};
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Scan, abi};
+use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Rights, Scan, abi};
 use crate::units::Addr;
 
 /// The second userfaultfd, and what it takes to read its record.
@@ -94,8 +94,10 @@ impl Userfault {
         }
         check_features(self.supported, &[abi::WP_ASYNC])?;
         let (uffd, _) = open::open(self.features | abi::WP_ASYNC.bit, !self.user_mode_only)?;
-        let pagemap = File::open("/proc/self/pagemap")
-            .map_err(|error| Error::System { call: "open", errno: error.raw_os_error().unwrap_or(0) })?;
+        let pagemap = File::open("/proc/self/pagemap").map_err(|error| Error::System {
+            call: "open(/proc/self/pagemap)",
+            errno: error.raw_os_error().unwrap_or(0),
+        })?;
         // Of two threads that open one, the loser's is closed: nothing is registered with it.
         let _ = self.second.set(Second { uffd, pagemap, ready: AtomicU8::new(0) });
         // The reader waits for the first alone still.
@@ -131,8 +133,9 @@ impl Twin for Userfault {
         bytes: u64,
         device: &Arc<DeviceMemory>,
         offset: u64,
+        rights: Rights,
     ) -> Result<(), Errno> {
-        self.point(at, bytes, device, offset, Watched::DeviceUnnoticed)
+        self.point(at, bytes, device, offset, (Watched::DeviceUnnoticed, rights))
     }
 
     fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {

@@ -26,7 +26,7 @@ use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
     Access, Calls, Condemned, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable,
-    Protection, RawFault, Resolver, Ticket, Tid, Verdict, access, process, trap,
+    Protection, RawFault, Resolver, Rights, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::units::Addr;
@@ -182,30 +182,37 @@ impl PageTable for Userfault {
         true
     }
 
-    fn reserve(&self, bytes: u64, align: u64) -> Result<Addr, Errno> {
-        self.map_zeros(bytes, align, None)
+    fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
+        self.map_zeros(bytes, align, None, rights)
     }
 
-    fn point_at_device(&self, at: Addr, bytes: u64, device: &Arc<DeviceMemory>, offset: u64) -> Result<(), Errno> {
-        self.point(at, bytes, device, offset, Watched::Device)
+    fn point_at_device(
+        &self,
+        at: Addr,
+        bytes: u64,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        self.point(at, bytes, device, offset, (Watched::Device, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         count(&self.calls.repoints);
-        let stage = self.map_zeros(bytes, self.base_page(), None)?;
+        let stage = self.map_zeros(bytes, self.base_page(), None, rights)?;
         self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        spare::lend(|| self.point_at_zeros(at, bytes))
+    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+        spare::lend(|| self.point_at_zeros(at, bytes, rights))
     }
 
-    fn mend(&self, at: Addr, bytes: u64) -> Result<Mended, Errno> {
+    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
         // Asked first: where no address range is left, the kernel refuses before it looks whether the place is free.
-        if self.is_ours(at, self.base_page())? {
+        if self.is_ours(at, bytes)? {
             return Ok(Mended::Untouched);
         }
-        match spare::lend(|| self.map_zeros(bytes, self.base_page(), Some(at))) {
+        match spare::lend(|| self.map_zeros(bytes, self.base_page(), Some(at), rights)) {
             Ok(_) => Ok(Mended::Zeros),
             Err(_) => Ok(Mended::Lost),
         }
@@ -312,6 +319,14 @@ impl PageTable for Userfault {
 
     fn raise_sigbus(&self, tid: Tid, at: Addr) -> Delivery {
         process::raise_sigbus(tid, at)
+    }
+
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        passing::begin(at, bytes);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        passing::end(at, bytes);
     }
 
     fn outlook(&self, tid: Tid) -> Delivery {

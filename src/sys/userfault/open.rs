@@ -1,9 +1,10 @@
 //! Opening a userfaultfd: what this kernel can do, and what this process may have.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
+use userfaultfd::Uffd;
 
 use crate::error::{Error, Result};
 use crate::sys::abi;
@@ -26,11 +27,53 @@ pub(super) fn check_features(supported: u64, needed: &[abi::Feature]) -> Result<
     }
 }
 
+/// Where those may ask for a userfaultfd who may open it.
+const DEVICE: &str = "/dev/userfaultfd";
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: callers pass a descriptor that the kernel has just given them, and that nobody else knows.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 fn open_by_syscall(flags: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: userfaultfd(2) takes flags only.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) }).map(|fd| owned(fd as i32))
+}
+
+fn open_by_device(flags: i32) -> Result<OwnedFd, Errno> {
+    let device = File::options().read(true).write(true).open(DEVICE);
+    let device = device.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    // SAFETY: USERFAULTFD_IOC_NEW takes flags only.
+    Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), abi::USERFAULTFD_IOC_NEW, flags) }).map(owned)
+}
+
+/// Not a refusal: there is none left.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
+}
+
+/// A userfaultfd, and whether it is for faults from user mode only: through the device, which needs no privilege but
+/// to open that, also where a filter refuses the system call; then the system call; then the system call for user mode.
+fn open_any(need_kernel_faults: bool) -> Result<(OwnedFd, bool)> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let short = |errno: Errno| Error::system("userfaultfd", errno);
+    match open_by_device(flags) {
+        Ok(fd) => return Ok((fd, false)),
+        Err(errno) if is_shortage(errno) => return Err(short(errno)),
+        Err(_) => {}
+    }
+    match open_by_syscall(flags) {
+        Ok(fd) => return Ok((fd, false)),
+        Err(errno) if is_shortage(errno) => return Err(short(errno)),
+        Err(errno @ Errno::ENOSYS) => return Err(Error::NoUserfaultfd { errno: errno as i32 }),
+        Err(errno) if need_kernel_faults => return Err(Error::NoKernelFaults { errno: errno as i32 }),
+        Err(_) => {}
+    }
+    match open_by_syscall(flags | abi::USER_MODE_ONLY) {
+        Ok(fd) => Ok((fd, true)),
+        Err(errno) if is_shortage(errno) => Err(short(errno)),
+        Err(errno) => Err(Error::NoUserfaultfd { errno: errno as i32 }),
+    }
 }
 
 fn api(fd: &OwnedFd, features: u64) -> Result<u64, Errno> {
@@ -40,36 +83,16 @@ fn api(fd: &OwnedFd, features: u64) -> Result<u64, Errno> {
     Ok(api.features)
 }
 
-/// What this kernel's userfaultfd can do, asked on a throw-away descriptor: UFFDIO_API works once on each.
+/// What this kernel's userfaultfd can do, asked on a throw-away descriptor, opened in whichever way there is: UFFDIO_API works
+/// once on each.
 pub(super) fn supported_features() -> Result<u64> {
-    let flags = libc::O_CLOEXEC | abi::USER_MODE_ONLY;
-    let none = |errno: Errno| Error::NoUserfaultfd { errno: errno as i32 };
-    let fd = open_by_syscall(flags).map_err(none)?;
-    api(&fd, 0).map_err(none)
+    let (fd, _) = open_any(false)?;
+    api(&fd, 0).map_err(|errno| Error::NoUserfaultfd { errno: errno as i32 })
 }
 
-/// Opens a userfaultfd, the most able one that this process may have: `/dev/userfaultfd`, then the system
-/// call, then the system call for faults from user mode only.
+/// Opens a userfaultfd, the most able one that this process may have.
 pub(super) fn open(features: u64, need_kernel_faults: bool) -> Result<(Uffd, bool)> {
-    let through_device = UffdBuilder::new()
-        .close_on_exec(true)
-        .non_blocking(true)
-        .user_mode_only(false)
-        .require_features(FeatureFlags::from_bits_retain(features))
-        .create();
-    if let Ok(uffd) = through_device {
-        return Ok((uffd, false));
-    }
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let (fd, user_mode_only) = match open_by_syscall(flags) {
-        Ok(fd) => (fd, false),
-        Err(errno) if need_kernel_faults => return Err(Error::NoKernelFaults { errno: errno as i32 }),
-        Err(_) => {
-            let fd = open_by_syscall(flags | abi::USER_MODE_ONLY)
-                .map_err(|errno| Error::NoUserfaultfd { errno: errno as i32 })?;
-            (fd, true)
-        }
-    };
+    let (fd, user_mode_only) = open_any(need_kernel_faults)?;
     api(&fd, features).map_err(|errno| Error::system("ioctl(UFFDIO_API)", errno))?;
     let raw = std::os::fd::IntoRawFd::into_raw_fd(fd);
     // SAFETY: ownership of an open userfaultfd passes to `Uffd`.

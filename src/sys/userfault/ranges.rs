@@ -10,7 +10,7 @@ use super::open::errno_of;
 use super::{Userfault, count};
 use crate::sync::back_off;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Outcome, PageTable};
+use crate::sys::{Outcome, PageTable, Rights};
 use crate::units::Addr;
 
 /// How often, and how long apart, it is asked whether a range is registered: about a second.
@@ -27,12 +27,15 @@ pub(super) enum Watched {
     DeviceUnnoticed,
 }
 
+/// How a range is watched, and what it allows. A copy has both of what it is a copy of.
+type Kind = (Watched, Rights);
+
 /// A whole device, mapped and registered, of which parts are duplicated to where they are wanted:
 /// `mremap` with an old size of zero copies a shared mapping together with its registration.
 pub(super) struct Template {
     /// The device's address, while it lives.
     device: usize,
-    watched: Watched,
+    kind: Kind,
     pub(super) at: Addr,
     pub(super) bytes: u64,
 }
@@ -73,17 +76,19 @@ impl Userfault {
     }
 
     /// A mapping of the device, registered and kept out of children, wherever there is room.
-    fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64, watched: Watched) -> Result<Addr, Errno> {
+    fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<Addr, Errno> {
         let fd = device.fd().ok_or(Errno::ENODEV)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
         let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
-        self.prepare(addr(at), bytes, watched)
+        // A core dump of all of it could be as long as the device, and what is duplicated of it inherits the flag.
+        let _ = madvise(addr(at), bytes, libc::MADV_DONTDUMP);
+        self.prepare(addr(at), bytes, kind)
     }
 
     /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
     /// nothing is mapped there (EEXIST).
-    pub(super) fn map_zeros(&self, bytes: u64, align: u64, fixed: Option<Addr>) -> Result<Addr, Errno> {
+    pub(super) fn map_zeros(&self, bytes: u64, align: u64, fixed: Option<Addr>, rights: Rights) -> Result<Addr, Errno> {
         let mut flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         if fixed.is_some() {
             flags |= MapFlags::MAP_FIXED_NOREPLACE;
@@ -97,7 +102,7 @@ impl Userfault {
         let head = at.since(start);
         self.give_back(start, head);
         self.give_back(at.plus(bytes), slack - head);
-        self.prepare(at, bytes, Watched::Zeros)
+        self.prepare(at, bytes, (Watched::Zeros, rights))
     }
 
     /// Makes a new mapping ready: not inherited, registered, and accessible last.
@@ -105,11 +110,11 @@ impl Userfault {
     /// After mlockall(MCL_FUTURE) the kernel locks what is mapped and fills it at once, before it could be
     /// registered: hence PROT_NONE, which it does not fill, and munlock, without which mremap would fill
     /// the range from inside the worker that serves its faults.
-    pub(super) fn prepare(&self, at: Addr, bytes: u64, watched: Watched) -> Result<Addr, Errno> {
+    pub(super) fn prepare(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<Addr, Errno> {
         let ready = munlock(at, bytes)
             .and_then(|()| madvise(at, bytes, libc::MADV_DONTFORK))
             .and_then(|()| self.register(at, bytes, watched))
-            .and_then(|()| make_accessible(at, bytes));
+            .and_then(|()| make_accessible(at, bytes, rights));
         match ready {
             Ok(()) => Ok(at),
             Err(errno) => {
@@ -158,31 +163,30 @@ impl Userfault {
         bytes: u64,
         device: &DeviceMemory,
         offset: u64,
-        watched: Watched,
+        kind: Kind,
     ) -> Result<(), Errno> {
         count(&self.calls.repoints);
         if !device.is_huge() {
-            let template = self.template(device, watched)?;
+            let template = self.template(device, kind)?;
             // After mlockall the kernel would fill the range from inside this very thread.
             munlock(template, device.len_bytes())?;
             return self.move_over(template.plus(offset), 0, bytes, at);
         }
         // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
-        let stage = self.map_device(bytes, device, offset, watched)?;
+        let stage = self.map_device(bytes, device, offset, kind)?;
         self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
     }
 
     /// The registered mapping of the whole device, made when it is first wanted.
-    fn template(&self, device: &DeviceMemory, watched: Watched) -> Result<Addr, Errno> {
+    fn template(&self, device: &DeviceMemory, kind: Kind) -> Result<Addr, Errno> {
         let key = std::ptr::from_ref(device) as usize;
         let mut templates = self.templates.lock();
-        if let Some(template) = templates.iter().find(|template| (template.device, template.watched) == (key, watched))
-        {
+        if let Some(template) = templates.iter().find(|template| (template.device, template.kind) == (key, kind)) {
             return Ok(template.at);
         }
         let bytes = device.len_bytes();
-        let at = self.map_device(bytes, device, 0, watched)?;
-        templates.push(Template { device: key, watched, at, bytes });
+        let at = self.map_device(bytes, device, 0, kind)?;
+        templates.push(Template { device: key, kind, at, bytes });
         let this = self.this.clone();
         device.when_gone(Box::new(move || {
             if let Some(this) = this.upgrade() {
@@ -216,8 +220,11 @@ pub(super) fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
     unsafe { nix::sys::mman::munlock(pointer(at), bytes as usize) }
 }
 
-pub(super) fn make_accessible(at: Addr, bytes: u64) -> Result<(), Errno> {
-    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+pub(super) fn make_accessible(at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+    let prot = match rights {
+        Rights::Load => ProtFlags::PROT_READ,
+        Rights::LoadStore => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+    };
     // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
     unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
 }

@@ -8,6 +8,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
 use parking_lot::Mutex;
 
 use super::ranges::{addr, length, pointer};
+use crate::sys::fork::PerProcess;
 use crate::sys::memory::base_page_bytes;
 use crate::units::Addr;
 
@@ -16,9 +17,9 @@ const RANGES: u64 = 32;
 /// How long somebody waits for the reserve who needs it while another has it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// One reserve for the process. Held by [`lend`] while the ranges are lent, also over a re-point, which waits for the reader; the
-/// reader never takes it. Under it: no other lock but the leaves `templates` and `moves`. Guarded by `tests/scarce.rs`.
-static RESERVE: Mutex<Option<Reserve>> = Mutex::new(None);
+/// One reserve for the process; a forked child makes its own. Held by [`lend`] while the ranges are lent, also over a re-point, which waits
+/// for the reader; the reader never takes it. Under it: no other lock but the leaves `templates` and `moves`. Guarded by `tests/scarce.rs`.
+static RESERVE: PerProcess<Mutex<Option<Reserve>>> = PerProcess::new(Mutex::default);
 
 struct Reserve {
     at: Addr,
@@ -54,7 +55,8 @@ impl Reserve {
 
 /// Makes the reserve, if there is none yet. Without room for it there is none.
 pub(super) fn keep() {
-    let mut reserve = RESERVE.lock();
+    let Ok(reserve) = RESERVE.get_or_make() else { return };
+    let mut reserve = reserve.lock();
     if reserve.is_none() {
         *reserve = Reserve::new().ok();
     }
@@ -66,7 +68,7 @@ pub(super) fn lend<T>(mut act: impl FnMut() -> Result<T, Errno>) -> Result<T, Er
         Err(Errno::ENOMEM) => {}
         done => return done,
     }
-    let Some(reserve) = RESERVE.try_lock_for(PATIENCE) else { return act() };
+    let Some(reserve) = RESERVE.get().and_then(|reserve| reserve.try_lock_for(PATIENCE)) else { return act() };
     let Some(reserve) = &*reserve else { return act() };
     reserve.set_free();
     let done = act();

@@ -32,6 +32,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "dirty", run: pages::dirty },
     Scenario { name: "slow reader", run: trouble::slow_reader },
     Scenario { name: "moved", run: trouble::moved },
+    Scenario { name: "restless", run: trouble::restless },
     Scenario { name: "injected", run: trouble::injected },
     Scenario { name: "progress", run: pages::progress },
 ];

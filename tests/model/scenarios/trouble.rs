@@ -53,6 +53,26 @@ pub fn slow_reader(broken: Option<Rule>) {
     world.end();
 }
 
+/// A thread that the kernel does not let sleep in its fault stores to a hole, beside one that stores there and a punch; and then to a
+/// hole for which there is no block. It gets there, and it gets its SIGBUS; nobody else gets one.
+pub fn restless(broken: Option<Rule>) {
+    let world = Plan::blocks(1).build(broken);
+    let file = world.volume.create("a").unwrap();
+    file.truncate(2 * PAGE).unwrap();
+    let view = world.map(&file, 2);
+    let storer = view.spawn(|view| assert_eq!(view.fake.store_restlessly(view.base, 7), Ok(())));
+    let threads = [storer, view.writer(0, 1, 0x10)];
+    view.file.punch_hole(0, PAGE).unwrap();
+    join(threads);
+    // There is a block under page 0, or the punch has taken it.
+    view.store(0, 2, 1).unwrap();
+    let loader = view.spawn(|view| assert!(matches!(view.load(0, 2), Ok(1))));
+    assert_eq!(view.fake.store_restlessly(view.base + PAGE as usize, 7), view.bus(1, 0));
+    join([loader]);
+    drop(view);
+    world.end();
+}
+
 /// How many installs and protects have been refused in all schedules of [`moved`].
 pub static REFUSED: AtomicU64 = AtomicU64::new(0);
 

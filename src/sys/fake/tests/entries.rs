@@ -123,9 +123,9 @@ fn a_device_page_may_be_larger_than_the_base_page() {
     let fake = FakePageTable::new();
     let (table, huge) = (fake.table(), 4 * BASE_PAGE);
     let device = Arc::new(DeviceMemory::heap(2 * huge, huge).unwrap());
-    let base = table.reserve(2 * huge, huge).unwrap();
+    let base = table.reserve(2 * huge, huge, Rights::LoadStore).unwrap();
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| table.point_at_device(base, 2 * huge, &device, 0));
+        let pointing = scope.spawn(|| table.point_at_device(base, 2 * huge, &device, 0, Rights::LoadStore));
         table.wait();
         table.read(&mut Vec::new()).unwrap();
         pointing.join().unwrap().unwrap();
@@ -152,13 +152,16 @@ fn a_range_that_is_pointed_elsewhere_has_no_entry_and_its_waiters_stay() {
     (0..2).for_each(|page| assert_eq!(test.install(page, Protection::Writable), Outcome::Installed));
     let load = test.load(2);
     test.fault();
-    test.pointed(|test| test.table.point_at_device(test.at(1), 2 * BASE_PAGE, &test.device, 2 * BASE_PAGE));
+    test.pointed(|test| {
+        test.table.point_at_device(test.at(1), 2 * BASE_PAGE, &test.device, 2 * BASE_PAGE, Rights::LoadStore)
+    });
     assert_eq!(test.fake.waiting(), 1);
     assert!(test.fake.is_mapped(test.at(0).0) && !test.fake.is_mapped(test.at(1).0));
     assert_eq!(test.install(1, Protection::ReadOnly), Outcome::Installed);
     assert_eq!(test.install(2, Protection::ReadOnly), Outcome::Installed);
     assert_eq!((test.fake.load(test.at(1).0), load.join().unwrap()), (Ok(102), Ok(103)));
-    let past_the_end = test.table.point_at_device(test.base, 2 * BASE_PAGE, &test.device, 3 * BASE_PAGE);
+    let past_the_end =
+        test.table.point_at_device(test.base, 2 * BASE_PAGE, &test.device, 3 * BASE_PAGE, Rights::LoadStore);
     assert_eq!(past_the_end, Err(Errno::EFAULT));
 }
 
@@ -172,10 +175,10 @@ fn unmap_ends_in_segv_and_the_address_is_handed_out_again() {
     assert_eq!(unread.join().unwrap(), Err(FakeFault::Segv { addr: test.at(1).0 }));
     // The messages went with those who waited.
     assert_eq!(test.read(), vec![]);
-    let smaller = test.table.reserve(BASE_PAGE, 16 * BASE_PAGE).unwrap();
+    let smaller = test.table.reserve(BASE_PAGE, 16 * BASE_PAGE, Rights::LoadStore).unwrap();
     assert!(smaller.0.is_multiple_of(16 * BASE_PAGE as usize) && smaller != test.base);
-    assert_eq!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE), Ok(test.base));
-    assert_ne!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE), Ok(test.base));
+    assert_eq!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore), Ok(test.base));
+    assert_ne!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore), Ok(test.base));
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
         })
         .collect();
     // A range of its own, so that the sleepers stay what they are.
-    let other = test.table.reserve(BASE_PAGE, BASE_PAGE).unwrap();
+    let other = test.table.reserve(BASE_PAGE, BASE_PAGE, Rights::LoadStore).unwrap();
     let pages = |messages: &[Message]| -> Vec<u64> {
         let page = |message: &Message| match message {
             Message::Fault(fault) => Some(fault.addr.since(test.base) / BASE_PAGE),
@@ -72,7 +72,7 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
         messages.iter().filter_map(page).collect()
     };
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| test.table.point_at_zeros(other, BASE_PAGE));
+        let pointing = scope.spawn(|| test.table.point_at_zeros(other, BASE_PAGE, Rights::LoadStore));
         while test.table.poison(other, BASE_PAGE) != Ok(Outcome::Retry) {
             test.table.zap(other, BASE_PAGE).unwrap();
         }
@@ -93,7 +93,7 @@ fn everything_is_refused_while_an_event_is_unread() {
     let load = test.load(0);
     test.fault();
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| test.table.point_at_zeros(test.at(2), BASE_PAGE));
+        let pointing = scope.spawn(|| test.table.point_at_zeros(test.at(2), BASE_PAGE, Rights::LoadStore));
         test.table.wait();
         assert_eq!(test.install(0, Protection::ReadOnly), Outcome::Retry);
         assert_eq!(test.table.install_zeros(test.at(2)), Ok(Outcome::Retry));
@@ -141,7 +141,7 @@ fn the_last_look_takes_poison_for_nothing_and_an_entry_for_done() {
         let mut state = test.fake.shared.state.lock();
         let seen = state.space.backing(test.at(page).0).unwrap();
         let fault = RawFault { addr: test.at(page), access: Access::Store, kind, tid: Tid(1) };
-        state.fall_asleep(fault, &seen).is_some()
+        state.fall_asleep(fault, &seen, false).is_some()
     };
     assert!(fall_asleep(FaultKind::Minor, 0));
     assert_eq!(test.poison(0), Outcome::Installed);
@@ -153,7 +153,7 @@ fn the_last_look_takes_poison_for_nothing_and_an_entry_for_done() {
     // A range that has changed is looked at anew.
     let mut state = test.fake.shared.state.lock();
     let fault = RawFault { addr: test.at(2), access: Access::Load, kind: FaultKind::Minor, tid: Tid(1) };
-    assert_eq!(state.fall_asleep(fault, &Backing::Zeros), None);
+    assert_eq!(state.fall_asleep(fault, &Backing::Zeros, false), None);
 }
 
 #[test]
@@ -170,5 +170,5 @@ fn kicks_end_a_wait_and_calls_are_counted() {
     assert_eq!((calls.wakes, calls.zaps, calls.repoints), (1, 1, 0));
     assert_eq!((test.table.base_page(), test.table.serves_kernel_faults()), (BASE_PAGE, true));
     assert_eq!(test.table.check_huge(), Ok(()));
-    assert_eq!(test.table.reserve(0, BASE_PAGE), Err(Errno::EINVAL));
+    assert_eq!(test.table.reserve(0, BASE_PAGE, Rights::LoadStore), Err(Errno::EINVAL));
 }

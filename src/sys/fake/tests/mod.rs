@@ -10,7 +10,7 @@ use super::*;
 use crate::sync::thread::JoinHandle;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Access, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Tid,
+    Access, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Rights, Tid,
 };
 use crate::units::Addr;
 
@@ -31,15 +31,17 @@ impl Fixture {
         let fake = FakePageTable::new();
         let table = fake.table();
         let device = Arc::new(DeviceMemory::heap(PAGES * BASE_PAGE, BASE_PAGE).unwrap());
-        (0..PAGES).for_each(|block| device.write(block * BASE_PAGE, &(100 + block).to_ne_bytes()));
-        let base = table.reserve(PAGES * BASE_PAGE, BASE_PAGE).unwrap();
+        (0..PAGES).for_each(|block| device.write(block * BASE_PAGE, &(100 + block).to_ne_bytes()).unwrap());
+        let base = table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore).unwrap();
         Self { fake, table, device, base }
     }
 
     /// Page N of the range points at block N.
     fn device() -> Self {
         let this = Self::zeros();
-        this.pointed(|this| this.table.point_at_device(this.base, PAGES * BASE_PAGE, &this.device, 0));
+        this.pointed(|this| {
+            this.table.point_at_device(this.base, PAGES * BASE_PAGE, &this.device, 0, Rights::LoadStore)
+        });
         this
     }
 
@@ -111,7 +113,7 @@ impl Fixture {
 
     fn block(&self, block: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.device.read(block * BASE_PAGE, &mut bytes);
+        self.device.read(block * BASE_PAGE, &mut bytes).unwrap();
         u64::from_ne_bytes(bytes)
     }
 

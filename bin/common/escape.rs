@@ -1,4 +1,4 @@
-//! Text in a page of HTML. The bench's pages use it too.
+//! Text in a page of HTML.
 
 /// Makes text safe between tags and in quoted attributes.
 pub(crate) fn escape(text: &str) -> String {

@@ -1,0 +1,96 @@
+//! Children of fork(2) that use what they have inherited: mappings, files and volumes are the parent's alone, and every call on one is
+//! to say so.
+#![allow(unsafe_code)]
+
+use daxpager::Error;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, alarm, fork};
+
+use super::Neighbour;
+use crate::oracle::Kind;
+use crate::world::{Mapped, World};
+
+/// A call that takes longer than so many seconds waits for a thread that the child does not have.
+const SECONDS: u32 = 10;
+
+type Call = fn(&World, &Mapped) -> Result<(), Error>;
+
+/// What a child tries.
+const CALLS: &[(&str, Call)] = &[
+    ("load", |_, mapped| mapped.mapping.load(0).map(drop)),
+    ("store", |_, mapped| mapped.mapping.store(0, 1)),
+    ("copy_in", |_, mapped| mapped.mapping.copy_in(0, &[1; 3])),
+    ("Mapping::read_at", |_, mapped| mapped.mapping.read_at(&mut [0; 8], 0)),
+    ("Mapping::write_at", |_, mapped| mapped.mapping.write_at(&[1; 8], 0)),
+    ("take_dirty", |_, mapped| mapped.mapping.take_dirty().map(drop)),
+    ("File::write_at", |world, mapped| world.files[usize::from(mapped.file)].write_at(&[1; 8], 0).map(drop)),
+    ("truncate", |world, mapped| world.files[usize::from(mapped.file)].truncate(1)),
+    ("punch_hole", |world, mapped| world.files[usize::from(mapped.file)].punch_hole(0, 1 << 20)),
+    ("create", |world, _| world.volume.create("child").map(drop)),
+];
+
+/// By its name: a library without it refuses nothing.
+fn is_refusal(result: &Result<(), Error>) -> bool {
+    result.as_ref().is_err_and(|error| format!("{error:?}").contains("Forked"))
+}
+
+/// The exit code: 0, or the number of the first call that was not refused, from 1 on.
+fn as_child(world: &World, mapped: Mapped, first: usize) -> i32 {
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    alarm::set(SECONDS);
+    for number in (0..CALLS.len()).map(|number| (number + first) % CALLS.len()) {
+        if !is_refusal(&CALLS[number].1(world, &mapped)) {
+            return number as i32 + 1;
+        }
+    }
+    drop(mapped);
+    0
+}
+
+pub(super) fn run(neighbour: &mut Neighbour) {
+    let expected = "children whose calls are all refused, and that end";
+    while neighbour.goes_on() {
+        let world = neighbour.world.clone();
+        let file = neighbour.rng.u8(0..world.mix.files as u8);
+        let manner = world.mix.manners.next(&mut neighbour.rng);
+        // Of its own, so that the child drops it for good. Where something is scarce there may be none.
+        let Ok(mapped) = world.map(file, 0..world.mix.pages, manner) else {
+            neighbour.pause(5..20);
+            continue;
+        };
+        let first = neighbour.rng.usize(0..CALLS.len());
+        // SAFETY: glibc keeps its heap usable in children of processes with threads; the child waits for no lock of this program's, runs
+        // no code of it but the calls, and a call that waits for a thread which is not there is ended by the alarm.
+        let child = match unsafe { fork() } {
+            Ok(ForkResult::Child) => {
+                let code = as_child(&world, mapped, first);
+                // SAFETY: ends the child, and runs nothing that the parent has to run.
+                unsafe { libc::_exit(code) }
+            }
+            Ok(ForkResult::Parent { child }) => child,
+            Err(_) => {
+                neighbour.pause(5..20);
+                continue;
+            }
+        };
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, 0)) => {}
+            Ok(WaitStatus::Exited(_, code)) => {
+                let name = CALLS.get(code as usize - 1).map_or("?", |call| call.0);
+                neighbour.report(Kind::Harm, expected, format!("{name} was not refused"));
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                neighbour.report(
+                    Kind::Harm,
+                    expected,
+                    format!("one was ended by {signal}, from {} on", CALLS[first].0),
+                );
+            }
+            other => neighbour.report(Kind::Error, expected, format!("{other:?}")),
+        }
+        drop(mapped);
+        neighbour.pause(5..100);
+    }
+}

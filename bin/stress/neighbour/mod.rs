@@ -1,0 +1,156 @@
+//! What a process does around the library while the threads of a mix are at work: it is stopped, it forks, it runs out of address
+//! ranges, it locks its memory, it ends other pagers. Some of what is its own has known content, which must be as it was.
+//!
+//! All of it begins with a round and has ended before everything is compared.
+
+mod forks;
+mod guards;
+mod ranges;
+mod shutdown;
+pub(crate) mod stops;
+
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
+
+use crate::inject::{Inject, Put};
+use crate::op::Op;
+use crate::oracle::{Kind, Oracle};
+use crate::work::REST;
+use crate::world::World;
+use guards::Guards;
+
+/// What every neighbour has that is a thread.
+pub(crate) struct Neighbour {
+    world: Arc<World>,
+    stop: Arc<AtomicBool>,
+    rng: Rng,
+}
+
+impl Neighbour {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps for some milliseconds, or until it is to end.
+    fn pause(&mut self, ms: std::ops::Range<u64>) {
+        let end = Instant::now() + Duration::from_millis(self.rng.u64(ms));
+        while self.goes_on() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1).min(end.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn report(&self, kind: Kind, expected: &str, found: String) {
+        self.world.oracle.report_text(kind, Op::Inspect, REST, expected, found);
+    }
+}
+
+/// What one of them does until it is to end.
+type Body = fn(&mut Neighbour);
+
+/// The neighbours of one round.
+pub(crate) struct Neighbours {
+    stop: Arc<AtomicBool>,
+    threads: Vec<(&'static str, JoinHandle<()>)>,
+    stopper: Option<Child>,
+    guards: Option<Guards>,
+}
+
+/// Whether memory may be locked without a limit: else whoever maps some would be refused, and that may be anybody.
+fn may_lock() -> bool {
+    const CAP_IPC_LOCK: u64 = 14;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1)
+}
+
+/// What was asked for and can't be done here.
+pub(crate) fn lacking(put: &Put) -> Option<&'static str> {
+    (put.has(Inject::Memlock) && !may_lock()).then_some("memlock is left out: it takes CAP_IPC_LOCK")
+}
+
+fn locks(neighbour: &mut Neighbour) {
+    while neighbour.goes_on() {
+        if mlockall(MlockAllFlags::MCL_FUTURE).is_err() {
+            return;
+        }
+        neighbour.pause(1..100);
+        let _ = munlockall();
+        neighbour.pause(1..50);
+    }
+}
+
+impl Neighbours {
+    pub(crate) fn start(put: &Put, world: &Arc<World>, round: u64) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let guards = put.has_neighbours().then(|| Guards::new(round));
+        let mut this = Self { stop, threads: Vec::new(), stopper: None, guards };
+        let mut bodies: Vec<(&'static str, Body)> = Vec::new();
+        let mut add = |kind, name, body: Body| {
+            if put.has(kind) {
+                bodies.push((name, body));
+            }
+        };
+        add(Inject::Forks, "forks", forks::run);
+        add(Inject::Scarcity, "scarcity", ranges::run);
+        add(Inject::Shutdown, "shutdown", shutdown::run);
+        if may_lock() {
+            add(Inject::Memlock, "memlock", locks);
+        }
+        for (number, (name, body)) in bodies.into_iter().enumerate() {
+            let rng = Rng::with_seed(world.mix.seed ^ round << 16 ^ number as u64);
+            let mut neighbour = Neighbour { world: world.clone(), stop: this.stop.clone(), rng };
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&mut neighbour))?;
+            this.threads.push((name, thread));
+        }
+        if put.has(Inject::Stops) {
+            this.stopper = Some(stops::start()?);
+        }
+        Ok(this)
+    }
+
+    /// Ends them all; `false` if one of them does not end, and can't be joined.
+    pub(crate) fn end(mut self, oracle: &Oracle, limit: Duration) -> bool {
+        self.stop.store(true, Ordering::Relaxed);
+        self.end_stopper();
+        let start = Instant::now();
+        for (name, thread) in std::mem::take(&mut self.threads) {
+            while !thread.is_finished() {
+                if start.elapsed() > limit {
+                    let found = format!("{name} goes on");
+                    oracle.report_text(Kind::Hang, Op::Inspect, REST, "an end of all neighbours", found);
+                    return false;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.join().is_err() {
+                let found = format!("a panic of {name}, which is printed above");
+                oracle.report_text(Kind::Error, Op::Inspect, REST, "no panic", found);
+            }
+        }
+        if let Some(harm) = self.guards.take().and_then(|guards| guards.harm()) {
+            oracle.report_text(Kind::Harm, Op::Inspect, REST, "bytes that nobody has written to", harm);
+        }
+        true
+    }
+
+    /// Lets it come to its end, which is after it has let this process go on.
+    fn end_stopper(&mut self) {
+        if let Some(mut stopper) = self.stopper.take() {
+            drop(stopper.stdin.take());
+            let _ = stopper.wait();
+        }
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.end_stopper();
+    }
+}

@@ -1,0 +1,104 @@
+//! Memory from the heap, for the fake page table.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+pub(super) struct Heap {
+    words: Box<[AtomicU64]>,
+    block_bytes: u64,
+}
+
+impl Heap {
+    pub(super) fn new(bytes: u64, block_bytes: u64) -> Self {
+        Self { words: (0..bytes / 8).map(|_| AtomicU64::new(0)).collect(), block_bytes }
+    }
+
+    pub(super) fn len_bytes(&self) -> u64 {
+        self.words.len() as u64 * 8
+    }
+
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    pub(super) fn word(&self, index: u64) -> &AtomicU64 {
+        &self.words[index as usize]
+    }
+
+    /// Changes only the bytes of word `index` that `mask` selects, whatever happens to the others meanwhile.
+    fn merge(&self, index: u64, mask: u64, value: u64) {
+        let word = self.word(index);
+        let mut old = word.load(Ordering::Relaxed);
+        while let Err(now) =
+            word.compare_exchange_weak(old, old & !mask | value & mask, Ordering::Relaxed, Ordering::Relaxed)
+        {
+            old = now;
+        }
+    }
+
+    /// Calls `each` for every word that the bytes touch: its index, where its bytes begin among
+    /// those meant, and the range of it that is meant.
+    fn for_words(offset: u64, bytes: u64, mut each: impl FnMut(u64, usize, std::ops::Range<usize>)) {
+        let end = offset + bytes;
+        let mut at = offset;
+        while at < end {
+            let first = (at % 8) as usize;
+            let last = (end - (at - first as u64)).min(8) as usize;
+            each(at / 8, (at - offset) as usize, first..last);
+            at += (last - first) as u64;
+        }
+    }
+
+    /// Each aligned word is read whole.
+    pub(super) fn read(&self, offset: u64, into: &mut [u8]) {
+        Self::for_words(offset, into.len() as u64, |index, at, part| {
+            let word = self.word(index).load(Ordering::Relaxed).to_ne_bytes();
+            into[at..at + part.len()].copy_from_slice(&word[part]);
+        });
+        fence(Ordering::Acquire);
+    }
+
+    /// Each aligned word is written whole, and no byte beside those meant.
+    pub(super) fn write(&self, offset: u64, from: &[u8]) {
+        fence(Ordering::Release);
+        Self::for_words(offset, from.len() as u64, |index, at, part| {
+            let mut bytes = [0u8; 8];
+            bytes[part.clone()].copy_from_slice(&from[at..at + part.len()]);
+            let value = u64::from_ne_bytes(bytes);
+            if part.len() == 8 {
+                self.word(index).store(value, Ordering::Relaxed);
+            } else {
+                self.merge(index, mask(&part), value);
+            }
+        });
+    }
+
+    pub(super) fn zero(&self, offset: u64, bytes: u64) {
+        Self::for_words(offset, bytes, |index, _, part| {
+            if part.len() == 8 {
+                self.word(index).store(0, Ordering::Relaxed);
+            } else {
+                self.merge(index, mask(&part), 0);
+            }
+        });
+        fence(Ordering::Release);
+    }
+
+    pub(super) fn is_zero(&self, offset: u64, bytes: u64) -> bool {
+        (offset / 8..(offset + bytes) / 8).all(|index| self.word(index).load(Ordering::Relaxed) == 0)
+    }
+
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) {
+        for index in 0..bytes / 8 {
+            let value = self.word(from / 8 + index).load(Ordering::Relaxed);
+            self.word(to / 8 + index).store(value, Ordering::Relaxed);
+        }
+        fence(Ordering::Release);
+    }
+}
+
+/// All ones in the bytes of a word that `part` names, in memory order.
+fn mask(part: &std::ops::Range<usize>) -> u64 {
+    let mut bytes = [0u8; 8];
+    bytes[part.clone()].fill(0xff);
+    u64::from_ne_bytes(bytes)
+}

@@ -1,0 +1,318 @@
+//! The memory behind a device: a file that is read and written by system calls, or memory from the heap for the fake page
+//! table. It does not fault into the pager, so any thread may use it under any lock.
+
+mod file;
+#[cfg(feature = "fake")]
+mod heap;
+mod open;
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::sync::step;
+use file::DeviceFile;
+#[cfg(feature = "fake")]
+use heap::Heap;
+
+/// The largest device in bytes: all of it has to be mapped, and x86-64 has 2^47 bytes of addresses.
+const DEVICE_BYTES_MAX: u64 = 1 << 46;
+
+pub(crate) struct DeviceMemory {
+    /// Called when the device is gone: userfaultfds that have a mapping of it give that up. A leaf.
+    when_gone: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+    owner: Owner,
+}
+
+/// Where the bytes are.
+enum Owner {
+    File(DeviceFile),
+    #[cfg(feature = "fake")]
+    Heap(Heap),
+}
+
+impl DeviceMemory {
+    fn new(owner: Owner) -> Self {
+        Self { when_gone: Mutex::default(), owner }
+    }
+
+    /// A memfd of `bytes` bytes.
+    pub(crate) fn memfd(name: &str, bytes: u64) -> Result<Self> {
+        Ok(Self::new(Owner::File(DeviceFile::memfd(name, bytes)?)))
+    }
+
+    /// A file on tmpfs or hugetlbfs, created if it is not there. Its content is lost.
+    pub(crate) fn open(path: &Path, bytes: u64) -> Result<Self> {
+        Ok(Self::new(Owner::File(DeviceFile::open(path, bytes)?)))
+    }
+
+    /// Memory from the heap, for the fake page table.
+    #[cfg(feature = "fake")]
+    pub(crate) fn heap(bytes: u64, block_bytes: u64) -> Result<Self> {
+        check_size(bytes, block_bytes)?;
+        Ok(Self::new(Owner::Heap(Heap::new(bytes, block_bytes))))
+    }
+
+    pub(crate) fn len_bytes(&self) -> u64 {
+        match &self.owner {
+            Owner::File(file) => file.len_bytes(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.len_bytes(),
+        }
+    }
+
+    pub(crate) fn block_bytes(&self) -> u64 {
+        match &self.owner {
+            Owner::File(file) => file.block_bytes(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.block_bytes(),
+        }
+    }
+
+    /// Whether the blocks are huge pages.
+    pub(crate) fn is_huge(&self) -> bool {
+        match &self.owner {
+            Owner::File(file) => file.is_huge(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => false,
+        }
+    }
+
+    /// Whether no other process can open the device: then a page that is not there is one of zeros.
+    pub(crate) fn is_private(&self) -> bool {
+        match &self.owner {
+            Owner::File(file) => file.is_private(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => true,
+        }
+    }
+
+    /// Has `act` called when the device is dropped.
+    pub(super) fn when_gone(&self, act: Box<dyn Fn() + Send + Sync>) {
+        self.when_gone.lock().push(act);
+    }
+
+    /// The file behind the memory; none for memory from the heap.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.owner {
+            Owner::File(file) => Some(file.fd()),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => None,
+        }
+    }
+
+    /// Has the kernel allocate the memory of a range, where it has none yet. What is there stays as it is.
+    pub(crate) fn populate(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        match &self.owner {
+            Owner::File(file) => file.allocate(offset, bytes),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => Ok(()),
+        }
+    }
+
+    /// Nothing that the caller does reaches past the device, whatever it is made of.
+    fn check_range(&self, offset: u64, bytes: u64) {
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= self.len_bytes()), "{offset}+{bytes} lies outside the device");
+    }
+
+    /// The error for a page of the device that is not there.
+    pub(crate) fn lost(&self, offset: u64) -> Error {
+        match &self.owner {
+            Owner::File(file) => file.lost(offset),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => Error::DeviceLost { device: "heap".into(), block: offset / self.block_bytes(), offset },
+        }
+    }
+
+    /// Copies out of the device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`]. So for all that follows; those that write have [`Error::DeviceMemory`] and
+    /// [`Error::Limit`] besides.
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        step();
+        self.check_range(offset, into.len() as u64);
+        match &self.owner {
+            Owner::File(file) => file.read(offset, into)?,
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.read(offset, into),
+        }
+        Ok(())
+    }
+
+    /// Copies into blocks that have been written once, and changes no byte beside those meant.
+    pub(crate) fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
+        step();
+        self.check_range(offset, from.len() as u64);
+        match &self.owner {
+            Owner::File(file) => file.write(offset, from)?,
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.write(offset, from),
+        }
+        Ok(())
+    }
+
+    /// Copies into whole blocks, whether the device has pages for them or not.
+    pub(crate) fn fill(&self, offset: u64, from: &[u8]) -> Result<()> {
+        step();
+        self.check_range(offset, from.len() as u64);
+        match &self.owner {
+            Owner::File(file) => file.fill(offset, from)?,
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.write(offset, from),
+        }
+        Ok(())
+    }
+
+    /// Zeroes a range of the device. Whole blocks are there afterwards.
+    pub(crate) fn zero(&self, offset: u64, bytes: u64) -> Result<()> {
+        step();
+        self.check_range(offset, bytes);
+        match &self.owner {
+            Owner::File(file) => file.zero(offset, bytes)?,
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.zero(offset, bytes),
+        }
+        Ok(())
+    }
+
+    /// Whether whole words are there, and hold nothing but zeros.
+    pub(crate) fn is_zero(&self, offset: u64, bytes: u64) -> bool {
+        step();
+        self.check_range(offset, bytes);
+        match &self.owner {
+            Owner::File(file) => file.is_zero(offset, bytes),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.is_zero(offset, bytes),
+        }
+    }
+
+    /// Copies whole blocks within the device.
+    pub(crate) fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<()> {
+        step();
+        self.check_range(from, bytes);
+        self.check_range(to, bytes);
+        match &self.owner {
+            Owner::File(file) => file.copy(from, to, bytes)?,
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.copy(from, to, bytes),
+        }
+        Ok(())
+    }
+
+    /// One aligned word, for the fake page table's accesses.
+    #[cfg(feature = "fake")]
+    pub(super) fn aligned_word(&self, offset: u64) -> &AtomicU64 {
+        match &self.owner {
+            Owner::File(_) => panic!("the fake page table has memory from the heap"),
+            Owner::Heap(heap) => heap.word(offset / 8),
+        }
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        self.when_gone.get_mut().iter().for_each(|act| act());
+    }
+}
+
+fn check_size(bytes: u64, block_bytes: u64) -> Result<()> {
+    if bytes < block_bytes || bytes > DEVICE_BYTES_MAX {
+        return Err(Error::DeviceSize { bytes, block_bytes });
+    }
+    if !bytes.is_multiple_of(block_bytes) {
+        return Err(Error::DeviceNotWholeBlocks { bytes, block_bytes });
+    }
+    Ok(())
+}
+
+/// The machine's base page in bytes.
+pub(crate) fn base_page_bytes() -> u64 {
+    match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
+        Ok(Some(bytes)) => bytes as u64,
+        _ => 4096,
+    }
+}
+
+/// An array of zeros that takes memory only where it is touched. A short one is from the heap: a mapping of
+/// its own would be one of the process's address ranges.
+pub(crate) enum SparseWords {
+    Short(Box<[AtomicU64]>),
+    Long { words: NonNull<AtomicU64>, len: usize, _map: MmapRaw },
+}
+
+/// Arrays of up to 32 KiB are short.
+const SHORT_WORDS: usize = 4096;
+
+// SAFETY: atomics only, alive as long as the map that the value owns.
+unsafe impl Send for SparseWords {}
+// SAFETY: as for Send.
+unsafe impl Sync for SparseWords {}
+
+impl SparseWords {
+    pub(crate) fn new(len: usize) -> Result<Self, Errno> {
+        if len <= SHORT_WORDS {
+            return Ok(Self::Short((0..len).map(|_| AtomicU64::new(0)).collect()));
+        }
+        let map = MmapOptions::new()
+            .len(len * 8)
+            .no_reserve_swap()
+            .map_anon()
+            .map(MmapRaw::from)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+        let words = NonNull::new(map.as_mut_ptr().cast()).expect("mmap returned null");
+        Ok(Self::Long { words, len, _map: map })
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &AtomicU64 {
+        let (words, len) = match self {
+            Self::Short(words) => return &words[index],
+            Self::Long { words, len, .. } => (words, *len),
+        };
+        assert!(index < len, "word {index} of {len}");
+        // SAFETY: index is within the allocation, checked above.
+        let word = unsafe { words.add(index) };
+        // SAFETY: zeroed by the kernel, aligned, alive while self is; only atomics ever touch it.
+        unsafe { word.as_ref() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "a system call")]
+    fn odd_ranges_of_a_memfd_touch_only_their_bytes() {
+        touch_only_their_bytes(&DeviceMemory::memfd("odd", 4096).unwrap());
+    }
+
+    #[cfg(feature = "fake")]
+    #[test]
+    fn odd_ranges_of_the_heap_touch_only_their_bytes() {
+        touch_only_their_bytes(&DeviceMemory::heap(4096, 4096).unwrap());
+    }
+
+    fn touch_only_their_bytes(memory: &DeviceMemory) {
+        let mut model = vec![0u8; 4096];
+        for (round, (offset, len)) in
+            [(0, 4096), (3, 2), (5, 9), (7, 1), (8, 8), (17, 30), (4090, 6)].into_iter().enumerate()
+        {
+            let bytes = vec![round as u8 + 1; len];
+            memory.write(offset as u64, &bytes).unwrap();
+            model[offset..offset + len].fill(round as u8 + 1);
+            memory.zero(offset as u64 + 1, len as u64 / 2).unwrap();
+            model[offset + 1..offset + 1 + len / 2].fill(0);
+        }
+        let mut got = vec![0; 4096];
+        memory.read(0, &mut got).unwrap();
+        assert_eq!(got, model);
+    }
+}

@@ -1,0 +1,164 @@
+//! Poison that passes. Where no signal ends a store without a block (a system call's; a thread that cannot be asked about), its page is
+//! poisoned for a moment. That is meant for the store: a load by the CPU that meets the poison is repeated by the handler, until
+//! it is gone. A handler runs after the fault, so it must also know of poison that has gone since.
+//!
+//! ```text
+//! worker                                            load
+//!   begin: the range is listed
+//!   poison
+//!                                                     SIGBUS
+//!   zap
+//!   end: counted, then not listed any more
+//!                                                     handler: not listed. Has one ended since this very load was
+//!                                                     last repeated? Then it was that one's: repeat
+//! ```
+//!
+//! A SIGBUS is the load's own if no range is listed there and none has ended since the handler looked last, for the same load: past the
+//! end of a file that costs one repetition more, and only where poison has ever passed.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use nix::errno::Errno;
+
+use super::{Access, Addr, Part, access, trap};
+
+/// Ranges at a time: no more than there are workers, most of the time. Who finds no room waits.
+const LISTED_MAX: usize = 64;
+const COUNTS: usize = 256;
+/// Ranges in the same 2 MiB are counted together.
+const GRANULE_BITS: u32 = 21;
+
+/// Each a start, aligned to its size, and the binary logarithm of the size in the lowest bits; 0 is free.
+static LISTED: [AtomicUsize; LISTED_MAX] = [const { AtomicUsize::new(0) }; LISTED_MAX];
+/// How many have ended, by address.
+static ENDED: [AtomicU64; COUNTS] = [const { AtomicU64::new(0) }; COUNTS];
+/// What was repeated last, by thread: a digest of the thread, the access and the count at the time.
+static REPEATED: [AtomicU64; COUNTS] = [const { AtomicU64::new(0) }; COUNTS];
+
+/// How many have ended anywhere.
+static ENDED_IN_ALL: AtomicU64 = AtomicU64::new(0);
+
+/// How often a system call is repeated that may have met such poison, each time after this long: for a second or so.
+const CALLS_MAX: u32 = 10_000;
+const PAUSE: std::time::Duration = std::time::Duration::from_micros(100);
+
+fn entry_of(at: Addr, bytes: u64) -> usize {
+    debug_assert!(bytes.is_power_of_two() && (at.0 as u64).is_multiple_of(bytes) && bytes >= 4096);
+    at.0 | bytes.trailing_zeros() as usize
+}
+
+fn ended(addr: usize) -> &'static AtomicU64 {
+    &ENDED[(addr >> GRANULE_BITS) % COUNTS]
+}
+
+/// The range may be poisoned from now on.
+pub(super) fn begin(at: Addr, bytes: u64) {
+    // Where it cannot be had, loads are hit as they would be without it.
+    let _ = access::enable();
+    let entry = entry_of(at, bytes);
+    while !LISTED.iter().any(|slot| slot.compare_exchange(0, entry, Ordering::SeqCst, Ordering::Relaxed).is_ok()) {
+        std::thread::yield_now();
+    }
+}
+
+/// The poison has been zapped.
+pub(super) fn end(at: Addr, bytes: u64) {
+    ended(at.0).fetch_add(1, Ordering::SeqCst);
+    ENDED_IN_ALL.fetch_add(1, Ordering::SeqCst);
+    let entry = entry_of(at, bytes);
+    // Of two that are the same either is as good.
+    let _ = LISTED.iter().any(|slot| slot.compare_exchange(entry, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok());
+}
+
+fn is_listed(addr: usize) -> bool {
+    LISTED.iter().any(|slot| {
+        let entry = slot.load(Ordering::SeqCst);
+        let bits = entry % 64;
+        entry != 0 && addr >> bits == entry >> bits
+    })
+}
+
+/// Whether the thread was in a load when the kernel raised its SIGBUS at `addr`, and is to repeat it: it has met, or may have met,
+/// poison that was not meant for it. In a signal handler: it takes no lock and allocates nothing.
+pub(super) fn is_to_be_repeated(addr: usize, context: &libc::ucontext_t) -> bool {
+    // The list first: what has left it has been counted.
+    let listed = is_listed(addr);
+    let count = ended(addr).load(Ordering::SeqCst);
+    if (!listed && count == 0) || trap::access(addr, context) != Some(Access::Load) {
+        return false;
+    }
+    if listed {
+        std::thread::yield_now();
+    }
+    let thread = nix::unistd::gettid().as_raw() as u64;
+    let digest = [thread, addr as u64, count].iter().fold(0x9e37_79b9_7f4a_7c15_u64, |digest, word| {
+        (digest ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
+    });
+    let before = REPEATED[thread as usize % COUNTS].swap(digest, Ordering::SeqCst);
+    listed || before != digest
+}
+
+/// Makes a system call that loads from a part of a mapping, and has done nothing when it fails with EFAULT: again as long as it may have met
+/// poison that was not meant for it.
+pub(crate) fn outlast<T>(part: Part<'_>, call: impl Fn(Part<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
+    outlast_at(part.at(), part.bytes(), || call(part))
+}
+
+fn outlast_at<T>(at: usize, bytes: usize, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    let meets = || {
+        LISTED.iter().map(|slot| slot.load(Ordering::SeqCst)).filter(|entry| *entry != 0).any(|entry| {
+            let start = entry >> (entry % 64) << (entry % 64);
+            start < at.saturating_add(bytes) && at < start + (1 << (entry % 64))
+        })
+    };
+    for _ in 0..CALLS_MAX {
+        let before = ENDED_IN_ALL.load(Ordering::SeqCst);
+        match call() {
+            // The list first, as above.
+            Err(Errno::EFAULT) if meets() || ENDED_IN_ALL.load(Ordering::SeqCst) != before => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    call()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_listed_until_it_has_ended() {
+        // Addresses that no mapping of this program has.
+        let (page, huge) = (Addr(0x7000), Addr(0x60_0000));
+        let before = ended(page.0).load(Ordering::SeqCst);
+        begin(page, 4096);
+        begin(page, 4096);
+        begin(huge, 2 << 20);
+        assert!(is_listed(0x7000) && is_listed(0x7fff) && !is_listed(0x6fff) && !is_listed(0x8000));
+        assert!(is_listed(0x60_0000) && is_listed(0x7f_ffff) && !is_listed(0x80_0000));
+        end(page, 4096);
+        assert!(is_listed(0x7000), "the other one");
+        end(page, 4096);
+        end(huge, 2 << 20);
+        assert!(!is_listed(0x7000) && !is_listed(0x60_0000));
+        assert_eq!(ended(page.0).load(Ordering::SeqCst), before + 2);
+    }
+
+    #[test]
+    fn a_call_that_meets_poison_is_made_again_when_it_has_passed() {
+        let page = Addr(0x7000_0000);
+        begin(page, 4096);
+        let calls = AtomicU64::new(0);
+        let call = || match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(Errno::EFAULT),
+            // It passes during the call, which fails nevertheless.
+            1 => {
+                end(page, 4096);
+                Err(Errno::EFAULT)
+            }
+            _ => Ok(8),
+        };
+        assert_eq!(outlast_at(page.0 + 4088, 16, call), Ok(8));
+        assert_eq!(calls.load(Ordering::SeqCst), 3);
+    }
+}
