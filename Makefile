@@ -1,10 +1,12 @@
 # make demo    build and run the demo
-# make test    build and run every test
+# make test    build and run every test; with DAXPAGER_LONG=1, as CI does, those that repeat do so more often
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
 # make bench   what a fault costs, beside the kernel's own; or what ARGS says, as in ARGS=--bars or ARGS="--help"
 # make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000; and make miri
 # make miri    the unit tests that make no system call, under Miri
-# make check   formatting, lints, documentation, the tests, some schedules: what CI runs
+# make check   formatting, lints, documentation, the tests, some schedules, the audit: what CI runs
+# make audit   licences, doubles and advisories of the dependencies, with cargo-deny
+# make help    this list
 # Each installs what is missing first, and says what.
 
 CARGO ?= cargo
@@ -12,13 +14,13 @@ CARGO ?= cargo
 STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
 BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 
-.PHONY: demo test stress bench model schedules miri check setup fmt lint doc clean
+.PHONY: demo test stress bench model schedules miri check audit help setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --bin daxpager-demo
 
 test: setup
-	tools/with-hugepages $(CARGO) test --all-targets
+	tools/with-hugepages tools/run-tests
 	$(CARGO) test --doc
 	$(CARGO) build --examples --no-default-features
 
@@ -59,6 +61,13 @@ schedules: setup
 		|| { tail -n 40 target/model.log; false; }
 
 check: setup fmt lint doc test schedules
+	@tools/audit --if-there
+
+audit:
+	@tools/audit
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 fmt:
 	$(CARGO) fmt --check

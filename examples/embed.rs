@@ -2,9 +2,21 @@
 //!
 //! `cargo run --example embed`
 
+use std::process::ExitCode;
+
 use daxpager::{Device, Error, Pager, Volume};
 
-fn main() -> Result<(), Error> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Error> {
     // 256 blocks of 4 KiB in memory, and a file of 64 KiB on them. It is all hole, so it has no blocks yet.
     let volume = Volume::format(Device::memfd("embed", 1 << 20)?);
     let file = volume.create("log")?;

@@ -70,6 +70,12 @@ pub use units::{BlockIndex, PageIndex};
 pub use volume::invariants::Invariants;
 pub use volume::{FileInfo, Volume};
 
+/// The watchdog of the unit tests. Miri has no signals to keep from it.
+#[cfg(all(test, not(miri)))]
+#[path = "../tests/common/guard.rs"]
+#[allow(unreachable_pub, reason = "the integration tests' own")]
+mod guard;
+
 /// The README's example is compiled and run.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

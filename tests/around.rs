@@ -201,7 +201,7 @@ fn window_against_punch(world: &mut World) -> Verdict {
         let a = a.clone();
         move || a.punch_hole(20 * PAGE, PAGE)
     });
-    let waits = punch.within(WATCH).is_none();
+    let waits = punch.within(watch()).is_none();
     if waits {
         parked.release();
         punch.join("the punch")?.unwrap();
@@ -232,7 +232,7 @@ fn window_against_truncate(world: &mut World) -> Verdict {
         let a = a.clone();
         move || a.truncate(9 * PAGE)
     });
-    if truncate.within(WATCH).is_none() {
+    if truncate.within(watch()).is_none() {
         parked.release();
         truncate.join("the truncate")?.unwrap();
     }
@@ -423,12 +423,12 @@ fn windows_bear_what_is_put_in() {
     assert!(put_in.iter().all(|(name, count)| *count > 0 || ["delay", "duplicate"].contains(name)), "{put_in:?}");
 }
 
-/// Blocks of every other page of a stream, so to speak: a second stream takes its first page where the first one's blocks end, and
-/// goes on. What lies between has never been stored to, and is given back all the same: to a write and a store that run
+/// A stream goes on behind pages that nobody has stored to. They are given back all the same: to a write and a store that run
 /// short, when the mapping goes, and when the file is truncated.
 #[test]
 fn what_a_stream_has_skipped_is_given_back() {
-    let short: [(&str, fn(&World, &File, Arc<Mapping>)); 4] = [
+    type GiveBack = fn(&World, &File, Arc<Mapping>);
+    let short: [(&str, GiveBack); 4] = [
         ("a write", |world, _, _map| {
             let other = world.volume.create("other").unwrap();
             assert_eq!(other.write_at(&vec![0xbb; (61 * PAGE) as usize], 0), Ok((61 * PAGE) as usize));

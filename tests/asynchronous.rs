@@ -477,7 +477,7 @@ fn store_while_collecting(world: &mut World) -> Verdict {
         move || take(&map)
     });
     // Only the broken one comes here.
-    let _ = parked.caught_within(WATCH);
+    let _ = parked.caught_within(watch());
     map.store(PAGE, 2).unwrap();
     parked.release();
     let first = collect.join("take_dirty")?;

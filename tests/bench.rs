@@ -1,5 +1,7 @@
 //! The bench as a program: that everything in it runs, and what it says. The figures of these runs mean nothing.
 
+#[path = "common/guard.rs"]
+mod guard;
 #[path = "common/program.rs"]
 mod program;
 
@@ -8,7 +10,9 @@ use std::process::{Command, Output};
 use program::{Scratch, stderr, stdout};
 
 fn bench(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_daxpager-bench")).args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_daxpager-bench"));
+    command.args(args);
+    guard::output(command)
 }
 
 #[test]

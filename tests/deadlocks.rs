@@ -12,6 +12,27 @@ use std::time::{Duration, Instant};
 
 const A: u8 = 0xaa;
 
+/// Waits until a thread of a pager is in the same system call at three looks one after the other: it sleeps there.
+fn until_one_sleeps_in(call: i64) {
+    let look = || -> Vec<String> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let tids = tasks.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let of = |tid: &str, what| std::fs::read_to_string(format!("/proc/self/task/{tid}/{what}")).unwrap_or_default();
+        let there =
+            |tid: &String| of(tid, "comm").starts_with("dax-") && of(tid, "syscall").starts_with(&format!("{call} "));
+        tids.filter(there).collect()
+    };
+    until("a sleep in a system call", || {
+        let first = look();
+        let again = (0..2).all(|_| {
+            std::thread::park_timeout(Duration::from_millis(10));
+            let now = look();
+            first.iter().any(|tid| now.contains(tid))
+        });
+        (again && !first.is_empty()).then_some(())
+    });
+}
+
 /// A range is being re-pointed, which waits for the reader to read its event; the reader is held up. The
 /// file must be usable meanwhile: nothing that waits for the pager holds its lock.
 ///
@@ -34,10 +55,10 @@ fn file_is_usable_during_a_repoint(world: &mut World) -> Verdict {
     let second = spawn(move || other_map.load(0));
     reader.wait();
     repointing.release();
-    // Until the worker is asleep in mremap there is nothing to see; it needs no longer than this.
-    let _ = load.within(WATCH);
+    // Until the worker is asleep in mremap there is nothing to see.
+    until_one_sleeps_in(libc::SYS_mremap);
     let truncate = spawn(move || a.truncate(PAGE));
-    let in_time = truncate.within(Duration::from_secs(2));
+    let in_time = truncate.within(patience());
     reader.release();
     check(in_time.is_some(), || "hang: a truncate waits for the reader".to_owned())?;
     load.join("the load")?.unwrap();
@@ -123,7 +144,7 @@ fn pager_dropped_under_a_fault(world: &mut World) -> Verdict {
     let pager = world.pager.take().unwrap();
     let start = Instant::now();
     let ended = spawn(move || drop(pager));
-    let waited = waiting.within(Duration::from_secs(5));
+    let waited = waiting.within(patience());
     let took = start.elapsed();
     parked.release();
     let waited = waited.ok_or("hang: a thread waits for a pager that is gone")?;

@@ -541,7 +541,6 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn a_file_in_more_pieces_than_there_are_address_ranges() {
         assert_is_child();
-        let _alarm = Alarm::after(120);
         let p = host_page();
         let pages = 70_000;
         let limit: u64 = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();

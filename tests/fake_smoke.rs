@@ -1,5 +1,8 @@
 //! The real core on the fake page table: reader, workers, control calls and mappings, without a kernel.
 
+#[path = "common/guard.rs"]
+mod guard;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -84,6 +87,7 @@ fn two_threads_against_a_puncher() {
     file.truncate(4 * PAGE).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stop = guard::at_end(|| done.store(true, Ordering::Relaxed));
         let writers = [0, 1].map(|writer| {
             let fake = &fake;
             scope.spawn(move || {
@@ -103,9 +107,7 @@ fn two_threads_against_a_puncher() {
                 file.truncate(4 * PAGE).unwrap();
             }
         });
-        let ends = writers.map(|writer| writer.join());
-        done.store(true, Ordering::Relaxed);
-        ends.into_iter().for_each(|end| end.unwrap());
+        writers.into_iter().for_each(guard::join_scoped);
     });
     pager.shutdown().unwrap();
 }
@@ -191,7 +193,7 @@ fn shutdown_takes_waiting_threads_out_of_their_faults() {
             thread::yield_now();
         }
         pager.shutdown().unwrap();
-        loads.into_iter().for_each(|load| load.join().unwrap());
+        loads.into_iter().for_each(guard::join_scoped);
     });
     assert_eq!(fake.waiting(), 0);
     assert_eq!(fake.load(base), Err(FakeFault::Bus { addr: base }));

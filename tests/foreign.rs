@@ -179,6 +179,12 @@ fn a_reader_of_a_stopped_process_waits_for_it() {
     child::run("inside::a_reader_of_a_stopped_process_waits_for_it").assert_success();
 }
 
+/// io_uring with its buffer in a mapping: the kernel's own thread faults, and is served as a system call is.
+#[test]
+fn io_uring_reads_into_a_mapping_and_writes_from_it() {
+    child::run("inside::io_uring_reads_into_a_mapping_and_writes_from_it").assert_success();
+}
+
 /// The page is wanted for a store by another process, and there is no block: an error for it alone.
 #[test]
 fn a_foreign_store_that_finds_no_block_is_an_error() {
@@ -281,13 +287,17 @@ mod inside {
         tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
     }
 
-    /// Stops a thread as gdb does. Safe after fork.
+    /// Stops a thread as gdb does, or finds that it has ended. Safe after fork.
     fn attach(tid: i32) -> Result<(), i32> {
         let nothing = std::ptr::null_mut::<libc::c_void>();
         for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
             // SAFETY: changes how the kernel runs that thread, which is of this test.
-            if unsafe { libc::ptrace(request, tid, nothing, nothing) } != 0 {
-                return Err(1);
+            let done = unsafe { libc::ptrace(request, tid, nothing, nothing) };
+            match Errno::last_raw() {
+                _ if done == 0 => {}
+                // EPERM is said of one that is about to.
+                libc::ESRCH | libc::EPERM => return Ok(()),
+                errno => return Err(errno),
             }
         }
         // SAFETY: a status of nobody's interest.
@@ -415,6 +425,104 @@ mod inside {
         });
         assert_eq!(looker.seen("who looks at a stopped process"), Byte(0));
         stage.assert_goes_on();
+    }
+
+    /// An io_uring for one request at a time.
+    struct Ring {
+        fd: std::os::fd::OwnedFd,
+        rings: memmap2::MmapMut,
+        entries: memmap2::MmapMut,
+        /// Where things are in the rings: `struct io_uring_params`.
+        at: [u32; 30],
+        requests: u32,
+    }
+
+    const READ: u8 = 22;
+    const WRITE: u8 = 23;
+
+    impl Ring {
+        fn new() -> Self {
+            let mut at = [0_u32; 30];
+            // SAFETY: the kernel fills in the parameters, which have room for all of them.
+            let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, at.as_mut_ptr()) };
+            assert!(fd >= 0, "io_uring_setup: {} (kernel.io_uring_disabled must be 0)", Errno::last());
+            // SAFETY: a new descriptor, nobody else's.
+            let fd = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as i32) };
+            let map = |offset, len| {
+                let mut options = memmap2::MmapOptions::new();
+                // SAFETY: the kernel changes these bytes only while a request is under way, in which nobody looks.
+                unsafe { options.offset(offset).len(len).map_mut(&fd) }.unwrap()
+            };
+            // Both rings in one mapping, and the requests in another.
+            let rings = map(0, (at[25] + at[1] * 16).max(at[16] + at[0] * 4) as usize);
+            let entries = map(0x1000_0000, 64);
+            Self { rings, entries, at, requests: 0, fd }
+        }
+
+        fn word(&self, at: u32) -> u32 {
+            u32::from_ne_bytes(self.rings[at as usize..][..4].try_into().unwrap())
+        }
+
+        fn set_word(&mut self, at: u32, value: u32) {
+            self.rings[at as usize..][..4].copy_from_slice(&value.to_ne_bytes());
+        }
+
+        /// One request, to its end: what read(2) or write(2) would give.
+        fn run(&mut self, what: u8, file: &std::fs::File, addr: usize, len: u32) -> Result<u32, Errno> {
+            let mut entry = [0; 64];
+            entry[0] = what;
+            entry[4..8].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
+            entry[16..24].copy_from_slice(&addr.to_ne_bytes());
+            entry[24..28].copy_from_slice(&len.to_ne_bytes());
+            self.entries.copy_from_slice(&entry);
+            self.set_word(self.at[16], 0);
+            self.requests += 1;
+            self.set_word(self.at[11], self.requests);
+            // SAFETY: the buffer is in the test's own mapping, or its error is what is asked for.
+            let done = unsafe { libc::syscall(libc::SYS_io_uring_enter, self.fd.as_raw_fd(), 1, 1, 1, 0, 0) };
+            assert_eq!(done, 1, "io_uring_enter: {}", Errno::last());
+            assert_eq!(self.word(self.at[21]), self.requests, "no answer");
+            let answer = self.at[25] + (self.requests - 1) % self.at[1] * 16;
+            let result = self.word(answer + 8) as i32;
+            self.set_word(self.at[20], self.requests);
+            if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as u32) }
+        }
+    }
+
+    #[test]
+    #[ignore = "run by the test of the same name as its child process"]
+    fn io_uring_reads_into_a_mapping_and_writes_from_it() {
+        assert_is_child();
+        let outside = std::fs::File::from(
+            nix::sys::memfd::memfd_create("outside", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap(),
+        );
+        std::os::unix::fs::FileExt::write_all_at(&outside, &[0x66; 64], 0).unwrap();
+        let mut ring = Ring::new();
+        let efault = Err(Errno::EFAULT);
+        let stage = Stage::new(&MapOptions::new());
+        let p = stage.rig.page;
+        // Pages that nobody has touched: written, and a hole.
+        for page in [1, 6] {
+            assert_eq!(ring.run(READ, &outside, stage.at(page), 64), Ok(64), "page {page}");
+            assert_eq!(read(&stage.file, page * p, 64), [0x66; 64]);
+        }
+        assert_eq!(stage.map.take_dirty(), Ok(vec![p..2 * p, 6 * p..7 * p]));
+        assert_eq!(ring.run(WRITE, &outside, stage.at(2), 64), Ok(64));
+        assert_eq!(ring.run(READ, &outside, stage.at(3), 64), Ok(64));
+        assert_eq!(read(&stage.file, 3 * p, 64), [0x33; 64], "what was written from page 2");
+        assert_eq!(ring.run(READ, &outside, stage.at(9), 64), efault);
+        assert_eq!(ring.run(WRITE, &outside, stage.at(9), 64), efault);
+        stage.assert_goes_on();
+        // Where threads resolve their own faults nobody serves those of the kernel.
+        let stage = Stage::new(&MapOptions::new().resolve(Resolve::FaultingThread));
+        assert_eq!(ring.run(READ, &outside, stage.at(1), 64), efault);
+        touch(&stage.map, 2 * p);
+        assert_eq!(ring.run(WRITE, &outside, stage.at(2), 64), Ok(64));
+        stage.assert_goes_on();
+        // And for loads only it is never written to.
+        let stage = Stage::new(&MapOptions::new().read_only(true));
+        assert_eq!(ring.run(READ, &outside, stage.at(1), 64), efault);
+        assert_eq!(ring.run(WRITE, &outside, stage.at(1), 64), Ok(64));
     }
 
     #[test]

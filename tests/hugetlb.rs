@@ -203,3 +203,38 @@ fn what_somebody_has_taken_away_is_an_error() {
     assert!(wrote.is_err(), "{wrote:?}");
     assert_eq!(foreign.metadata().unwrap().len(), 0);
 }
+
+/// On hugetlbfs a range is made anew and moved, and not duplicated: read-only as well.
+#[test]
+fn a_read_only_mapping_of_huge_pages() {
+    let Some(dir) = HugeDir::new("read-only") else { return };
+    let volume = Volume::format(Device::open(dir.path.join("device"), 4 * HUGE).unwrap());
+    let pager = Pager::builder().start().unwrap();
+    let file = volume.create("a").unwrap();
+    file.write_at(&[5; 8], 0).unwrap();
+    file.truncate(2 * HUGE).unwrap();
+    let map = pager.map_with(&file, 0..3 * HUGE, &MapOptions::new().read_only(true)).unwrap();
+    let writer = pager.map(&file, 0..3 * HUGE).unwrap();
+    let same = |first: u64, second: u64| {
+        assert_eq!((map.load(0), map.load(HUGE)), (Ok(first), Ok(second)));
+        assert!(matches!(map.load(2 * HUGE), Err(Error::Bus(_))));
+        assert_eq!(map.store(HUGE, 1), Err(Error::ReadOnlyMapping { offset: HUGE, len: 8 }));
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        for page in 0..2 {
+            let at = map.as_ptr() as u64 + page * HUGE;
+            let range = maps.lines().find(|line| {
+                let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+                let parse = |text| u64::from_str_radix(text, 16).unwrap();
+                (parse(start)..parse(end)).contains(&at)
+            });
+            assert!(range.is_some_and(|line| line.contains(" r--")), "page {page}: {range:?}");
+        }
+    };
+    let five = u64::from_ne_bytes([5; 8]);
+    same(five, 0);
+    writer.store(HUGE, 7).unwrap();
+    same(five, 7);
+    file.punch_hole(0, HUGE).unwrap();
+    same(0, 7);
+    assert_eq!(map.take_dirty(), Ok(vec![]));
+}

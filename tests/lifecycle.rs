@@ -6,7 +6,7 @@ mod common;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::*;
 use daxpager::{Device, Error, Pager, Volume};
@@ -16,11 +16,11 @@ fn four_loads(map: &Arc<daxpager::Mapping>, round: usize) {
     let loads: Vec<_> = (0..4)
         .map(|_| {
             let map = map.clone();
-            std::thread::spawn(move || map.load(0))
+            spawn(move || map.load(0))
         })
         .collect();
     for load in loads {
-        assert_eq!(load.join().unwrap(), Ok(0), "round {round}");
+        assert_eq!(load.join("a load").unwrap(), Ok(0), "round {round}");
     }
 }
 
@@ -33,13 +33,16 @@ fn late_messages_do_no_harm_at_an_address_used_again() {
     let a = world.volume.create("a").unwrap();
     a.truncate(PAGE).unwrap();
     let (mut last, mut again) = (0, 0);
-    for round in 0..3_000 {
+    let mut round = 0;
+    // The kernel promises nothing: nearly every address is used again, unless other threads of the process are quicker.
+    while round < 3_000 || again < 100 {
+        assert!(round < 100_000, "the address was used again {again} times only: the test proves little");
+        round += 1;
         let map = world.map(&a, 1);
         again += u64::from(map.as_ptr() as usize == last);
         last = map.as_ptr() as usize;
         four_loads(&map, round);
     }
-    assert!(again > 100, "the address was used again {again} times only: the test proves little");
 }
 
 /// The same with two pagers that take turns at the address: what one has to say of an address that is
@@ -161,22 +164,8 @@ fn shutdown_is_not_starved_by_readers() {
 
 /// Runs a test of this file in a process of its own, and expects it to succeed.
 fn in_a_child(name: &str) {
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if begun.elapsed() > HANG + Duration::from_secs(10) {
-            child.kill().unwrap();
-            panic!("{name} hangs");
-        }
-        std::thread::yield_now();
-    };
-    assert!(status.success(), "{name}: {status}");
+    let output = guard::output(guard::this_program(name));
+    assert!(output.status.success(), "{name}: {}\n{}", output.status, guard::text(&output));
 }
 
 /// mlockall changes the whole process. With MCL_FUTURE the kernel fills every new mapping at once, which

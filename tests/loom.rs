@@ -2,11 +2,20 @@
 //! every value that the memory model lets a relaxed load see. Small copies, unlike the models of `tests/model`: what is
 //! checked is the idea. Each has a test that leaves one step out, and must fail.
 
+#[path = "common/guard.rs"]
+mod guard;
+
 use std::collections::VecDeque;
 
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Arc, Condvar, Mutex, RwLock};
 use loom::thread;
+
+/// Runs every schedule: as many as there are. The checker sees a hang in one of them.
+fn every_schedule(body: impl Fn() + Sync + Send + 'static) {
+    guard::allow(std::time::Duration::from_secs(3600));
+    loom::model(body);
+}
 
 /// A flag that is waited for: an eventfd, or the wait queue of a fault.
 struct Flag {
@@ -47,7 +56,7 @@ const BLOCK: usize = 1;
 /// A fault looks a page up and installs it, while the page is punched and its block freed. Nobody who
 /// finds the block free may find it mapped.
 fn guard(lets_go: LetsGo) {
-    loom::model(move || {
+    every_schedule(move || {
         let extent = Arc::new(RwLock::new(BLOCK));
         let entry = Arc::new(AtomicUsize::new(NO_BLOCK));
         let free = Arc::new(AtomicBool::new(false));
@@ -137,7 +146,7 @@ enum Stops {
 /// The reader hands a fault over to two workers, and these are told to stop: the fault is served once, if it
 /// is in the queue before that. (With two faults there are too many schedules to see the end of.)
 fn queue(stops: Stops) {
-    loom::model(move || {
+    every_schedule(move || {
         let queue = Arc::new(Queue::new());
         let served = Arc::new(AtomicUsize::new(0));
         let worker = || {
@@ -176,7 +185,7 @@ fn a_fault_behind_the_stops_is_not_served() {
 /// A pager is told to end: the reader notices, a worker condemns the mappings, the reader notices that and ends. `kicks`:
 /// whether the worker wakes the reader when it is done.
 fn shutdown(kicks: bool) {
-    loom::model(move || {
+    every_schedule(move || {
         let kicked = Arc::new(Flag::new());
         let condemn = Arc::new(Flag::new());
         let stopping = Arc::new(AtomicBool::new(false));
@@ -236,7 +245,7 @@ fn a_reader_that_is_not_woken_at_the_end_waits_for_ever() {
 ///                                      sleep                          EEXIST. Wake
 /// ```
 fn eexist(wakes: bool) {
-    loom::model(move || {
+    every_schedule(move || {
         let entry = Arc::new(AtomicUsize::new(NO_BLOCK));
         let queued = Arc::new(AtomicBool::new(false));
         let woken = Arc::new(Flag::new());

@@ -5,7 +5,6 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use common::*;
 use daxpager::probe::{Event, Point, Probe};
@@ -109,7 +108,7 @@ fn a_pager_describes_itself_while_its_locks_are_held() {
     let describe = || {
         let world = world.clone();
         let described = spawn(move || world.pager().describe());
-        described.within(Duration::from_secs(5)).expect("it waits for something")
+        described.within(HANG).expect("it waits for something")
     };
     let repointing = world.park.at_page(Point::Repointing, 0);
     let load = spawn({

@@ -9,9 +9,11 @@
 //! Populating and advising change nothing that is compared; what has been stored through the first mapping must be among its
 //! dirty ranges, under each kind of tracking.
 //!
-//! `DAXPAGER_ORACLE_STEPS` says how many steps, 20,000 unless set; `DAXPAGER_ORACLE_DIR` where the real
+//! `DAXPAGER_ORACLE_STEPS` says how many steps, 5,000 unless set, or 20,000 with `DAXPAGER_LONG=1`; `DAXPAGER_ORACLE_DIR` where the real
 //! file is put, if the build directory is on neither ext4 nor XFS.
 
+#[path = "common/guard.rs"]
+mod guard;
 #[path = "common/kernel.rs"]
 mod kernel;
 
@@ -427,7 +429,8 @@ impl Trio<'_> {
 }
 
 fn steps_wanted() -> u64 {
-    std::env::var("DAXPAGER_ORACLE_STEPS").ok().map_or(20_000, |text| text.parse().expect("a number of steps"))
+    let wanted = std::env::var("DAXPAGER_ORACLE_STEPS").ok();
+    wanted.map_or(guard::repeats(5_000, 20_000), |text| text.parse().expect("a number of steps"))
 }
 
 fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, options: &MapOptions, name: &str) {

@@ -218,7 +218,7 @@ fn children_do_not_outlive_a_parent_that_is_killed() {
 
 #[test]
 fn a_signal_that_was_ignored_stays_so() {
-    let running = Running::start("nohup", &format!("{DEMO} --seconds 2"));
+    let running = Running::start("nohup", &format!("{STRESS} --seconds 2 --seed 7 --quiet"));
     sleep(Duration::from_secs(1));
     kill(running.pid(), Signal::SIGHUP).unwrap();
     let output = running.end();

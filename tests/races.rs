@@ -113,7 +113,7 @@ fn punch_around(world: &World, a: &daxpager::File, parked: &Trap) -> Result<daxp
         let a = a.clone();
         move || a.punch_hole(0, PAGE)
     });
-    let waits = punch.within(WATCH).is_none();
+    let waits = punch.within(watch()).is_none();
     if waits {
         parked.release();
         punch.join("the punch")?.unwrap();
@@ -167,7 +167,7 @@ fn mkwrite_against_punch_and_load(world: &mut World) -> Verdict {
         let a = a.clone();
         move || a.punch_hole(0, PAGE)
     });
-    if punch.within(WATCH).is_some() {
+    if punch.within(watch()).is_some() {
         // Nothing keeps the punch out. The zeros that this load gets wake the store, which is served anew;
         // the first service of it is still parked when the page is punched and read once more.
         check(map.load(8) == Ok(0), || "a punched page does not read as zeros".to_owned())?;
@@ -240,7 +240,7 @@ fn size_read_too_early(world: &mut World) -> Verdict {
         move || map.load(PAGE)
     });
     // With the rule intact nobody looks at the size before the lock, and nobody comes here.
-    if parked.caught_within(WATCH).is_some() {
+    if parked.caught_within(watch()).is_some() {
         a.truncate(PAGE).unwrap();
         parked.release();
     } else {
@@ -310,7 +310,7 @@ fn store_between_free_and_zap(world: &mut World) -> Verdict {
         let map = map.clone();
         move || map.store(0, MARK)
     });
-    let stored = store.within(WATCH);
+    let stored = store.within(watch());
     parked.release();
     punch.join("the punch")?.unwrap();
     if stored.is_none() {
@@ -334,7 +334,7 @@ fn two_mappings_between_publish_and_zap(world: &mut World) -> Verdict {
         let a = a.clone();
         move || a.punch_hole(0, PAGE)
     });
-    let was_in_between = in_between.caught_within(WATCH).is_some();
+    let was_in_between = in_between.caught_within(watch()).is_some();
     let first = new.load(0).unwrap();
     let second = old.load(0).unwrap();
     in_between.release();
@@ -482,7 +482,7 @@ fn store_while_collecting(world: &mut World) -> Verdict {
         let map = map.clone();
         move || map.take_dirty().unwrap()
     });
-    let _ = parked.caught_within(WATCH);
+    let _ = parked.caught_within(watch());
     map.store(8, MARK).unwrap();
     parked.release();
     let first = collect.join("take_dirty")?;

@@ -942,7 +942,8 @@ fn p11_the_loser_of_two_faults_leaves_the_winners_block_alone() {
                 want[16] = 2;
                 assert_everywhere(&file, &maps, p, &want);
                 assert_eq!(file.blocks(), 1, "{start:?} {point:?}");
-                assert_eq!(rig.volume.free_blocks(), rig.blocks - 1, "the loser's block is given back");
+                // By the worker that was held, whose fault the winner's answer has ended.
+                rig.assert_blocks_add_up();
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The stress harness as a program: what it finds, what it refuses, and what it says. With it, what CI runs of it: a
 //! short mix of everything, and the rules that show soon, each broken once.
 
+#[path = "common/guard.rs"]
+mod guard;
 #[path = "common/program.rs"]
 mod program;
 
@@ -9,13 +11,19 @@ use std::process::{Command, Output};
 use program::{Scratch, stderr, stdout};
 
 fn stress(args: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_daxpager-stress")).args(args.split_whitespace()).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_daxpager-stress"));
+    command.args(args.split_whitespace());
+    guard::output(command)
 }
 
 #[test]
 fn every_scenario_runs_quietly_for_a_moment() {
-    let page = Scratch::new("page.html");
-    let output = stress(&format!("--scenario all --seconds 14 --mix-seconds 2 --seed 1 --report {}", page.0.display()));
+    let (page, mix) = (Scratch::new("page.html"), guard::repeats(1, 2));
+    let output = stress(&format!(
+        "--scenario all --seconds {} --mix-seconds {mix} --seed 1 --report {}",
+        7 * mix,
+        page.0.display()
+    ));
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
     let (text, html) = (stdout(&output), std::fs::read_to_string(&page.0).unwrap());
     // the seeds and what they drew come first
@@ -28,7 +36,8 @@ fn every_scenario_runs_quietly_for_a_moment() {
 
 #[test]
 fn faults_put_in_change_nothing() {
-    let output = stress("--inject all --seconds 8 --mix-seconds 2 --seed 11 --quiet");
+    let mix = guard::repeats(1, 2);
+    let output = stress(&format!("--inject all --seconds {} --mix-seconds {mix} --seed 11 --quiet", 4 * mix));
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
 }
 

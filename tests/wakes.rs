@@ -90,7 +90,9 @@ fn asleep_on_a_poisoned_page(broken: bool) -> Verdict {
         spawn(move || fake.load(address))
     };
     let second = load(at);
-    drop(held.1.wait_while(held.0.lock().unwrap(), |state| !state.0).unwrap());
+    let (state, late) = held.1.wait_timeout_while(held.0.lock().unwrap(), HANG, |state| !state.0).unwrap();
+    drop(state);
+    assert!(!late.timed_out(), "nobody falls asleep");
     let first = load(at + 8).join("the first load")?;
     check(first.is_err(), || format!("a load past the end: {first:?}"))?;
     held.0.lock().unwrap().1 = true;
@@ -108,6 +110,6 @@ fn a_thread_that_falls_asleep_on_poison_is_woken() {
 
 #[test]
 fn a_wake_lost_after_eexist_is_noticed() {
-    let verdict = asleep_on_a_poisoned_page(true);
+    let verdict = breaking(|| asleep_on_a_poisoned_page(true));
     assert!(verdict.as_ref().is_err_and(|violation| violation.contains("sleeps on a page")), "{verdict:?}");
 }

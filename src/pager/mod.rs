@@ -257,6 +257,7 @@ impl Pager {
 
     /// `part` tells the thread from the pager's others.
     fn spawn(&self, part: &str, body: impl FnOnce(&Core) + Send + 'static) -> Result<thread::JoinHandle<()>> {
+        limits::check_thread()?;
         let core = Arc::clone(&self.core);
         thread::Builder::new()
             .name(format!("{}-{part}", self.thread_name))
@@ -358,6 +359,14 @@ impl Pager {
             return "pager: of another process\n".to_owned();
         }
         describe::describe(&self.core)
+    }
+
+    /// What describes it for as long as it is there: for the tests' watchdog, which has no handle.
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn describer(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let core = Arc::downgrade(&self.core);
+        move || core.upgrade().map_or_else(String::new, |core| describe::describe(&core))
     }
 
     /// Whether faults from inside system calls are served. See [`PagerBuilder::require_kernel_faults`].

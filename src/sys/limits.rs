@@ -9,7 +9,7 @@ use memmap2::MmapOptions;
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// What somebody wanted, of which there was not enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +24,8 @@ pub(crate) enum Wanted {
 
 /// The stack of a thread, unless `RUST_MIN_STACK` says otherwise.
 const STACK_BYTES: u64 = 2 << 20;
+/// More than the stacks for signals of the threads that are starting at one moment.
+const SIGNAL_STACKS_BYTES: u64 = 256 << 10;
 /// Address ranges that a mapping, or a thread's stack, may take.
 const RANGES: u64 = 4;
 const CAP_IPC_LOCK: u32 = 14;
@@ -36,7 +38,9 @@ pub(crate) fn explain(error: Error, wanted: Wanted) -> Error {
         (Errno::ENOMEM | Errno::EAGAIN, Wanted::Memory(bytes)) => Facts::now().memory(errno, bytes, true),
         (Errno::ENOMEM | Errno::EAGAIN, Wanted::Shared(bytes)) => Facts::now().memory(errno, bytes, false),
         (Errno::EAGAIN, Wanted::Thread) if call == "clone" => thread(),
-        (Errno::EAGAIN | Errno::ENOMEM, Wanted::Thread) => Facts::now().memory(errno, 0, true),
+        (Errno::EAGAIN | Errno::ENOMEM, Wanted::Thread) => {
+            Facts::now().memory(errno, STACK_BYTES + SIGNAL_STACKS_BYTES, true)
+        }
         _ => None,
     };
     match short {
@@ -59,13 +63,30 @@ fn descriptors() -> Option<Short> {
     Some(Short { limit: "RLIMIT_NOFILE", unit: "descriptors", allowed, wanted: allowed + 1 })
 }
 
+/// Memory as a thread's stack is, for a moment.
+fn try_stack(bytes: u64) -> std::io::Result<()> {
+    MmapOptions::new().len(bytes as usize).no_reserve_swap().map_anon().map(drop)
+}
+
 /// A thread is refused with EAGAIN whatever is short: so its stack is tried.
 fn thread() -> Option<Short> {
-    let facts = Facts::now();
-    match MmapOptions::new().len(STACK_BYTES as usize).map_anon() {
-        Err(error) => facts.memory(error.raw_os_error().unwrap_or(0), STACK_BYTES, true),
-        Ok(_) => facts.threads(),
+    match try_stack(STACK_BYTES) {
+        Err(error) => Facts::now().memory(error.raw_os_error().unwrap_or(0), STACK_BYTES, true),
+        Ok(()) => Facts::now().threads(),
     }
+}
+
+/// Refuses a thread for whose stacks there is no room: std ends the process if the second one, for signals, is not to be had. Another
+/// thread may take the room in between.
+///
+/// # Errors
+/// [`Error::System`], for [`explain`] to name the limit.
+pub(crate) fn check_thread() -> Result<()> {
+    if cfg!(miri) {
+        return Ok(());
+    }
+    let refused = |error: std::io::Error| Error::System { call: "mmap", errno: error.raw_os_error().unwrap_or(0) };
+    try_stack(STACK_BYTES + SIGNAL_STACKS_BYTES).map_err(refused)
 }
 
 /// What the kernel says of this process, as far as it does.

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 
+use super::fork::PerProcess;
 use super::{Access, Addr, Part, access, trap};
 
 /// Ranges at a time: no more than there are workers, most of the time. Who finds no room waits.
@@ -28,15 +29,29 @@ const COUNTS: usize = 256;
 /// Ranges in the same 2 MiB are counted together.
 const GRANULE_BITS: u32 = 21;
 
-/// Each a start, aligned to its size, and the binary logarithm of the size in the lowest bits; 0 is free.
-static LISTED: [AtomicUsize; LISTED_MAX] = [const { AtomicUsize::new(0) }; LISTED_MAX];
-/// How many have ended, by address.
-static ENDED: [AtomicU64; COUNTS] = [const { AtomicU64::new(0) }; COUNTS];
-/// What was repeated last, by thread: a digest of the thread, the access and the count at the time.
-static REPEATED: [AtomicU64; COUNTS] = [const { AtomicU64::new(0) }; COUNTS];
+/// What has been poisoned in this process. A forked child has nothing of it: nobody would ever end what was listed when it was
+/// forked.
+static LISTS: PerProcess<Lists> = PerProcess::new(|| Lists {
+    listed: [const { AtomicUsize::new(0) }; LISTED_MAX],
+    ended: [const { AtomicU64::new(0) }; COUNTS],
+    repeated: [const { AtomicU64::new(0) }; COUNTS],
+    ended_in_all: AtomicU64::new(0),
+});
 
-/// How many have ended anywhere.
-static ENDED_IN_ALL: AtomicU64 = AtomicU64::new(0);
+struct Lists {
+    /// Each a start, aligned to its size, and the binary logarithm of the size in the lowest bits; 0 is free.
+    listed: [AtomicUsize; LISTED_MAX],
+    /// How many have ended, by address.
+    ended: [AtomicU64; COUNTS],
+    /// What was repeated last, by thread: a digest of the thread, the access and the count at the time.
+    repeated: [AtomicU64; COUNTS],
+    /// How many have ended anywhere.
+    ended_in_all: AtomicU64,
+}
+
+fn lists() -> &'static Lists {
+    LISTS.get_or_make().expect("who poisons has a page table, and it a home")
+}
 
 /// How often a system call is repeated that may have met such poison, each time after this long: for a second or so.
 const CALLS_MAX: u32 = 10_000;
@@ -47,8 +62,18 @@ fn entry_of(at: Addr, bytes: u64) -> usize {
     at.0 | bytes.trailing_zeros() as usize
 }
 
-fn ended(addr: usize) -> &'static AtomicU64 {
-    &ENDED[(addr >> GRANULE_BITS) % COUNTS]
+impl Lists {
+    fn ended(&self, addr: usize) -> &AtomicU64 {
+        &self.ended[(addr >> GRANULE_BITS) % COUNTS]
+    }
+
+    fn is_listed(&self, addr: usize) -> bool {
+        self.listed.iter().any(|slot| {
+            let entry = slot.load(Ordering::SeqCst);
+            let bits = entry % 64;
+            entry != 0 && addr >> bits == entry >> bits
+        })
+    }
 }
 
 /// The range may be poisoned from now on.
@@ -56,34 +81,31 @@ pub(super) fn begin(at: Addr, bytes: u64) {
     // Where it cannot be had, loads are hit as they would be without it.
     let _ = access::enable();
     let entry = entry_of(at, bytes);
-    while !LISTED.iter().any(|slot| slot.compare_exchange(0, entry, Ordering::SeqCst, Ordering::Relaxed).is_ok()) {
+    let lists = lists();
+    while !lists.listed.iter().any(|slot| slot.compare_exchange(0, entry, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+    {
         std::thread::yield_now();
     }
 }
 
 /// The poison has been zapped.
 pub(super) fn end(at: Addr, bytes: u64) {
-    ended(at.0).fetch_add(1, Ordering::SeqCst);
-    ENDED_IN_ALL.fetch_add(1, Ordering::SeqCst);
+    let lists = lists();
+    lists.ended(at.0).fetch_add(1, Ordering::SeqCst);
+    lists.ended_in_all.fetch_add(1, Ordering::SeqCst);
     let entry = entry_of(at, bytes);
     // Of two that are the same either is as good.
-    let _ = LISTED.iter().any(|slot| slot.compare_exchange(entry, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok());
-}
-
-fn is_listed(addr: usize) -> bool {
-    LISTED.iter().any(|slot| {
-        let entry = slot.load(Ordering::SeqCst);
-        let bits = entry % 64;
-        entry != 0 && addr >> bits == entry >> bits
-    })
+    let _ =
+        lists.listed.iter().any(|slot| slot.compare_exchange(entry, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok());
 }
 
 /// Whether the thread was in a load when the kernel raised its SIGBUS at `addr`, and is to repeat it: it has met, or may have met,
 /// poison that was not meant for it. In a signal handler: it takes no lock and allocates nothing.
 pub(super) fn is_to_be_repeated(addr: usize, context: &libc::ucontext_t) -> bool {
     // The list first: what has left it has been counted.
-    let listed = is_listed(addr);
-    let count = ended(addr).load(Ordering::SeqCst);
+    let Some(lists) = LISTS.get() else { return false };
+    let listed = lists.is_listed(addr);
+    let count = lists.ended(addr).load(Ordering::SeqCst);
     if (!listed && count == 0) || trap::access(addr, context) != Some(Access::Load) {
         return false;
     }
@@ -94,7 +116,7 @@ pub(super) fn is_to_be_repeated(addr: usize, context: &libc::ucontext_t) -> bool
     let digest = [thread, addr as u64, count].iter().fold(0x9e37_79b9_7f4a_7c15_u64, |digest, word| {
         (digest ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
     });
-    let before = REPEATED[thread as usize % COUNTS].swap(digest, Ordering::SeqCst);
+    let before = lists.repeated[thread as usize % COUNTS].swap(digest, Ordering::SeqCst);
     listed || before != digest
 }
 
@@ -105,17 +127,20 @@ pub(crate) fn outlast<T>(part: Part<'_>, call: impl Fn(Part<'_>) -> Result<T, Er
 }
 
 fn outlast_at<T>(at: usize, bytes: usize, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    let lists = lists();
     let meets = || {
-        LISTED.iter().map(|slot| slot.load(Ordering::SeqCst)).filter(|entry| *entry != 0).any(|entry| {
+        lists.listed.iter().map(|slot| slot.load(Ordering::SeqCst)).filter(|entry| *entry != 0).any(|entry| {
             let start = entry >> (entry % 64) << (entry % 64);
             start < at.saturating_add(bytes) && at < start + (1 << (entry % 64))
         })
     };
     for _ in 0..CALLS_MAX {
-        let before = ENDED_IN_ALL.load(Ordering::SeqCst);
+        let before = lists.ended_in_all.load(Ordering::SeqCst);
         match call() {
             // The list first, as above.
-            Err(Errno::EFAULT) if meets() || ENDED_IN_ALL.load(Ordering::SeqCst) != before => std::thread::sleep(PAUSE),
+            Err(Errno::EFAULT) if meets() || lists.ended_in_all.load(Ordering::SeqCst) != before => {
+                std::thread::sleep(PAUSE)
+            }
             done => return done,
         }
     }
@@ -130,18 +155,23 @@ mod tests {
     fn a_range_is_listed_until_it_has_ended() {
         // Addresses that no mapping of this program has.
         let (page, huge) = (Addr(0x7000), Addr(0x60_0000));
-        let before = ended(page.0).load(Ordering::SeqCst);
+        let before = lists().ended(page.0).load(Ordering::SeqCst);
         begin(page, 4096);
         begin(page, 4096);
         begin(huge, 2 << 20);
-        assert!(is_listed(0x7000) && is_listed(0x7fff) && !is_listed(0x6fff) && !is_listed(0x8000));
-        assert!(is_listed(0x60_0000) && is_listed(0x7f_ffff) && !is_listed(0x80_0000));
+        assert!(
+            lists().is_listed(0x7000)
+                && lists().is_listed(0x7fff)
+                && !lists().is_listed(0x6fff)
+                && !lists().is_listed(0x8000)
+        );
+        assert!(lists().is_listed(0x60_0000) && lists().is_listed(0x7f_ffff) && !lists().is_listed(0x80_0000));
         end(page, 4096);
-        assert!(is_listed(0x7000), "the other one");
+        assert!(lists().is_listed(0x7000), "the other one");
         end(page, 4096);
         end(huge, 2 << 20);
-        assert!(!is_listed(0x7000) && !is_listed(0x60_0000));
-        assert_eq!(ended(page.0).load(Ordering::SeqCst), before + 2);
+        assert!(!lists().is_listed(0x7000) && !lists().is_listed(0x60_0000));
+        assert_eq!(lists().ended(page.0).load(Ordering::SeqCst), before + 2);
     }
 
     #[test]

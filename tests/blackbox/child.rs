@@ -1,10 +1,11 @@
 //! Tests that need a process of their own: this test program again, with one ignored test.
 
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use super::guard::{output_within, text, this_program_at};
 
 /// Set in children, so that an ignored test that somebody runs by hand says what it is.
 const MARK: &str = "DAXPAGER_TEST_CHILD";
@@ -49,9 +50,8 @@ pub(crate) fn command(name: &str) -> Command {
 
 /// The same with a copy of the program.
 pub(crate) fn command_of(program: PathBuf, name: &str) -> Command {
-    let mut command = Command::new(program);
-    command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env(MARK, name).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+    let mut command = this_program_at(program, name);
+    command.env(MARK, name);
     command
 }
 
@@ -63,48 +63,9 @@ pub(crate) fn run(name: &str) -> Outcome {
 
 /// Runs the command to its end. One that takes longer than 30 s is killed and a failure.
 #[track_caller]
-pub(crate) fn finish(mut command: Command) -> Outcome {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut child = Leash(child);
-    // Read beside the child, so that it never waits for a full pipe.
-    let mut out = child.0.stdout.take().unwrap();
-    let mut err = child.0.stderr.take().unwrap();
-    let out = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = out.read_to_end(&mut bytes);
-        bytes
-    });
-    let err = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = err.read_to_end(&mut bytes);
-        bytes
-    });
-    let since = Instant::now();
-    let status = loop {
-        match child.0.try_wait().unwrap() {
-            Some(status) => break Some(status),
-            None if since.elapsed() > PATIENCE => break None,
-            // The time until the next look, not a guess at how long the child takes.
-            None => std::thread::park_timeout(Duration::from_millis(2)),
-        }
-    };
-    drop(child);
-    let output = [out.join().unwrap(), err.join().unwrap()].concat();
-    let output = String::from_utf8_lossy(&output).into_owned();
-    match status {
-        Some(status) => Outcome { status, output },
-        None => panic!("the child hung, and was killed after {PATIENCE:?}:\n{output}"),
-    }
-}
-
-/// A child that does not outlive the test.
-struct Leash(Child);
-
-impl Drop for Leash {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+pub(crate) fn finish(command: Command) -> Outcome {
+    let output = output_within(PATIENCE, command);
+    Outcome { status: output.status, output: text(&output) }
 }
 
 /// Called first by every test that is a child's: refuses to run as an ordinary one.

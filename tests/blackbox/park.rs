@@ -1,23 +1,27 @@
 //! A probe that holds threads at named points until the test lets them go.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::guard::release_on_panic;
 use daxpager::PageIndex;
 use daxpager::probe::{Event, Point, Probe};
 
 /// Nobody is held for longer than this, and nobody waits for longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The probe. Give it to `Volume::format_with_probe` and set traps.
+/// The probe. Give it to `Volume::format_with_probe` and set traps. When the thread that has made it panics, nobody
+/// is held any more.
 pub(crate) struct Park {
     slots: Mutex<Slots>,
     changed: Condvar,
     /// Traps that are set, so that the probe costs nothing where there is none.
     armed: AtomicUsize,
+    let_go: Arc<AtomicBool>,
+    _on_panic: Arc<dyn Fn() + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -45,7 +49,19 @@ enum Phase {
 
 impl Park {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { slots: Mutex::default(), changed: Condvar::new(), armed: AtomicUsize::new(0) })
+        let let_go = Arc::new(AtomicBool::new(false));
+        // No lock: the panic may be one under it. Who is held looks.
+        let on_panic = release_on_panic({
+            let let_go = let_go.clone();
+            move || let_go.store(true, Ordering::SeqCst)
+        });
+        Arc::new(Self {
+            slots: Mutex::default(),
+            changed: Condvar::new(),
+            armed: AtomicUsize::new(0),
+            let_go,
+            _on_panic: on_panic,
+        })
     }
 
     /// Will hold the first thread that gets to `point` for `page`.
@@ -82,7 +98,7 @@ impl Park {
 
 impl Probe for Park {
     fn at(&self, event: Event) {
-        if self.armed.load(Ordering::SeqCst) == 0 {
+        if self.armed.load(Ordering::SeqCst) == 0 || self.let_go.load(Ordering::SeqCst) {
             return;
         }
         let thread = thread::current();
@@ -98,7 +114,8 @@ impl Probe for Park {
         let since = Instant::now();
         while slots.slots.get(&id).is_some_and(|slot| matches!(slot.phase, Phase::Parked(_))) {
             match PATIENCE.checked_sub(since.elapsed()) {
-                Some(left) => slots = self.wait(slots, left),
+                _ if self.let_go.load(Ordering::SeqCst) => return,
+                Some(left) => slots = self.wait(slots, left.min(Duration::from_millis(20))),
                 None => slots.slots.get_mut(&id).unwrap().phase = Phase::Expired,
             }
         }

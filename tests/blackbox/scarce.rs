@@ -39,8 +39,9 @@ impl Hoard {
     }
 
     fn protect(&self, page: usize, protection: i32) -> bool {
+        let at = self.at.wrapping_byte_add(page * PAGE);
         // SAFETY: a page of the hoard's own, which nobody accesses.
-        unsafe { libc::mprotect(self.at.byte_add(page * PAGE), PAGE, protection) == 0 }
+        unsafe { libc::mprotect(at, PAGE, protection) == 0 }
     }
 }
 

@@ -3,12 +3,14 @@
 #![allow(unsafe_code)]
 
 use std::io::{Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc;
 
+use super::common::guard::{HANG, receive};
 use super::common::{Task, Verdict, spawn};
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -26,11 +28,12 @@ extern "C" fn hold(_: i32) {
     unsafe { libc::read(fd, (&raw mut byte).cast(), 1) };
 }
 
+/// Unless [`finish`](Self::finish) is called the thread is held for ever: there may be nothing at its address.
 pub struct Load {
     task: Task<u64>,
     thread: Pthread,
-    ours: UnixStream,
-    _handlers: UnixStream,
+    ours: ManuallyDrop<UnixStream>,
+    _handlers: ManuallyDrop<UnixStream>,
     _turn: std::sync::MutexGuard<'static, ()>,
 }
 
@@ -38,6 +41,7 @@ pub struct Load {
 pub fn load(address: usize) -> Load {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (ours, handlers) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(HANG)).unwrap();
     HANDLER_END.store(handlers.as_raw_fd(), Ordering::Relaxed);
     let action = SigAction::new(SigHandler::Handler(hold), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler calls async-signal-safe functions only.
@@ -48,20 +52,20 @@ pub fn load(address: usize) -> Load {
         // SAFETY: something is mapped there whenever this thread is not held in the handler.
         unsafe { (address as *const u64).read_volatile() }
     });
-    let thread = rx.recv().unwrap();
-    Load { task, thread, ours, _handlers: handlers, _turn: turn }
+    let thread = receive(&rx);
+    Load { task, thread, ours: ManuallyDrop::new(ours), _handlers: ManuallyDrop::new(handlers), _turn: turn }
 }
 
 impl Load {
     /// Takes the thread out of its fault and holds it.
     pub fn interrupt(&self) {
         pthread_kill(self.thread, Signal::SIGUSR2).unwrap();
-        (&self.ours).read_exact(&mut [0]).unwrap();
+        (&*self.ours).read_exact(&mut [0]).unwrap();
     }
 
     /// Lets it go on: the access is repeated.
     pub fn finish(self) -> Verdict {
-        (&self.ours).write_all(&[0]).unwrap();
+        (&*self.ours).write_all(&[0]).unwrap();
         self.task.join("the load").map(drop)
     }
 }

@@ -2,7 +2,11 @@
 //! test of a rule, the one in which it holds and the one in which it is broken.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod guard;
+
+use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,20 +15,51 @@ use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
 use daxpager::{Device, Error, File, Injection, MapOptions, Mapping, Pager, Resolve, Volume};
 
+pub use guard::{HANG, until};
+
 pub const PAGE: u64 = 4096;
 
-/// What is waited for happens in microseconds; after this long it is a hang.
-pub const HANG: Duration = Duration::from_secs(30);
 /// How long something that must wait is watched while it waits. A correct pager passes
-/// however short this is; a broken one needs it to be caught.
+/// however short this is.
 pub const WATCH: Duration = Duration::from_millis(300);
+/// The same where a rule is broken: it must not wait there, and only a slow machine needs this long to show it.
+const WATCH_BROKEN: Duration = Duration::from_secs(10);
+/// What is a hang where a rule is broken, and there may be one.
+const HANG_BROKEN: Duration = Duration::from_secs(3);
+/// Nobody is held for longer, whatever becomes of the test.
+const HELD: Duration = Duration::from_secs(60);
+
+thread_local! {
+    /// Whether the calling test has broken a rule.
+    static BROKEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs what breaks a rule: waits in it are shorter, or longer, as [`watch`] and [`patience`] say.
+pub fn breaking<T>(body: impl FnOnce() -> T) -> T {
+    BROKEN.set(true);
+    let value = body();
+    BROKEN.set(false);
+    value
+}
+
+/// How long what must wait is watched: in the half of a test in which its rule is broken it ends as soon as it shows.
+pub fn watch() -> Duration {
+    if BROKEN.get() { WATCH_BROKEN } else { WATCH }
+}
+
+/// How long what must come is waited for: not that long in the half of a test in which it may never come.
+pub fn patience() -> Duration {
+    if BROKEN.get() { HANG_BROKEN } else { HANG }
+}
 
 type Filter = Box<dyn Fn(&Event) -> bool + Send>;
 
-/// Holds threads at points. Each trap holds the first thread that meets it.
-#[derive(Default)]
+/// Holds threads at points. Each trap holds the first thread that meets it. When the thread that has made this
+/// panics, nobody is held any more.
 pub struct Park {
     traps: Mutex<Vec<Arc<Trap>>>,
+    let_go: Arc<AtomicBool>,
+    _on_panic: Arc<dyn Fn() + Send + Sync>,
 }
 
 pub struct Trap {
@@ -32,12 +67,27 @@ pub struct Trap {
     filter: Mutex<Filter>,
     state: Mutex<TrapState>,
     changed: Condvar,
+    let_go: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
 struct TrapState {
     caught: Option<Event>,
     released: bool,
+    /// The test did not let go in time, so the thread went on by itself.
+    expired: bool,
+}
+
+impl Default for Park {
+    fn default() -> Self {
+        let let_go = Arc::new(AtomicBool::new(false));
+        // No lock: the panic may be one under it. Who is held looks.
+        let on_panic = guard::release_on_panic({
+            let let_go = let_go.clone();
+            move || let_go.store(true, Ordering::SeqCst)
+        });
+        Self { traps: Mutex::default(), let_go, _on_panic: on_panic }
+    }
 }
 
 impl Park {
@@ -48,6 +98,7 @@ impl Park {
             filter: Mutex::new(Box::new(filter)),
             state: Mutex::default(),
             changed: Condvar::new(),
+            let_go: self.let_go.clone(),
         });
         self.traps.lock().unwrap().push(trap.clone());
         trap
@@ -68,7 +119,7 @@ impl Probe for Park {
 
 impl Trap {
     fn meet(&self, event: Event) {
-        if event.point != self.point || !(self.filter.lock().unwrap())(&event) {
+        if self.let_go.load(Ordering::SeqCst) || event.point != self.point || !(self.filter.lock().unwrap())(&event) {
             return;
         }
         let mut state = self.state.lock().unwrap();
@@ -77,8 +128,10 @@ impl Trap {
         }
         state.caught = Some(event);
         self.changed.notify_all();
-        while !state.released {
-            state = self.changed.wait(state).unwrap();
+        let since = Instant::now();
+        while !state.released && !state.expired && !self.let_go.load(Ordering::SeqCst) {
+            state = self.changed.wait_timeout(state, Duration::from_millis(20)).unwrap().0;
+            state.expired = since.elapsed() > HELD;
         }
     }
 
@@ -94,12 +147,19 @@ impl Trap {
     }
 
     /// Lets the held thread go on, and holds nobody any more.
+    ///
+    /// # Panics
+    /// If it had to go by itself because the test took longer than a minute: the test waited for it.
+    #[track_caller]
     pub fn release(&self) {
         let mut state = self.state.lock().unwrap();
         state.released = true;
         let nobody = Event { point: self.point, file: None, page: daxpager::PageIndex(u64::MAX), block: None };
         state.caught.get_or_insert(nobody);
         self.changed.notify_all();
+        let expired = state.expired;
+        drop(state);
+        assert!(!expired, "what the test did meanwhile waited for the held thread");
     }
 }
 
@@ -111,7 +171,7 @@ pub struct Task<T> {
 pub fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Task<T> {
     let (tx, done) = mpsc::channel();
     thread::Builder::new()
-        .name("test-task".to_owned())
+        .name(guard::TASK.to_owned())
         .spawn(move || {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
             let _ = tx.send(result);
@@ -132,7 +192,7 @@ impl<T> Task<T> {
 
     /// The result; an error that names `what` if the thread hangs.
     pub fn join(&self, what: &str) -> Result<T, String> {
-        self.within(HANG).ok_or_else(|| format!("hang: {what}"))
+        self.within(patience()).ok_or_else(|| format!("hang: {what}"))
     }
 }
 
@@ -143,6 +203,7 @@ pub struct World {
     pub park: Arc<Park>,
     pub rule: Option<Rule>,
     pub options: MapOptions,
+    _last_words: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl World {
@@ -167,7 +228,8 @@ impl World {
             volume.sabotage(rule, true);
             pager.sabotage(rule, true);
         }
-        Self { volume, pager: Some(pager), park, rule, options: MapOptions::new() }
+        let last_words = guard::last_words(pager.describer());
+        Self { volume, pager: Some(pager), park, rule, options: MapOptions::new(), _last_words: last_words }
     }
 
     /// From now on its mappings are resolved by the threads that fault.
@@ -216,9 +278,10 @@ pub fn intact(scenario: impl Fn(&mut World) -> Verdict, blocks: u64) {
 /// The same in a world of one's own.
 pub fn intact_in(mut world: World, scenario: impl Fn(&mut World) -> Verdict) {
     if let Err(violation) = scenario(&mut world) {
+        let pager = world.pager.as_ref().map(Pager::describe).unwrap_or_default();
         // Threads may hang in it: the process ends without them.
         std::mem::forget(world);
-        panic!("with every rule intact: {violation}");
+        panic!("with every rule intact: {violation}\n{pager}");
     }
 }
 
@@ -229,7 +292,7 @@ pub fn broken(rule: Rule, scenario: impl Fn(&mut World) -> Verdict, blocks: u64)
 
 /// The same in a world of one's own, in which the rule is broken.
 pub fn broken_in(mut world: World, rule: Rule, scenario: impl Fn(&mut World) -> Verdict) {
-    let verdict = scenario(&mut world);
+    let verdict = breaking(|| scenario(&mut world));
     // A broken pager need not be able to end in order.
     std::mem::forget(world);
     match verdict {
@@ -293,16 +356,4 @@ pub fn page_of(file: &File, page: u64) -> Vec<u8> {
 
 pub fn is_bus(result: &Result<u64, Error>) -> bool {
     matches!(result, Err(Error::Bus(_)))
-}
-
-/// Calls `step` until it gives something, with a limit.
-pub fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = step() {
-            return value;
-        }
-        assert!(start.elapsed() < HANG, "never happened: {what}");
-        thread::yield_now();
-    }
 }

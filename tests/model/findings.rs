@@ -31,7 +31,7 @@ const FINDINGS: &[(Rule, &str)] = &[
     (Rule::ZeroWhatIsAHole, "store and write"),
     (Rule::ZapZerosOnAllocate, "punch"),
     (Rule::WakeAfterEexist, "injected"),
-    (Rule::WakeOnRetry, "punch"),
+    (Rule::WakeOnRetry, "mkwrite"),
     (Rule::ServeWhoInsists, "restless"),
     (Rule::UnmapUnderLock, "unmap"),
     (Rule::NoWaitUnderLock, "slow reader"),

@@ -2,6 +2,8 @@
 //! fake page table. `make model` runs it; `docs/models.md` says what it shows and what it does not.
 
 mod findings;
+#[path = "../common/guard.rs"]
+mod guard;
 mod hunt;
 mod scenarios;
 mod world;

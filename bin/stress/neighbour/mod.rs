@@ -10,8 +10,8 @@ mod shutdown;
 pub(crate) mod stops;
 
 use std::process::Child;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ pub(crate) struct Neighbour {
     world: Arc<World>,
     stop: Arc<AtomicBool>,
     rng: Rng,
+    /// Held while address ranges are scarce, and while a thread is started: one that finds no room for its stacks is a panic of
+    /// the standard library's, and nothing to learn from.
+    room: Arc<Mutex<()>>,
 }
 
 impl Neighbour {
@@ -102,9 +105,11 @@ impl Neighbours {
         if may_lock() {
             add(Inject::Memlock, "memlock", locks);
         }
+        let room: Arc<Mutex<()>> = Arc::default();
         for (number, (name, body)) in bodies.into_iter().enumerate() {
             let rng = Rng::with_seed(world.mix.seed ^ round << 16 ^ number as u64);
-            let mut neighbour = Neighbour { world: world.clone(), stop: this.stop.clone(), rng };
+            let (world, stop, room) = (world.clone(), this.stop.clone(), room.clone());
+            let mut neighbour = Neighbour { world, stop, rng, room };
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&mut neighbour))?;
             this.threads.push((name, thread));
         }

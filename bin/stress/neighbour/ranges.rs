@@ -3,6 +3,7 @@
 use memmap2::{Mmap, MmapMut};
 
 use super::Neighbour;
+use crate::oracle::lock;
 
 /// Ranges that are left: the harness's own allocations, and threads that the pagers start, have to find some.
 const LEFT: std::ops::Range<u64> = 24..256;
@@ -30,6 +31,8 @@ fn free_ranges() -> Option<u64> {
 pub(super) fn run(neighbour: &mut Neighbour) {
     while neighbour.goes_on() {
         let left = neighbour.rng.u64(LEFT);
+        let room = neighbour.room.clone();
+        let held = lock(&room);
         let Some(take) = free_ranges().and_then(|free| free.checked_sub(left)) else { return };
         // All of the memory for it at once: later there may be none.
         let mut pages = Vec::with_capacity(take as usize);
@@ -39,6 +42,7 @@ pub(super) fn run(neighbour: &mut Neighbour) {
         }
         neighbour.pause(10..200);
         drop(pages);
+        drop(held);
         neighbour.pause(10..200);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume};
 
 use super::Neighbour;
-use crate::oracle::Kind;
+use crate::oracle::{Kind, lock};
 
 const PAGES: u64 = 16;
 const THREADS: u64 = 2;
@@ -55,8 +55,11 @@ pub(super) fn run(neighbour: &mut Neighbour) {
         } else {
             Resolve::PagerThread
         };
+        let room = neighbour.room.clone();
+        let held = lock(&room);
         // Where something is scarce there may be none.
         let Ok(Stage { _volume, file, pager, map }) = stage(page, resolve) else {
+            drop(held);
             neighbour.pause(5..20);
             continue;
         };
@@ -65,6 +68,7 @@ pub(super) fn run(neighbour: &mut Neighbour) {
             std::thread::Builder::new().spawn(move || work(&map, page, thread))
         };
         let threads: Vec<_> = (0..THREADS).filter_map(|thread| start(thread).ok()).collect();
+        drop(held);
         std::thread::sleep(Duration::from_micros(neighbour.rng.u64(0..5000)));
         if let Err(error) = pager.shutdown() {
             neighbour.report(Kind::Error, "a pager that ends in order", error.to_string());

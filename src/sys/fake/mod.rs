@@ -209,6 +209,8 @@ struct State {
     tids: HashMap<thread::ThreadId, Tid>,
     threads: HashMap<Tid, Thread>,
     strays: u64,
+    /// Ranges whose poison is meant for one store: a load that meets it is repeated.
+    passing: Vec<std::ops::Range<usize>>,
     /// Only in the half whose faults their own threads resolve.
     direct: Option<Direct>,
     refused: u64,

@@ -205,6 +205,17 @@ impl PageTable for Shared {
         Delivery::Sent
     }
 
+    fn begin_passing(&self, at: Addr, bytes: u64) {
+        self.state.lock().passing.push(at.0..at.plus(bytes).0);
+    }
+
+    fn end_passing(&self, at: Addr, bytes: u64) {
+        let range = at.0..at.plus(bytes).0;
+        let mut state = self.state.lock();
+        let found = state.passing.iter().position(|passing| *passing == range);
+        found.map(|found| state.passing.swap_remove(found));
+    }
+
     fn outlook(&self, tid: Tid) -> Delivery {
         if self.may_wait(tid) { Delivery::Sent } else { Delivery::Awake }
     }

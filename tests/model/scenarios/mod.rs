@@ -19,6 +19,7 @@ pub struct Scenario {
 
 pub const ALL: &[Scenario] = &[
     Scenario { name: "punch", run: pages::punch },
+    Scenario { name: "mkwrite", run: pages::mkwrite },
     Scenario { name: "two stores", run: pages::two_stores },
     Scenario { name: "truncate", run: ends::truncate },
     Scenario { name: "past the end", run: ends::past_the_end },

@@ -7,7 +7,22 @@ use daxpager::sabotage::Rule;
 use shuttle::sync::atomic::AtomicBool;
 use shuttle::thread;
 
-use crate::world::{PAGE, Plan, View, join};
+use crate::world::{OLD, PAGE, Plan, View, join};
+
+/// A store to a page that has been loaded, against a punch, and nobody else whose answer could wake its thread by chance.
+pub fn mkwrite(broken: Option<Rule>) {
+    let world = Plan::blocks(4).build(broken);
+    let view = world.map(&world.file("a", 1), 1);
+    let writer = view.spawn(|view| {
+        let seen = view.load(0, 2);
+        assert!(matches!(seen, Ok(0 | OLD)), "{seen:?}");
+        view.store(0, 0, 0x10).unwrap();
+    });
+    view.file.punch_hole(0, PAGE).unwrap();
+    join([writer]);
+    drop(view);
+    world.end();
+}
 
 /// Two writers, each with a word of its own, against a punch. What was in the page before is gone once the punch has
 /// returned, for everybody and for good.

@@ -166,6 +166,26 @@ fn a_range_that_is_pointed_elsewhere_has_no_entry_and_its_waiters_stay() {
 }
 
 #[test]
+fn a_range_for_loads_alone_stays_so_as_it_was_pointed() {
+    let test = Fixture::device();
+    let segv = |page: u64| Err(FakeFault::Segv { addr: test.at(page).0 });
+    test.pointed(|test| test.table.point_at_device(test.at(1), BASE_PAGE, &test.device, BASE_PAGE, Rights::Load));
+    test.pointed(|test| test.table.point_at_zeros(test.at(2), BASE_PAGE, Rights::Load));
+    // With nothing installed and with an entry that is writable: no fault, and no message.
+    for _ in 0..2 {
+        assert_eq!((test.fake.store(test.at(1).0, 7), test.fake.store(test.at(2).0, 7)), (segv(1), segv(2)));
+        assert_eq!(test.fake.compare_exchange(test.at(1).0, 101, 7), Err(FakeFault::Segv { addr: test.at(1).0 }));
+        assert_eq!(test.read(), vec![]);
+        let _ = (test.install(1, Protection::Writable), test.table.install_zeros(test.at(2)).unwrap());
+    }
+    assert_eq!((test.fake.load(test.at(1).0), test.fake.load(test.at(2).0)), (Ok(101), Ok(0)));
+    // The neighbour is another area, though it goes on where this one ends.
+    assert_eq!(test.table.install(test.base, 2 * BASE_PAGE, Protection::Writable), Ok(Outcome::Gone));
+    assert_eq!(test.install(0, Protection::Writable), Outcome::Installed);
+    assert_eq!(test.fake.store(test.at(0).0, 7), Ok(()));
+}
+
+#[test]
 fn unmap_ends_in_segv_and_the_address_is_handed_out_again() {
     let test = Fixture::device();
     let (asleep, unread) = (test.load(0), test.load(1));
