@@ -237,6 +237,19 @@ pub enum Error {
     /// An access through a mapping ended in SIGBUS, and was caught.
     #[error(transparent)]
     Bus(BusError),
+    /// The buffer of a copy to or from a mapping lies in memory that ended in SIGBUS: in another mapping, past the end of its file
+    /// (`EFAULT`). The mapping itself is all right.
+    #[error("SIGBUS at {addr:#x}: in the buffer, which is not in the mapping that is copied")]
+    BadBuffer {
+        /// The faulting address.
+        addr: usize,
+    },
+    /// The descriptor was opened with `O_DIRECT`, and the buffer lies in a mapping. The device would read or write the pages themselves, also
+    /// after a punch or truncate has given their blocks to another file.
+    #[error(
+        "a descriptor opened with O_DIRECT cannot be read into, or written from, a mapping: open it without, or use a buffer"
+    )]
+    DirectIo,
     /// A system call failed in a way that has no name of its own here.
     #[error("{call} failed: {} (errno {errno})", nix::errno::Errno::from_raw(*errno).desc())]
     System {

@@ -3,10 +3,8 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::mapping::Mapping;
 use crate::space::extents::Extent;
 use crate::sync::Arc;
-use crate::sys::access;
 use crate::sys::fork::Kept;
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
@@ -158,21 +156,6 @@ impl File {
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<usize> {
         self.inode.home().check()?;
         self.inode.write_at(from, offset)
-    }
-
-    /// [`File::read_at`] with a buffer in a mapping, for callers without `unsafe`. The buffer must lie within its
-    /// file: a SIGBUS in it is not caught.
-    #[doc(hidden)]
-    pub fn read_at_mapped(&self, offset: u64, map: &Mapping, at: u64, len: u64) -> Result<usize> {
-        let at = map.checked_for_stores(at, len)?;
-        access::with_bytes_mut(at, len as usize, |buffer| self.read_at(buffer, offset))
-    }
-
-    /// [`File::write_at`] likewise.
-    #[doc(hidden)]
-    pub fn write_at_mapped(&self, offset: u64, map: &Mapping, at: u64, len: u64) -> Result<usize> {
-        let at = map.checked(at, len)?;
-        access::with_bytes_mut(at, len as usize, |buffer| self.write_at(buffer, offset))
     }
 
     /// What the file is made of, from its start to its end, and blocks allocated past that. As the

@@ -49,6 +49,7 @@ pub use device::Device;
 pub use error::{BusError, Error, Result};
 pub use file::{ExtentInfo, ExtentKind, File, PhysicalExtent};
 pub use mapping::Mapping;
+pub use mapping::accesses::Accesses;
 pub use mapping::advice::Advice;
 pub use mapping::options::{MapOptions, Resolve, Tracking};
 pub use pager::stats::{Kind, LatencySummary, Stats};

@@ -50,6 +50,30 @@ fn loads_and_stores_punches_and_truncates() {
     pager.shutdown().unwrap();
 }
 
+/// The library's own accesses do not take made-up addresses for real ones: they go by the extents.
+#[test]
+fn accesses_of_a_mapping_touch_no_made_up_address() {
+    let fake = FakePageTable::new();
+    let volume = volume(64);
+    let file = volume.create("a").unwrap();
+    let pager = Pager::builder().start_on_fake(&fake).unwrap();
+    let map = pager.map(&file, 0..16 * PAGE).unwrap();
+    let base = map.as_ptr() as usize;
+    assert!(matches!(map.load(8), Err(Error::Bus(bus)) if (bus.addr, bus.offset) == (base + 8, 8)));
+    file.truncate(2 * PAGE).unwrap();
+    assert_eq!((map.load(8), map.store(8, 5), map.load(8)), (Ok(0), Ok(()), Ok(5)));
+    assert_eq!(map.compare_exchange(8, 5, 6), Ok(5));
+    assert_eq!(fake.load(base + 8), Ok(6));
+    map.copy_in(PAGE - 2, b"over").unwrap();
+    let mut bytes = [0; 4];
+    map.copy_out(PAGE - 2, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"over");
+    let reader = std::fs::File::open("/dev/zero").unwrap();
+    let read = map.read_from(std::os::fd::AsFd::as_fd(&reader), 0, 8);
+    assert!(matches!(read, Err(Error::System { .. })), "{read:?}");
+    pager.shutdown().unwrap();
+}
+
 /// Two writers count up a word each on one page, while a third thread punches it and truncates over it. A
 /// writer sees its last number or zero, and never another's.
 #[test]

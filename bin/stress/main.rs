@@ -13,6 +13,7 @@ mod neighbour;
 mod op;
 mod oracle;
 mod outcome;
+mod raw;
 mod report;
 mod run;
 mod sabotage;

@@ -1,8 +1,9 @@
 //! Mappings as the embedder sees them.
 
-mod accesses;
+pub(crate) mod accesses;
 pub(crate) mod advice;
 mod asynchronous;
+mod by_table;
 pub(crate) mod options;
 
 use std::ops::Range;
@@ -15,8 +16,8 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
-use crate::sys::Outcome;
 use crate::sys::fork::{Home, Kept};
+use crate::sys::{Outcome, Place};
 use crate::units::{PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -40,6 +41,8 @@ pub struct Mapping {
     core: Kept<Arc<Core>>,
     inode: Kept<Arc<Inode>>,
     window: Kept<Arc<Window>>,
+    /// The addresses: the mapping's until it is dropped, and its alone.
+    place: Place,
 }
 
 /// An access through a mapping ended in SIGBUS, and was caught.
@@ -53,8 +56,8 @@ pub struct BusError {
 }
 
 impl Mapping {
-    pub(crate) fn new(home: Home, core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>) -> Self {
-        Self { home, core: home.keep(core), inode: home.keep(inode), window: home.keep(window) }
+    pub(crate) fn new(home: Home, core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>, place: Place) -> Self {
+        Self { home, core: home.keep(core), inode: home.keep(inode), window: home.keep(window), place }
     }
 
     /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping

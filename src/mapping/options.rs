@@ -14,10 +14,15 @@ pub enum Resolve {
     /// side by side. What has to wait, to allocate or to re-point is still done by the pager, and waited for.
     ///
     /// - Buffers given to system calls get EFAULT where a page is not installed: nobody can resolve those.
-    /// - No thread that touches the mapping may block SIGBUS: the kernel ends the process if one does.
-    /// - The process's SIGBUS handler is the library's. The one that was there when the first such mapping was made is
-    ///   called for all that is not ours, and for what ends in a real SIGBUS: past the end of the file, or
-    ///   with no block left. Whoever installs one later must call ours for what it does not know.
+    /// - No thread that touches the mapping through the pointer may block SIGBUS: the kernel ends the process if one does, at any page
+    ///   that is not installed. The calls of [`Mapping`](crate::Mapping) work there.
+    /// - The process's SIGBUS handler is the library's. The one that was there before is
+    ///   called for all that is not ours, and for what ends in a real SIGBUS (past the end of the file, or
+    ///   with no block left), as the kernel would have called it: with its mask and flags, and on the alternate stack if it asked for that.
+    ///   Whoever installs one later must call ours for what it does not know, or else has the faults of the pointer until
+    ///   another such mapping is made: that puts ours in front again.
+    /// - The handler needs some 2.5 KiB of stack beside what the kernel saves, and what a [`Probe`](crate::probe::Probe) takes: of the alternate stack
+    ///   where the handler that was there before runs on it and 12 KiB are left of it, of the thread's own otherwise.
     /// - A debugger sees each fault as a SIGBUS: `handle SIGBUS nostop noprint pass` in gdb.
     /// - A signal handler that touches the mapping must not interrupt a call of this library.
     /// - On x86-64 only; elsewhere [`Error::MissingFeature`](crate::Error::MissingFeature).

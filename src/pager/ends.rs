@@ -10,7 +10,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
-use crate::sys::{Condemned, PageTable, Rights};
+use crate::sys::{Condemned, PageTable, Place, Rights};
 use crate::units::{Addr, PageIndex, PageRange};
 use crate::volume::inode::Inode;
 
@@ -148,13 +148,14 @@ impl Core {
         bytes: u64,
         align: u64,
         rights: Rights,
-    ) -> Result<(RwLockWriteGuard<'_, Regions>, Addr)> {
+    ) -> Result<(RwLockWriteGuard<'_, Regions>, Place)> {
         for tries_left in (0..ROOM_TRIES).rev() {
             let mut regions = self.regions.write();
             self.check_alive()?;
-            let base = table.reserve(bytes, align, rights).map_err(|errno| Error::system("mmap", errno))?;
+            let place = Place::reserve(table, bytes, align, rights).map_err(|errno| Error::system("mmap", errno))?;
+            let base = place.at();
             let Some(stale) = regions.overlapping(base, bytes).map(|region| region.window.clone()) else {
-                return Ok((regions, base));
+                return Ok((regions, place));
             };
             table.unmap(base, bytes);
             let hole = base.max(stale.base());

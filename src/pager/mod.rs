@@ -306,7 +306,8 @@ impl Pager {
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, base) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
+        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
+        let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
             Error::system("mmap", errno)
@@ -318,7 +319,7 @@ impl Pager {
         regions.insert(Region::new(inode.clone(), window.clone()));
         window.table.watch(base, len, Arc::<Core>::clone(&self.core));
         drop(regions);
-        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window))
+        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window, place))
     }
 
     /// What the pager has done so far. Waits for nobody.

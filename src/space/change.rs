@@ -85,6 +85,11 @@ impl Change<'_> {
         }
     }
 
+    /// Takes a page out of every mapping now: until the change is committed nobody loads or stores there by an instruction.
+    pub(crate) fn keep_out_of(&self, page: PageIndex) {
+        self.state.windows.iter().for_each(|window| window.zap(PageRange::one(page)));
+    }
+
     /// Zeroes a part of a written page once it is zapped, so that no store slips in behind.
     pub(crate) fn zero(&mut self, page: PageIndex, block: BlockIndex, part: std::ops::Range<u64>) {
         if !part.is_empty() {

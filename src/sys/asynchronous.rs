@@ -72,6 +72,10 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         self.0.scan_unnoticed(scan, at, bytes, each)
     }
 
+    fn has_real_addresses(&self) -> bool {
+        self.0.has_real_addresses()
+    }
+
     fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
         self.0.reserve(bytes, align, rights)
     }

@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
-use super::{Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Protection, Rights, Scan, access};
+use super::{
+    Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Rights, Scan, access,
+};
 use crate::sync::{Arc, thread};
 use crate::units::Addr;
 
@@ -64,12 +66,13 @@ enum Cpu {
 }
 
 impl Cpu {
-    fn access(&self, at: usize, word: Word) -> Result<u64, usize> {
+    fn access(&self, place: &Place, at: usize, word: Word) -> Result<u64, usize> {
+        let part = || place.part((at - place.at().0) as u64, 8).expect("a word of a real range");
         match self {
             Cpu::Real => match word {
-                Word::Load => access::load(at),
-                Word::Store(value) => access::store(at, value).map(|()| 0),
-                Word::Exchange(expected, new) => access::exchange(at, expected, new),
+                Word::Load => access::load(part()),
+                Word::Store(value) => access::store(part(), value).map(|()| 0),
+                Word::Exchange(expected, new) => access::exchange(part(), expected, new),
             },
             Cpu::Fake(fake) => match word {
                 Word::Load => fake.load(at),
@@ -89,6 +92,7 @@ struct Subject {
     cpu: Cpu,
     table: Arc<dyn PageTable>,
     device: Arc<DeviceMemory>,
+    place: Place,
     base: Addr,
 }
 
@@ -98,8 +102,8 @@ impl Subject {
         // On the kernel the page cache must have every page, as it always has for the fake.
         device.populate(0, BLOCKS * page).unwrap();
         (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()).unwrap());
-        let base = table.reserve(PAGES * page, page, Rights::LoadStore).unwrap();
-        Self { cpu, table, device: Arc::new(device), base }
+        let place = Place::reserve(&*table, PAGES * page, page, Rights::LoadStore).unwrap();
+        Self { cpu, table, device: Arc::new(device), base: place.at(), place }
     }
 
     /// With ranges that let stores through by themselves, or without.
@@ -157,7 +161,7 @@ impl Subject {
 
     fn access(&self, page: u64, word: Word) -> Seen {
         let at = self.range(page, 1).0;
-        let (end, faults) = self.attended(|| self.cpu.access(at.0, word));
+        let (end, faults) = self.attended(|| self.cpu.access(&self.place, at.0, word));
         Seen::Access { faults, end: end.map_err(|addr| Addr(addr).since(self.base)) }
     }
 

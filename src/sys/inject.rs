@@ -273,6 +273,10 @@ impl PageTable for Injecting {
         self.table.scan(scan, at, bytes, each)
     }
 
+    fn has_real_addresses(&self) -> bool {
+        self.table.has_real_addresses()
+    }
+
     fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
         self.table.reserve(bytes, align, rights)
     }

@@ -17,6 +17,7 @@ pub(crate) mod inject;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod passing;
+mod place;
 pub(crate) mod process;
 pub(crate) mod sent;
 mod trap;
@@ -27,6 +28,7 @@ use nix::errno::Errno;
 use crate::sync::Arc;
 use crate::units::Addr;
 use memory::DeviceMemory;
+pub(crate) use place::{Part, Place};
 
 /// What the access wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -226,6 +228,9 @@ pub(crate) trait PageTable: Send + Sync {
     fn scan(&self, _: Scan, _: Addr, _: u64, _: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
         Ok(())
     }
+
+    /// Whether its addresses are this process's, and can be accessed: not those of the fake one.
+    fn has_real_addresses(&self) -> bool;
 
     /// Reserves an address range whose every access faults, aligned to `align`. All of it
     /// points at zeros.

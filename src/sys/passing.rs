@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use nix::errno::Errno;
 
 use super::fork::PerProcess;
-use super::{Access, Addr, access, trap};
+use super::{Access, Addr, Part, access, trap};
 
 /// Ranges at a time: no more than there are workers, most of the time. Who finds no room waits.
 const LISTED_MAX: usize = 64;
@@ -120,9 +120,13 @@ pub(super) fn is_to_be_repeated(addr: usize, context: &libc::ucontext_t) -> bool
     listed || before != digest
 }
 
-/// Makes a system call that loads from `bytes` at `at`, and has done nothing when it fails with EFAULT: again as long as it may have met
+/// Makes a system call that loads from a part of a mapping, and has done nothing when it fails with EFAULT: again as long as it may have met
 /// poison that was not meant for it.
-pub(crate) fn outlast<T>(at: usize, bytes: usize, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(crate) fn outlast<T>(part: Part<'_>, call: impl Fn(Part<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
+    outlast_at(part.at(), part.bytes(), || call(part))
+}
+
+fn outlast_at<T>(at: usize, bytes: usize, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
     let lists = lists();
     let meets = || {
         lists.listed.iter().map(|slot| slot.load(Ordering::SeqCst)).filter(|entry| *entry != 0).any(|entry| {
@@ -184,7 +188,7 @@ mod tests {
             }
             _ => Ok(8),
         };
-        assert_eq!(outlast(page.0 + 4088, 16, call), Ok(8));
+        assert_eq!(outlast_at(page.0 + 4088, 16, call), Ok(8));
         assert_eq!(calls.load(Ordering::SeqCst), 3);
     }
 }

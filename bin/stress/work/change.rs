@@ -9,6 +9,7 @@ use crate::mix::Offsets;
 use crate::op::Op;
 use crate::oracle::trace::End;
 use crate::oracle::{Access, Change, Effect, Kind, lock};
+use crate::raw::with_first_bytes;
 use crate::word::{CHURN, Origin, SLOT_OFFSETS, SLOTS, WORD, uncut};
 
 /// Pages of a file that comes and goes.
@@ -289,13 +290,16 @@ impl Hand {
         let bytes = offset..offset + BYTES;
         if op == Op::FileWriteMapped {
             // The buffer is a hole.
-            let write = |file: &daxpager::File| file.write_at_mapped(offset, &mapped.mapping, 0, BYTES).map(drop);
+            let write = |file: &daxpager::File| {
+                with_first_bytes(&mapped.mapping, BYTES, |buffer| file.write_at(buffer, offset)).map(drop)
+            };
             self.growing(op, file, &bytes, |_| Effect::Zero, write);
             return;
         }
         let access = Access { op, thread: self.id, file, page: offset / size, address: None };
         let begin = self.begin(&access);
-        let read = self.world.files[file as usize].read_at_mapped(offset, &mapped.mapping, 0, BYTES);
+        let from = &self.world.files[file as usize];
+        let read = with_first_bytes(&mapped.mapping, BYTES, |buffer| from.read_at(buffer, offset));
         let span = self.end(&access, begin, read.is_err());
         let mut buffer = [0; BYTES as usize];
         match read.and_then(|read| mapped.mapping.read_at(&mut buffer, 0).map(|()| read)) {

@@ -83,6 +83,10 @@ impl PageTable for Shared {
         Ok(Arc::new(Asynchronous(self)))
     }
 
+    fn has_real_addresses(&self) -> bool {
+        false
+    }
+
     fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
         self.state.lock().space.reserve(bytes, align.max(BASE_PAGE), rights)
     }

@@ -362,7 +362,8 @@ fn map_alias(file: &File, bytes: u64) -> Result<MmapRaw> {
 /// Copies into the alias. `Err` where that is a SIGBUS.
 fn copy_into(alias: &MmapRaw, offset: u64, from: &[u8]) -> Result<(), ()> {
     assert!(offset + from.len() as u64 <= alias.len() as u64, "{offset} lies outside the device");
-    access::copy_in(alias.as_mut_ptr() as usize + offset as usize, from).map_err(drop)
+    // SAFETY: within the alias, by the assertion, which the borrow keeps; no reference points into it.
+    unsafe { access::copy_to(alias.as_mut_ptr() as usize + offset as usize, from) }.map_err(drop)
 }
 
 /// Whether the alias has an entry for the huge page at `offset`.

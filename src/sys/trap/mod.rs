@@ -15,18 +15,14 @@
 //!   repeat the access, or pass the SIGBUS on
 //! ```
 
+mod directory;
 mod registers;
 mod slots;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crossbeam::utils::CachePadded;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
-use parking_lot::RwLock;
 
-use super::fork::PerProcess;
 use super::{Access, RawFault, Resolver, Tid, Verdict};
 use crate::units::Addr;
 pub(super) use registers::SUPPORTED;
@@ -47,38 +43,20 @@ pub(super) struct Watched {
     pub(super) resolver: Arc<dyn Resolver>,
 }
 
-/// Each copy has entries of its own: a handler counts itself in where few others do.
-type Directory = BTreeMap<usize, Arc<Watched>>;
-
-const COPIES: usize = 8;
-
-/// The watched ranges by address, several times over, so that threads that fault side by side share no cache line. A
-/// leaf. Handlers hold one copy shared for the time of a look-up, and only try; watch and unwatch take each exclusively in
-/// its turn, with signals blocked, so that no handler runs in a thread that holds it. A child process has ranges, and locks, of its
-/// own.
-static DIRECTORY: PerProcess<[CachePadded<RwLock<Directory>>; COPIES]> = PerProcess::new(Default::default);
-
-fn change_all(mut change: impl FnMut(&mut Directory)) {
-    let mut before = SigSet::empty();
-    // Fails only for a bad `how`.
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
-    let directory = DIRECTORY.get_or_make().expect("who watches a range has a page table, and it a home");
-    directory.iter().for_each(|copy| change(&mut copy.write()));
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-}
-
 /// From now on faults in the range are its resolver's.
 pub(super) fn watch(at: Addr, watched: &Watched) {
+    // Whoever has put in a handler since the library's would have all of the range's faults.
+    super::access::go_in_front();
     // Before a handler wants one.
     slots::make();
-    change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
+    directory::change_all(|directory| drop(directory.insert(at.0, Arc::new(watched.clone()))));
 }
 
 /// No resolver is running for the range any more when this returns, and none of its faults is about to be posted; a thread
 /// that has posted one may still wait. Called under locks that resolvers try to take: they do not wait for them.
 pub(super) fn unwatch(at: Addr) {
-    let mut gone = Vec::with_capacity(COPIES);
-    change_all(|directory| gone.extend(directory.remove(&at.0)));
+    let mut gone = Vec::with_capacity(directory::COPIES);
+    directory::change_all(|directory| gone.extend(directory.remove(&at.0)));
     for watched in gone {
         // The last one is dropped here: what it frees is nothing for a signal handler.
         while Arc::strong_count(&watched) > 1 {
@@ -87,20 +65,6 @@ pub(super) fn unwatch(at: Addr) {
         // Acquires what the handler has done.
         drop(watched);
     }
-}
-
-/// Whose range it is.
-fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
-    let copy = &DIRECTORY.get()?[thread.0 as usize % COPIES];
-    let directory = loop {
-        // Whoever holds it exclusively runs, and needs nothing of this thread.
-        match copy.try_read() {
-            Some(directory) => break directory,
-            None => std::thread::yield_now(),
-        }
-    };
-    let (base, watched) = directory.range(..=at.0).next_back()?;
-    (at.since(Addr(*base)) < watched.bytes).then(|| watched.clone())
 }
 
 /// What a thread wanted that was interrupted by a page fault at `addr`; `None` where that is not known.
@@ -118,7 +82,7 @@ pub(super) fn resolve(addr: usize, context: &libc::ucontext_t) -> Option<Verdict
 }
 
 fn serve(mut fault: RawFault) -> Option<Verdict> {
-    let watched = find(fault.addr, fault.tid)?;
+    let watched = directory::find(fault.addr, fault.tid)?;
     if let Some(verdict) = watched.resolver.resolve(&fault) {
         return Some(verdict);
     }

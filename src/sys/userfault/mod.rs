@@ -178,6 +178,10 @@ impl PageTable for Userfault {
         Ok(Arc::new(Asynchronous(self)))
     }
 
+    fn has_real_addresses(&self) -> bool {
+        true
+    }
+
     fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
         self.map_zeros(bytes, align, None, rights)
     }

@@ -1,0 +1,139 @@
+//! Loads and stores that end in an error where a plain one would end in SIGBUS.
+//!
+//! Each access is a few instructions of assembler ([`routines`]). A process-wide SIGBUS handler ([`handler`]) looks whether
+//! the interrupted instruction is one of them; if so, it has the access return "failed" with the faulting address, and otherwise it
+//! calls the handler that was there before. It allocates nothing and takes no lock. Before all that it asks [`super::trap`] whether the fault is one that
+//! this very thread resolves.
+//!
+//! A SIGBUS for a full volume is sent by the pager ([`super::process::raise_sigbus`]), not raised by the access. It
+//! counts only if it meets the access it is meant for ([`super::sent`]). Otherwise it is dropped, and the access faults again if it must.
+//!
+//! A thread that blocks SIGBUS, and a process in which another handler has been put in since, would be killed all the same: [`catches`].
+
+mod handler;
+mod routines;
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+
+use super::Part;
+use routines::Answer;
+
+/// Installs the handler, once for the process.
+pub(crate) fn enable() -> Result<(), Errno> {
+    static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
+    *DONE.get_or_init(handler::install)
+}
+
+/// Puts the handler in front again where another one has been put in since. That one is called for what is not ours. A process in which that
+/// has happened many times keeps the handler that it has.
+pub(super) fn go_in_front() {
+    let _ = handler::install();
+}
+
+/// Whether a SIGBUS that an access of this thread raised now would be caught: the thread does not block it, and the handler is still ours.
+/// That is so until the thread changes its mask, or any thread the handler. Two system calls: nothing that costs less knows.
+pub(crate) fn catches() -> bool {
+    handler::catches()
+}
+
+fn done(answer: Answer) -> Result<u64, usize> {
+    if answer.failed == 0 { Ok(answer.value) } else { Err(answer.value as usize) }
+}
+
+// What the SAFETY comments below refer to: a `Part` is mapped, and its bytes are the application's, as long as it lives; what is not to
+// be had there is a SIGBUS, which is caught, or kills (`catches`), and harms no memory.
+
+/// Loads an aligned word, in one access. The error is the faulting address.
+pub(crate) fn load(word: Part<'_>) -> Result<u64, usize> {
+    // SAFETY: an aligned word of a `Part`.
+    done(unsafe { routines::load(word.word()) })
+}
+
+/// Stores an aligned word, in one access.
+pub(crate) fn store(word: Part<'_>, value: u64) -> Result<(), usize> {
+    // SAFETY: an aligned word of a `Part`; nothing in Rust borrows it.
+    done(unsafe { routines::store(word.word(), value) }).map(drop)
+}
+
+/// Compares and exchanges an aligned word atomically; what was there before.
+pub(crate) fn exchange(word: Part<'_>, expected: u64, new: u64) -> Result<u64, usize> {
+    // SAFETY: as for `store`.
+    done(unsafe { routines::exchange(word.word(), expected, new) })
+}
+
+/// Copies out of a mapping, as much as both have. What was copied before the fault stays copied.
+pub(crate) fn copy_out(from: Part<'_>, into: &mut [u8]) -> Result<(), usize> {
+    let bytes = from.bytes().min(into.len());
+    // SAFETY: no more than the `Part` has, into a borrowed slice that has as much.
+    done(unsafe { routines::copy(into.as_mut_ptr() as usize, from.at(), bytes) }).map(drop)
+}
+
+/// Copies into a mapping, as much as both have. What was copied before the fault stays copied.
+pub(crate) fn copy_in(into: Part<'_>, from: &[u8]) -> Result<(), usize> {
+    let bytes = into.bytes().min(from.len());
+    // SAFETY: no more than the `Part` has, which nothing in Rust borrows, from a borrowed slice that has as much.
+    done(unsafe { routines::copy(into.at(), from.as_ptr() as usize, bytes) }).map(drop)
+}
+
+/// Copies to memory that is no mapping of the embedder's. What was copied before the fault stays copied.
+///
+/// # Safety
+/// The range is mapped writable, if not necessarily backed, and no reference points into it.
+pub(super) unsafe fn copy_to(at: usize, from: &[u8]) -> Result<(), usize> {
+    // SAFETY: the caller's promise, and a borrowed slice.
+    done(unsafe { routines::copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
+}
+
+/// read(2) into a mapping.
+pub(crate) fn read_into(fd: BorrowedFd<'_>, into: Part<'_>) -> Result<usize, Errno> {
+    let start = into.at() as *mut libc::c_void;
+    // SAFETY: a `Part`, which nothing in Rust borrows; where its bytes are not to be had the kernel says EFAULT.
+    Errno::result(unsafe { libc::read(fd.as_raw_fd(), start, into.bytes()) }).map(|done| done as usize)
+}
+
+/// write(2) out of a mapping.
+pub(crate) fn write_from(fd: BorrowedFd<'_>, from: Part<'_>) -> Result<usize, Errno> {
+    let start = from.at() as *const libc::c_void;
+    // SAFETY: the kernel only reads the `Part`, and says EFAULT where it cannot.
+    Errno::result(unsafe { libc::write(fd.as_raw_fd(), start, from.bytes()) }).map(|done| done as usize)
+}
+
+/// Whether a read(2) or write(2) on the descriptor may have a device work on the very pages of the buffer: it was opened with `O_DIRECT`. On
+/// a pipe that means packets, and bytes are copied.
+pub(crate) fn is_direct_io(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL)?;
+    if flags & libc::O_DIRECT == 0 {
+        return Ok(false);
+    }
+    let mode = nix::sys::stat::fstat(fd)?.st_mode;
+    Ok(mode & libc::S_IFMT != libc::S_IFIFO)
+}
+
+/// Checked accesses at any address, for tests that compare with the kernel's own mappings.
+#[cfg(feature = "sabotage")]
+pub mod checked {
+    use super::routines;
+
+    /// Copies out of memory that may end in SIGBUS. The error is the faulting address.
+    ///
+    /// # Safety
+    /// The range is mapped, if not necessarily backed.
+    pub unsafe fn copy_out(at: usize, into: &mut [u8]) -> Result<(), usize> {
+        super::enable().expect("sigaction takes our handler");
+        // SAFETY: the caller's promise, and a borrowed slice.
+        super::done(unsafe { routines::copy(into.as_mut_ptr() as usize, at, into.len()) }).map(drop)
+    }
+
+    /// Copies into memory that may end in SIGBUS.
+    ///
+    /// # Safety
+    /// The range is mapped writable, and no reference points into it.
+    pub unsafe fn copy_in(at: usize, from: &[u8]) -> Result<(), usize> {
+        super::enable().expect("sigaction takes our handler");
+        // SAFETY: the caller's promise.
+        unsafe { super::copy_to(at, from) }
+    }
+}
