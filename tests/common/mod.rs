@@ -15,6 +15,7 @@ use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
 use daxpager::{Device, Error, File, Injection, MapOptions, Mapping, Pager, Resolve, Volume};
 
+#[allow(unused_imports, reason = "each test file uses its part")]
 pub use guard::{HANG, until};
 
 pub const PAGE: u64 = 4096;
