@@ -1,6 +1,6 @@
 //! Promises that take a process to see: what a signal handler is told, what kills a process and what does not, fork, privileges, and
 //! system calls with which an application goes behind the pager's back. Each test runs this program again with one
-//! ignored test of [`child`]; a child that hangs is killed after 30 s and is a failure.
+//! ignored test of [`child`]; a child that hangs says who waits where, and is a failure.
 
 mod blackbox;
 

@@ -7,13 +7,18 @@ mod guard;
 mod program;
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use program::{Scratch, stderr, stdout};
+
+/// How long the program may take: a test's, with all of its runs, is not much longer.
+const LIMIT: Duration = Duration::from_secs(500);
 
 fn stress(args: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_daxpager-stress"));
     command.args(args.split_whitespace());
-    guard::output(command)
+    guard::allow(LIMIT + guard::HANG);
+    guard::output_within(LIMIT, command)
 }
 
 #[test]

@@ -103,7 +103,8 @@ fn pending() -> u64 {
 fn several_messages_a_read(world: &World) {
     const THREADS: u64 = 8;
     let a = world.volume.open("a").unwrap();
-    let map: Arc<_> = world.map(&a, PAGES);
+    // One page a fault, in whatever order the faults come.
+    let map: Arc<_> = world.map_with(&a, PAGES, &MapOptions::new().fault_around(0));
     map.load(0).unwrap();
     let parked = world.park.at_page(Point::FaultRead, 1);
     let first = spawn({

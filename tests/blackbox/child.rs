@@ -3,14 +3,11 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
 
-use super::guard::{output_within, text, this_program_at};
+use super::guard::{output, text, this_program_at};
 
 /// Set in children, so that an ignored test that somebody runs by hand says what it is.
 const MARK: &str = "DAXPAGER_TEST_CHILD";
-/// After this a child is killed, and its test has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of a child.
 pub(crate) struct Outcome {
@@ -61,10 +58,10 @@ pub(crate) fn run(name: &str) -> Outcome {
     finish(command(name))
 }
 
-/// Runs the command to its end. One that takes longer than 30 s is killed and a failure.
+/// Runs the command to its end. One that takes longer than [`PROGRAM`](super::guard::PROGRAM) is killed and a failure.
 #[track_caller]
 pub(crate) fn finish(command: Command) -> Outcome {
-    let output = output_within(PATIENCE, command);
+    let output = output(command);
     Outcome { status: output.status, output: text(&output) }
 }
 

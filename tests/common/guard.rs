@@ -319,7 +319,7 @@ pub fn this_program(name: &str) -> Command {
 pub fn this_program_at(program: PathBuf, name: &str) -> Command {
     let mut command = Command::new(program);
     command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env("RUST_BACKTRACE", "0").env("DAXPAGER_TEST_LIMIT", "20");
+    command.env("RUST_BACKTRACE", "0").env("DAXPAGER_TEST_LIMIT", "80");
     command
 }
 
