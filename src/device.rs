@@ -51,6 +51,16 @@ impl Device {
         Self::of(bytes, || DeviceMemory::open(path.as_ref(), bytes))
     }
 
+    /// A file that is open for reading and writing: on tmpfs, on hugetlbfs, or a memfd that may be shrunk and grown. It is emptied, set to
+    /// `bytes` bytes, and locked, as by [`Device::open`], and what is said there of others who have it holds here, too. `name` is what
+    /// errors call it.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn from_file(file: std::fs::File, name: &str, bytes: u64) -> Result<Self> {
+        Self::of(bytes, || DeviceMemory::from_file(file, Path::new(name), bytes))
+    }
+
     fn of(bytes: u64, open: impl FnOnce() -> Result<DeviceMemory>) -> Result<Self> {
         let home = Home::here()?;
         let memory = open().map_err(|error| limits::explain(error, Wanted::Shared(bytes)))?;

@@ -443,10 +443,14 @@ fn what_a_stream_has_skipped_is_given_back() {
         ("a truncate to the same size", |_, file, _map| file.truncate(file.len()).unwrap()),
     ];
     for (what, give_back) in short {
-        let world = World::with_reader(64, None, true);
-        let (file, map) = hole(&world, "a", 200);
-        store_all(&map, [0, 1, 8]);
-        assert!(file.blocks() > 9, "{} blocks: not the case that is meant", file.blocks());
+        // What a stream is told by is a hint, which another thread may overwrite.
+        let mut worlds = (0..100).map(|_| {
+            let world = World::with_reader(64, None, true);
+            let (file, map) = hole(&world, "a", 200);
+            store_all(&map, [0, 1, 8]);
+            (world, file, map)
+        });
+        let (world, file, map) = worlds.find(|(_, file, _)| file.blocks() > 9).expect("no stream is ever continued");
         give_back(&world, &file, map);
         assert_eq!(file.blocks(), 3, "after {what}");
         assert!([0, 1, 8].iter().all(|page| page_of(&file, *page)[..8] == (MARK + page).to_ne_bytes()), "after {what}");

@@ -1,7 +1,6 @@
 //! The volume, the pager, the files and the mappings of one mix.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -89,8 +88,8 @@ impl World {
     pub(crate) fn build(mix: Mix, oracle: Arc<Oracle>, put: &Put) -> anyhow::Result<Self> {
         let memfd = memfd_create("daxpager-stress", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
         let device = fs::File::from(memfd);
-        let path = format!("/proc/self/fd/{}", device.as_raw_fd());
-        let opened = Device::open(path, mix.device_blocks() * oracle.page_bytes)?;
+        let opened =
+            Device::from_file(device.try_clone()?, "daxpager-stress", mix.device_blocks() * oracle.page_bytes)?;
         let seed = AtomicU64::new(mix.seed);
         let observer = Arc::new(Observer { oracle: oracle.clone(), put: put.clone(), random: seed });
         let volume = Volume::format_with_probe(opened, observer.clone());

@@ -81,3 +81,12 @@ pub(crate) fn until_asleep(thread: nix::unistd::Pid, function: &str) {
         std::thread::yield_now();
     }
 }
+
+/// Whether so many bytes can be mapped.
+pub(crate) fn may_map(bytes: usize) -> bool {
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0) };
+    // SAFETY: what has just been mapped, if it has.
+    at != libc::MAP_FAILED && unsafe { libc::munmap(at, bytes) } == 0
+}

@@ -51,6 +51,14 @@ enum Kind {
     Hugetlbfs(MmapRaw),
 }
 
+/// Whether a device of `bytes` bytes can have blocks of the size that it is told.
+fn check(bytes: u64) -> impl Fn(u64) -> Result<()> {
+    move |block_bytes| {
+        check_size(bytes, block_bytes)?;
+        check_file_size_limit(bytes)
+    }
+}
+
 impl DeviceFile {
     pub(super) fn memfd(name: &str, bytes: u64) -> Result<Self> {
         let block_bytes = base_page_bytes();
@@ -69,11 +77,15 @@ impl DeviceFile {
     /// The file at `path`, created if it is not there. It keeps its bytes and its length if it cannot be used, and is not there
     /// afterwards if it was not before.
     pub(super) fn open(path: &Path, bytes: u64) -> Result<Self> {
-        let check = |block_bytes| {
-            check_size(bytes, block_bytes)?;
-            check_file_size_limit(bytes)
-        };
-        let opened = open::open(path, check)?;
+        Self::of(open::open(path, check(bytes))?, path, bytes)
+    }
+
+    /// A file that is open. `name` is what errors call it.
+    pub(super) fn from_file(file: File, name: &Path, bytes: u64) -> Result<Self> {
+        Self::of(open::take(file.into(), name, None, check(bytes))?, name, bytes)
+    }
+
+    fn of(opened: Opened<'_>, path: &Path, bytes: u64) -> Result<Self> {
         let used = Self::empty(&opened, bytes);
         match used {
             Ok(kind) => {

@@ -52,6 +52,11 @@ impl DeviceMemory {
         Ok(Self::new(Owner::File(DeviceFile::open(path, bytes)?)))
     }
 
+    /// A file that is open.
+    pub(crate) fn from_file(file: std::fs::File, name: &Path, bytes: u64) -> Result<Self> {
+        Ok(Self::new(Owner::File(DeviceFile::from_file(file, name, bytes)?)))
+    }
+
     /// Memory from the heap, for the fake page table.
     #[cfg(feature = "fake")]
     pub(crate) fn heap(bytes: u64, block_bytes: u64) -> Result<Self> {

@@ -30,7 +30,7 @@ pub(super) struct Opened<'a> {
 }
 
 /// A directory, and a name in it.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     dir: OwnedFd,
     name: &'a OsStr,
 }
@@ -85,7 +85,7 @@ pub(super) fn open<'a>(path: &'a Path, check: impl Fn(u64) -> Result<()>) -> Res
 }
 
 /// Takes an open file for a device if it may be one.
-fn take<'a>(
+pub(super) fn take<'a>(
     fd: OwnedFd,
     path: &Path,
     created: Option<Place<'a>>,
