@@ -67,12 +67,19 @@ impl Userfault {
         Err(Errno::EAGAIN)
     }
 
-    /// Whether a range that is registered is so with one of ours. To register it again asks for no mode that it does not have,
-    /// and changes nothing; the kernel refuses (EBUSY) where another userfaultfd has any of it.
+    /// Whether a range that is registered is so with ours, one or the other. To register it again asks for no mode that it does
+    /// not have, and changes nothing; the kernel refuses (EBUSY) where another userfaultfd has any of it. So a range of which
+    /// each of ours has a part is asked about in halves.
     pub(super) fn is_registered_with_us(&self, at: Addr, bytes: u64) -> bool {
         let again =
             |uffd: &Uffd| uffd.register_with_mode(at.0 as *mut _, bytes as usize, RegisterMode::WRITE_PROTECT).is_ok();
-        again(&self.uffd) || self.second.get().is_some_and(|second| again(&second.uffd))
+        let Some(second) = self.second.get() else { return again(&self.uffd) };
+        if again(&self.uffd) || again(&second.uffd) {
+            return true;
+        }
+        let pages = bytes / self.base_page();
+        let half = pages / 2 * self.base_page();
+        pages > 1 && self.is_registered_with_us(at, half) && self.is_registered_with_us(at.plus(half), bytes - half)
     }
 
     /// A mapping of the device, registered and kept out of children, wherever there is room.
