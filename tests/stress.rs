@@ -46,12 +46,11 @@ fn faults_put_in_change_nothing() {
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
 }
 
-/// What a process does around the library. (One kind at a time finds what is broken: so does a person.)
+/// What a process does around the library: one kind at a time, and all at once.
 #[test]
 fn neighbours_change_nothing() {
-    for kinds in ["memlock,shutdown", "stops"] {
-        let output =
-            stress(&format!("--inject {kinds} --seconds 4 --mix-seconds 2 --seed 61 --resolve faulting --quiet"));
+    for kinds in ["masked", "forks", "scarcity", "stops", "memlock,shutdown", "neighbour"] {
+        let output = stress(&format!("--inject {kinds} --seconds 3 --mix-seconds 1 --seed 61 --quiet"));
         assert_eq!(output.status.code(), Some(0), "{kinds}: {}{}", stdout(&output), stderr(&output));
     }
 }
