@@ -26,6 +26,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
 use super::routines::{self, Routines};
+use crate::sys::fork::PerProcess;
 use crate::sys::sent::{self, Met};
 use crate::sys::{Verdict, passing, trap};
 
@@ -237,12 +238,20 @@ const MOST: usize = 8;
 /// Who was there before, the oldest first. Never shorter, and what is in it never freed: handlers read it. Written under [`INSTALLING`].
 static CHAIN: [AtomicPtr<Before>; MOST] = [const { AtomicPtr::new(std::ptr::null_mut()) }; MOST];
 static CHAINED: AtomicUsize = AtomicUsize::new(0);
-/// Held by whoever changes the handler, for the time of three system calls. A leaf. Never taken in a handler.
-static INSTALLING: Mutex<()> = Mutex::new(());
+/// Held by whoever changes the handler, for the time of three system calls. A leaf. Never taken in a handler. A child has its own: nobody would
+/// ever unlock one that another thread held when it was forked. Guarded by `tests/forks.rs`.
+static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(Mutex::default);
 
 fn chained(index: usize) -> Option<&'static Before> {
-    // SAFETY: null, or made by `Box::into_raw` in `install` and never freed.
+    // SAFETY: null, or made by `Box::into_raw` in `chain` and never freed.
     unsafe { CHAIN.get(index)?.load(Ordering::Acquire).as_ref() }
+}
+
+/// Makes it the youngest of the chain, at that place. Only under [`INSTALLING`].
+fn chain(index: usize, action: SigAction) {
+    let before = Box::into_raw(Box::new(Before { action, spent: AtomicBool::new(false) }));
+    CHAIN[index].store(before, Ordering::Release);
+    CHAINED.store(index + 1, Ordering::Release);
 }
 
 /// A call of an older handler by this thread that has not returned.
@@ -339,30 +348,64 @@ pub(super) fn catches() -> bool {
 }
 
 /// Puts the handler in front of all others, unless it is there already.
+///
+/// Who was there before is in the chain before ours is there: a SIGBUS finds its way to it at any time, also in a child that is forked
+/// in between.
+///
+/// ```text
+/// install                                           another thread
+///   chain: H
+///                                                     SIGBUS: H
+///   sigaction: ours
+///                                                     SIGBUS: ours, then H
+/// ```
 pub(super) fn install() -> Result<(), Errno> {
-    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    // There is no page to be had.
+    let installing = INSTALLING.get_or_make().map_err(|_| Errno::ENOMEM)?;
+    let _installing = installing.lock().unwrap_or_else(PoisonError::into_inner);
     routines::find();
     let now = present()?;
     if is_entry(&now) {
         return Ok(());
     }
+    let before = as_action(&now);
     let count = CHAINED.load(Ordering::Relaxed);
     // Stands in it already where it was put in once more after ours: calling it twice would help nobody.
     let known = (0..count).filter_map(chained).any(|before| address(&before.action) == now.sa_sigaction);
-    if !known && count == MOST {
-        return Err(Errno::ENOSPC);
+    if !known {
+        if count == MOST {
+            return Err(Errno::ENOSPC);
+        }
+        chain(count, before);
     }
     // With every signal blocked; see `Arrived::resolve`.
-    let asked = SaFlags::from_bits_truncate(now.sa_flags) & (SaFlags::SA_ONSTACK | SaFlags::SA_RESTART);
+    let asked = before.flags() & (SaFlags::SA_ONSTACK | SaFlags::SA_RESTART);
     let ours = SigAction::new(SigHandler::SigAction(entry), SaFlags::SA_SIGINFO | asked, SigSet::all());
     // SAFETY: the handler is async-signal-safe: it reads registers and cells that are set once, waits for nothing but the pager, and calls on.
-    let before = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
-    if !known {
-        let before = Box::into_raw(Box::new(Before { action: before, spent: AtomicBool::new(false) }));
-        CHAIN[count].store(before, Ordering::Release);
-        CHAINED.store(count + 1, Ordering::Release);
+    let replaced = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
+    // The application has put in another one since the look.
+    if !known && address(&replaced) != now.sa_sigaction {
+        chain(count, replaced);
     }
     Ok(())
+}
+
+/// The same, as nix has it.
+fn as_action(action: &libc::sigaction) -> SigAction {
+    type ThreeArguments = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+    let flags = SaFlags::from_bits_truncate(action.sa_flags);
+    let handler = match action.sa_sigaction {
+        libc::SIG_DFL => SigHandler::SigDfl,
+        libc::SIG_IGN => SigHandler::SigIgn,
+        at if flags.contains(SaFlags::SA_SIGINFO) => {
+            // SAFETY: the kernel would call it so: that is what the flag says.
+            SigHandler::SigAction(unsafe { std::mem::transmute::<usize, ThreeArguments>(at) })
+        }
+        // SAFETY: likewise, without the flag.
+        at => SigHandler::Handler(unsafe { std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(at) }),
+    };
+    // SAFETY: a mask that the kernel has given is a sigset_t like any other.
+    SigAction::new(handler, flags, unsafe { SigSet::from_sigset_t_unchecked(action.sa_mask) })
 }
 
 /// The address of a handler, as sigaction(2) has it.

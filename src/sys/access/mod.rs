@@ -14,17 +14,22 @@ mod handler;
 mod routines;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
 use super::Part;
 use routines::Answer;
 
-/// Installs the handler, once for the process.
+/// Installs the handler, once for the process; its children have it, too.
 pub(crate) fn enable() -> Result<(), Errno> {
-    static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
-    *DONE.get_or_init(handler::install)
+    // No `OnceLock`: a child would wait for ever for a thread that was in it at the fork.
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Acquire) {
+        handler::install()?;
+        DONE.store(true, Ordering::Release);
+    }
+    Ok(())
 }
 
 /// Puts the handler in front again where another one has been put in since. That one is called for what is not ours. A process in which that
