@@ -210,13 +210,15 @@ impl Core {
     /// runs and takes it back. So as long as it was not seen to have run before the read, it is only woken:
     /// if it has run just now, and faults anew, it sends another message.
     pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<u64, Errno> {
-        self.read_under(&mut self.numbering.lock(), messages)
+        self.read_under(&mut self.numbering.lock(), messages).map(|(first, _)| first)
     }
 
-    fn read_under(&self, signalled: &mut Vec<Signalled>, messages: &mut Vec<Message>) -> Result<u64, Errno> {
+    /// The same; also how many messages have been read, with those that threads are only woken for.
+    fn read_under(&self, signalled: &mut Vec<Signalled>, messages: &mut Vec<Message>) -> Result<(u64, usize), Errno> {
         messages.clear();
         signalled.retain(|thread| self.table.runs(thread.tid) == Some(thread.runs));
         self.table.read(messages)?;
+        let read = messages.len();
         messages.retain(|message| match message {
             Message::Fault(fault) if signalled.iter().any(|thread| thread.tid == fault.tid) => {
                 self.wake(fault);
@@ -232,7 +234,7 @@ impl Core {
                 self.latest[slot].store(slot_of(fault.tid, number), Ordering::Release);
             }
         }
-        Ok(first)
+        Ok((first, read))
     }
 
     /// Reads in the reader's stead all that is unread, for the workers to serve: from then on the last message that is
@@ -241,11 +243,12 @@ impl Core {
         let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
         loop {
             // An error is the reader's to find, too.
-            let Ok(first) = self.read_under(&mut reading.0, &mut messages) else { return };
+            let Ok((first, read)) = self.read_under(&mut reading.0, &mut messages) else { return };
             for (number, message) in (first..).zip(&messages) {
                 self.hand_on(*message, number);
             }
-            if messages.is_empty() {
+            // Not "none is left to serve": behind one that its thread is only woken for there may be another, in the other userfaultfd.
+            if read == 0 {
                 return;
             }
         }

@@ -13,7 +13,7 @@ use super::{
     Resolver, Rights, Scan, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
-use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::units::Addr;
 
 /// How often each fault is put in, in parts per million of the calls that it can befall.
@@ -86,8 +86,11 @@ pub(crate) struct Injecting {
     drawn: Arc<AtomicU64>,
     /// Those of every page table of the pager.
     counts: Arc<[AtomicU64; NAMES.len()]>,
-    /// Messages held back, oldest first, one or two a thread. Taken by the reader alone, which reads under it: a leaf.
+    /// Messages held back, oldest first, one or two a thread. Taken by whoever reads, which is done under it: a leaf.
     late: Mutex<Vec<Late>>,
+    /// Somebody reads on until there is nothing more, to know what a thread is in. Then nothing is held back: the kernel has a message
+    /// to read before its thread sleeps.
+    reading_all: AtomicBool,
 }
 
 impl Injecting {
@@ -101,8 +104,8 @@ impl Injecting {
     }
 
     fn with(table: Arc<dyn PageTable>, injection: Injection, counts: Arc<[AtomicU64; NAMES.len()]>) -> Self {
-        let (drawn, late) = (Arc::default(), Mutex::default());
-        Self { table, notes_installs: false, injection, drawn, counts, late }
+        let (drawn, late, reading_all) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
+        Self { table, notes_installs: false, injection, drawn, counts, late, reading_all }
     }
 
     /// Of a thread the same each time.
@@ -203,11 +206,12 @@ impl Injecting {
     fn take_in(&self, late: &mut Vec<Late>, into: &mut Vec<Message>, fault: RawFault) {
         // The thread has left the fault that it has sent an earlier message of.
         self.take_back(late, |earlier| earlier.fault.tid == fault.tid);
-        if self.strikes(What::Delay) && self.hold(late, fault, What::Delay) {
+        let may_hold = !self.reading_all.load(Ordering::Relaxed);
+        if may_hold && self.strikes(What::Delay) && self.hold(late, fault, What::Delay) {
             return;
         }
         into.push(Message::Fault(fault));
-        if !self.strikes(What::Duplicate) {
+        if !may_hold || !self.strikes(What::Duplicate) {
             return;
         }
         if self.draw().is_multiple_of(2) {
@@ -263,7 +267,8 @@ impl PageTable for Injecting {
         let (drawn, counts) = (self.drawn.clone(), self.counts.clone());
         // Messages are read, and held back, through the other.
         let (notes_installs, injection) = (true, self.injection);
-        Ok(Arc::new(Self { table, notes_installs, injection, drawn, counts, late: Mutex::default() }))
+        let (late, reading_all) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Arc::new(Self { table, notes_installs, injection, drawn, counts, late, reading_all }))
     }
 
     fn scan(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
@@ -408,9 +413,14 @@ impl PageTable for Injecting {
     }
 
     fn outlook(&self, tid: Tid) -> Delivery {
-        // Who asks reads on until there is nothing more: nothing is held back from that.
-        self.late.lock().iter_mut().for_each(|message| message.reads = 0);
-        if self.looks_awake(tid) { Delivery::Awake } else { self.table.outlook(tid) }
+        let outlook = if self.looks_awake(tid) { Delivery::Awake } else { self.table.outlook(tid) };
+        if outlook != Delivery::Awake {
+            // Who asks reads on until there is nothing more: nothing is held back from that.
+            let mut late = self.late.lock();
+            late.iter_mut().for_each(|message| message.reads = 0);
+            self.reading_all.store(true, Ordering::Relaxed);
+        }
+        outlook
     }
 
     fn may_wait(&self, tid: Tid) -> bool {
@@ -436,6 +446,9 @@ impl PageTable for Injecting {
             }
         }
         self.deliver(&mut late, into);
+        if into.is_empty() {
+            self.reading_all.store(false, Ordering::Relaxed);
+        }
         if !late.is_empty() {
             // Nothing else may ever wake the reader.
             self.table.kick();

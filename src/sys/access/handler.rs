@@ -14,17 +14,16 @@
 //! the alternate stack and finds it free.
 //!
 //! **Who comes later.** A handler that is put in after ours, and calls ours for what it does not want, is a chain like any
-//! other. One that calls nobody takes every fault from ours; [`catches`] says so. Ours is put in front again when another
-//! mapping is made whose threads resolve their own faults ([`install`]). Both may be called by each other then. What
+//! other. One that calls nobody takes every fault from ours; [`chain::catches`] says so. Ours is put in front again when another
+//! mapping is made whose threads resolve their own faults ([`chain::install`]). Both may be called by each other then. What
 //! is called from within a call of ours goes to the next older one, so it ends.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering;
 
-use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
+use super::chain::{self, Before};
 use super::routines::{self, Routines};
 use crate::sys::sent::{self, Met};
 use crate::sys::{Verdict, passing, trap};
@@ -82,7 +81,7 @@ impl Interrupted {
 /// interrupted in lies just behind the return address. Other handlers pass the pointer on, and their frames lie between.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
-extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+pub(super) extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     std::arch::naked_asm!(
         "lea rax, [rsp + 8]",
         "xor ecx, ecx",
@@ -94,7 +93,7 @@ extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc:
 }
 
 #[cfg(target_arch = "aarch64")]
-extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+pub(super) extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // Nothing is resolved in here on this architecture, and so nothing has to be blocked.
     on_sigbus(signal, info, context, 1);
 }
@@ -224,27 +223,6 @@ fn resolve_with_room(addr: usize, context: &libc::ucontext_t) -> Option<Verdict>
     trap::resolve(addr, context)
 }
 
-/// A handler that ours stands in front of.
-struct Before {
-    action: SigAction,
-    /// It has been called, and had asked for `SA_RESETHAND`.
-    spent: AtomicBool,
-}
-
-/// The most of them. Whoever comes later is not gone in front of any more.
-const MOST: usize = 8;
-
-/// Who was there before, the oldest first. Never shorter, and what is in it never freed: handlers read it. Written under [`INSTALLING`].
-static CHAIN: [AtomicPtr<Before>; MOST] = [const { AtomicPtr::new(std::ptr::null_mut()) }; MOST];
-static CHAINED: AtomicUsize = AtomicUsize::new(0);
-/// Held by whoever changes the handler, for the time of three system calls. A leaf. Never taken in a handler.
-static INSTALLING: Mutex<()> = Mutex::new(());
-
-fn chained(index: usize) -> Option<&'static Before> {
-    // SAFETY: null, or made by `Box::into_raw` in `install` and never freed.
-    unsafe { CHAIN.get(index)?.load(Ordering::Acquire).as_ref() }
-}
-
 /// A call of an older handler by this thread that has not returned.
 #[derive(Clone, Copy)]
 struct Passing {
@@ -268,7 +246,7 @@ impl Arrived {
         // itself (siglongjmp) is no deeper than this.
         let within = !self.by_kernel && outer.context == self.context as usize && frame < outer.frame;
         let level = if within { outer.level + 1 } else { 0 };
-        let before = CHAINED.load(Ordering::Acquire).checked_sub(level + 1).and_then(chained);
+        let before = chain::older(level);
         let before = before.filter(|before| {
             let once = before.action.flags().contains(SaFlags::SA_RESETHAND);
             !once || !before.spent.swap(true, Ordering::Relaxed)
@@ -314,63 +292,5 @@ impl Arrived {
             // it is delivered when this handler returns.
             let _ = nix::sys::signal::raise(Signal::SIGBUS);
         }
-    }
-}
-
-/// The handler that the process has now.
-fn present() -> Result<libc::sigaction, Errno> {
-    let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: changes nothing, and writes what is there to `now`, which has room for it.
-    Errno::result(unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), now.as_mut_ptr()) })?;
-    // SAFETY: written by the call, which has succeeded.
-    Ok(unsafe { now.assume_init() })
-}
-
-/// Whatever flags it has: Go's run-time adds `SA_ONSTACK` to what it finds.
-fn is_entry(action: &libc::sigaction) -> bool {
-    action.sa_sigaction == entry as *const () as usize
-}
-
-/// Whether a SIGBUS that an access of this thread raised now would come to our handler first. Two system calls.
-pub(super) fn catches() -> bool {
-    let mut blocked = SigSet::empty();
-    let asked = pthread_sigmask(SigmaskHow::SIG_BLOCK, None, Some(&mut blocked));
-    asked.is_ok() && !blocked.contains(Signal::SIGBUS) && present().is_ok_and(|action| is_entry(&action))
-}
-
-/// Puts the handler in front of all others, unless it is there already.
-pub(super) fn install() -> Result<(), Errno> {
-    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    routines::find();
-    let now = present()?;
-    if is_entry(&now) {
-        return Ok(());
-    }
-    let count = CHAINED.load(Ordering::Relaxed);
-    // Stands in it already where it was put in once more after ours: calling it twice would help nobody.
-    let known = (0..count).filter_map(chained).any(|before| address(&before.action) == now.sa_sigaction);
-    if !known && count == MOST {
-        return Err(Errno::ENOSPC);
-    }
-    // With every signal blocked; see `Arrived::resolve`.
-    let asked = SaFlags::from_bits_truncate(now.sa_flags) & (SaFlags::SA_ONSTACK | SaFlags::SA_RESTART);
-    let ours = SigAction::new(SigHandler::SigAction(entry), SaFlags::SA_SIGINFO | asked, SigSet::all());
-    // SAFETY: the handler is async-signal-safe: it reads registers and cells that are set once, waits for nothing but the pager, and calls on.
-    let before = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
-    if !known {
-        let before = Box::into_raw(Box::new(Before { action: before, spent: AtomicBool::new(false) }));
-        CHAIN[count].store(before, Ordering::Release);
-        CHAINED.store(count + 1, Ordering::Release);
-    }
-    Ok(())
-}
-
-/// The address of a handler, as sigaction(2) has it.
-fn address(action: &SigAction) -> usize {
-    match action.handler() {
-        SigHandler::SigDfl => libc::SIG_DFL,
-        SigHandler::SigIgn => libc::SIG_IGN,
-        SigHandler::Handler(handler) => handler as *const () as usize,
-        SigHandler::SigAction(handler) => handler as *const () as usize,
     }
 }

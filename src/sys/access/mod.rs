@@ -10,33 +10,39 @@
 //!
 //! A thread that blocks SIGBUS, and a process in which another handler has been put in since, would be killed all the same: [`catches`].
 
+mod chain;
 mod handler;
 mod routines;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
 use super::Part;
 use routines::Answer;
 
-/// Installs the handler, once for the process.
+/// Installs the handler, once for the process; its children have it, too.
 pub(crate) fn enable() -> Result<(), Errno> {
-    static DONE: OnceLock<Result<(), Errno>> = OnceLock::new();
-    *DONE.get_or_init(handler::install)
+    // No `OnceLock`: a child would wait for ever for a thread that was in it at the fork.
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Acquire) {
+        chain::install()?;
+        DONE.store(true, Ordering::Release);
+    }
+    Ok(())
 }
 
 /// Puts the handler in front again where another one has been put in since. That one is called for what is not ours. A process in which that
 /// has happened many times keeps the handler that it has.
 pub(super) fn go_in_front() {
-    let _ = handler::install();
+    let _ = chain::install();
 }
 
 /// Whether a SIGBUS that an access of this thread raised now would be caught: the thread does not block it, and the handler is still ours.
 /// That is so until the thread changes its mask, or any thread the handler. Two system calls: nothing that costs less knows.
 pub(crate) fn catches() -> bool {
-    handler::catches()
+    chain::catches()
 }
 
 fn done(answer: Answer) -> Result<u64, usize> {

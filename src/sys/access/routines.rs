@@ -3,7 +3,8 @@
 //! All of them are in one naked function, which itself does nothing but tell where: the address of a table of distances. So no symbol of
 //! this crate has a name of its own choosing, and two versions of it fit into one program.
 
-use std::sync::OnceLock;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// What a guarded routine returns: a value, and 0 for done or 1 for SIGBUS. With 1 the value is the faulting address.
 #[repr(C)]
@@ -127,27 +128,36 @@ pub(super) struct Routines {
     copy_at: [usize; 2],
 }
 
-static ROUTINES: OnceLock<Routines> = OnceLock::new();
+/// Null until somebody has looked. No `OnceLock`: a child would wait for ever for a thread that was looking at the fork.
+static ROUTINES: AtomicPtr<Routines> = AtomicPtr::new(ptr::null_mut());
 
 /// Looks where the routines are. Before the handler is put in: in there nothing is looked for.
 pub(super) fn find() -> &'static Routines {
-    ROUTINES.get_or_init(|| {
+    found().unwrap_or_else(Routines::look)
+}
+
+/// The same in the handler: there by then.
+pub(super) fn found() -> Option<&'static Routines> {
+    // SAFETY: null, or a box that `look` has leaked.
+    unsafe { ROUTINES.load(Ordering::Acquire).as_ref() }
+}
+
+impl Routines {
+    #[cold]
+    fn look() -> &'static Self {
         let table = places();
         // SAFETY: `places` returns the address of its table, which has that many words, is aligned to them and never changes.
         let distances = unsafe { *table };
         let [begin, end, failed, load, store, exchange, copy, exchange_1, exchange_2, copy_1, copy_2] =
             distances.map(|distance| (table as usize).wrapping_add_signed(distance as isize));
         let (exchange_at, copy_at) = ([exchange_1, exchange_2], [copy_1, copy_2]);
-        Routines { begin, end, failed, load, store, exchange, copy, exchange_at, copy_at }
-    })
-}
+        let routines = Self { begin, end, failed, load, store, exchange, copy, exchange_at, copy_at };
+        let routines = Box::leak(Box::new(routines));
+        // Of two threads that look at once each finds the same.
+        ROUTINES.store(routines, Ordering::Release);
+        routines
+    }
 
-/// The same in the handler: there by then.
-pub(super) fn found() -> Option<&'static Routines> {
-    ROUTINES.get()
-}
-
-impl Routines {
     /// Whether the instruction at `at` is one of theirs.
     pub(super) fn contain(&self, at: usize) -> bool {
         (self.begin..self.end).contains(&at)
