@@ -178,6 +178,27 @@ fn stores_with_sigbus_ignored() {
     unsafe { map.as_ptr().cast::<u64>().write_volatile(1) };
 }
 
+/// The same where the library's handler has come after that: what the pager sends meets its access, and is not ignored either.
+#[test]
+fn a_process_that_ignored_sigbus_before_the_handler_is_ended() {
+    use std::os::unix::process::ExitStatusExt;
+    let output = guard::output(guard::this_program("stores_behind_a_handler_that_came_after_sigbus_was_ignored"));
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{}\n{}", output.status, guard::text(&output));
+}
+
+#[test]
+#[ignore = "run by `a_process_that_ignored_sigbus_before_the_handler_is_ended`, in a process of its own"]
+fn stores_behind_a_handler_that_came_after_sigbus_was_ignored() {
+    // SAFETY: no handler.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+    let (_world, _hog, _a, map) = full();
+    // The first access puts in the handler.
+    assert_eq!(map.load(0), Ok(0));
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGBUS).unwrap();
+    // SAFETY: within the mapping.
+    unsafe { map.as_ptr().cast::<u64>().write_volatile(1) };
+}
+
 /// The last block is on its way: from a store that has reserved it to its page. The volume is not full, and nobody gets a SIGBUS.
 #[test]
 fn a_block_on_its_way_is_waited_for() {

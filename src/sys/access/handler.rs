@@ -258,11 +258,21 @@ impl Arrived {
         match before.map(|before| before.action.handler()) {
             Some(SigHandler::SigAction(handler)) => handler(self.signal, self.info, self.context),
             Some(SigHandler::Handler(handler)) => handler(self.signal),
-            // Only a signal that was sent can be ignored; one that an access has raised ends the process.
-            Some(SigHandler::SigIgn) if !self.raised => {}
+            // Only a signal that was sent can be ignored; one that an access has raised ends the process. So does ours that stands for that: the
+            // access would be repeated for ever.
+            Some(SigHandler::SigIgn) if !self.raised && !self.meets_its_access() => {}
             Some(SigHandler::SigDfl | SigHandler::SigIgn) | None => self.end_by_default(),
         }
         PASSING.set(outer);
+    }
+
+    /// Whether it is one of ours, and has met what it is meant for.
+    fn meets_its_access(&self) -> bool {
+        // SAFETY: as in `is_ours`: valid, and nobody changes either until this function returns.
+        let info = unsafe { &*self.info };
+        // SAFETY: likewise.
+        let context = unsafe { &*self.context.cast::<libc::ucontext_t>() };
+        sent::met(info, context) == Some(Met::Access)
     }
 
     /// Unblocks the signals that only our own handler had blocked: the one that is called next expects what it would have
