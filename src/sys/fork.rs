@@ -25,8 +25,6 @@ use std::ops::Deref;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use nix::errno::Errno;
-
 use crate::error::{Error, Result};
 
 /// The process that made a handle.
@@ -122,7 +120,7 @@ fn make_page() -> Result<*mut AtomicU64> {
     let start: *mut AtomicU64 = page.as_mut_ptr().cast();
     // SAFETY: the page has just been mapped, and holds nothing yet.
     let advised = unsafe { libc::madvise(start.cast(), page.len(), libc::MADV_WIPEONFORK) };
-    Errno::result(advised).map_err(|errno| Error::system("madvise(MADV_WIPEONFORK)", errno))?;
+    nix::errno::Errno::result(advised).map_err(|errno| Error::system("madvise(MADV_WIPEONFORK)", errno))?;
     // Never unmapped.
     std::mem::forget(page);
     Ok(start)
