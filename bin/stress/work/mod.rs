@@ -78,6 +78,8 @@ pub(crate) struct Hand {
     sequence: u32,
     beat: Arc<Beat>,
     pipe: (PipeReader, PipeWriter),
+    /// Whether the thread blocks every signal.
+    masked: bool,
     /// Mappings that may be gone by now.
     seen: Vec<(std::sync::Weak<Mapped>, u64)>,
 }
@@ -126,8 +128,10 @@ pub(crate) fn spawn(
 ) -> anyhow::Result<Worker> {
     let beat = Arc::new(Beat::new(id, role));
     let seed = world.mix.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round << 8 ^ u64::from(id);
+    let masked = world.masked && id != REST && id % 2 == 1;
     let mut hand = Hand {
         id,
+        masked,
         oracle: world.oracle.clone(),
         world: world.clone(),
         rng: Rng::with_seed(seed),
@@ -136,7 +140,6 @@ pub(crate) fn spawn(
         pipe: std::io::pipe()?,
         seen: Vec::new(),
     };
-    let masked = world.masked && id != REST && id % 2 == 1;
     let thread = thread::Builder::new().name(format!("{role}-{id}")).spawn(move || {
         if masked {
             SigSet::all().thread_block().expect("every signal there is");
