@@ -253,7 +253,8 @@ mod inside {
         assert_is_child();
         // Every second page of a file has a block: twice as many address ranges as pages with one.
         let max: u64 = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
-        let pages = max / 2 + 2000;
+        // Of both pagers together, more than may be, and no more than that: each is a fault.
+        let pages = max / 4 - 1000;
         let worlds: Vec<(Pager, File, Mapping)> = (0..2)
             .map(|world| {
                 let volume = Volume::format(Device::memfd("half", pages * PAGE).unwrap());
