@@ -668,17 +668,24 @@ mod inside {
         }
     }
 
+    /// A file of which the first half is written, and the rest a hole, mapped for threads that resolve their own faults.
+    fn half_written(pages: u64) -> (Rig, Mapping) {
+        let rig = Rig::new(2 * pages);
+        let p = rig.page;
+        let file = rig.file("a");
+        file.truncate(pages * p).unwrap();
+        file.write_at(&pattern(pages / 2 * p, 1), 0).unwrap();
+        let map = rig.pager.map_with(&file, 0..pages * p, &in_thread()).unwrap();
+        (rig, map)
+    }
+
     #[test]
     #[ignore = "run by the test of the same name as its child process"]
     fn small_stacks_resolve_their_faults() {
         const PAGES: u64 = 64;
         assert_is_child();
-        let rig = Rig::new(2 * PAGES);
+        let (rig, map) = half_written(PAGES);
         let p = rig.page;
-        let file = rig.file("a");
-        file.truncate(PAGES * p).unwrap();
-        file.write_at(&pattern(PAGES / 2 * p, 1), 0).unwrap();
-        let map = rig.pager.map_with(&file, 0..PAGES * p, &in_thread()).unwrap();
         thread::scope(|s| {
             for _ in 0..2 {
                 thread::Builder::new().stack_size(16 << 10).spawn_scoped(s, || touch(&map, p, PAGES)).unwrap();
@@ -693,12 +700,8 @@ mod inside {
         // `ROOM_TO_RESOLVE` of the handler.
         const ROOM: usize = 12 << 10;
         assert_is_child();
-        let rig = Rig::new(2 * PAGES);
+        let (rig, map) = half_written(PAGES);
         let p = rig.page;
-        let file = rig.file("a");
-        file.truncate(PAGES * p).unwrap();
-        file.write_at(&pattern(PAGES / 2 * p, 1), 0).unwrap();
-        let map = rig.pager.map_with(&file, 0..PAGES * p, &in_thread()).unwrap();
         let stack = painted_stack(256 << 10);
         touch(&map, p, PAGES);
         assert!(rig.pager.stats().in_thread > 0);
