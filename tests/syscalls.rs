@@ -50,7 +50,8 @@ fn assert_one_each(what: &str, calls: Calls, heap: u64, faults: u64) {
     // One more of each may have been under way when the counting began.
     assert!(calls.polls <= faults + 1 && calls.reads <= faults + 1, "{what}: {calls:?}");
     assert_eq!((calls.wakes, calls.repoints, calls.zaps), (0, 0, 0), "{what}");
-    assert_eq!(heap, 0, "{what}: from the heap");
+    // The worker that had the first fault may hold a lock still, and then has one more: its queue grows by a piece.
+    assert!(heap <= 1, "{what}: {heap} allocations");
 }
 
 #[test]
