@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::inode::Inode;
 use crate::space::extents::Extent;
 use crate::sync::Arc;
 use crate::sys::fork::Kept;
 use crate::units::{PageIndex, PageRange};
-use crate::volume::inode::Inode;
 
 /// A handle to a file on a [`Volume`](crate::Volume). Cheap to clone; all clones are the same file.
 ///

@@ -27,11 +27,13 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("daxpager runs on 64-bit Linux only: it is built on userfaultfd");
 
-mod control;
-mod device;
+mod address;
+mod blocks;
 mod error;
 mod file;
+mod inode;
 mod mapping;
+mod options;
 mod pager;
 #[doc(hidden)]
 pub mod policy;
@@ -45,14 +47,14 @@ mod sys;
 mod units;
 mod volume;
 
-pub use device::Device;
+pub use address::stats::{Kind, LatencySummary, Stats};
+pub use blocks::device::Device;
 pub use error::{BusError, Error, Result};
 pub use file::{ExtentInfo, ExtentKind, File, PhysicalExtent};
 pub use mapping::Mapping;
 pub use mapping::accesses::Accesses;
 pub use mapping::advice::Advice;
-pub use mapping::options::{MapOptions, Resolve, Tracking};
-pub use pager::stats::{Kind, LatencySummary, Stats};
+pub use options::{MapOptions, Resolve, Tracking};
 pub use pager::{Pager, PagerBuilder};
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]

@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 
 use super::{BusError, Mapping};
+use crate::address::budget;
 use crate::error::{Error, Result};
-use crate::pager::budget;
 use crate::sys::{Access, Part, access, passing};
 use crate::units::Addr;
 

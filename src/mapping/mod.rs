@@ -4,13 +4,13 @@ pub(crate) mod accesses;
 pub(crate) mod advice;
 mod asynchronous;
 mod by_table;
-pub(crate) mod options;
 
 use std::ops::Range;
 
-use crate::control::COPY_BYTES;
+use crate::address::core::Core;
 use crate::error::{Error, Result};
-use crate::pager::core::Core;
+use crate::inode::Inode;
+use crate::inode::control::COPY_BYTES;
 use crate::policy::{Backing, PageState};
 use crate::probe::Point;
 use crate::sabotage::Rule;
@@ -19,7 +19,6 @@ use crate::sync::{self, Arc};
 use crate::sys::fork::{Home, Kept};
 use crate::sys::{Outcome, Place};
 use crate::units::{PageIndex, PageRange};
-use crate::volume::inode::Inode;
 
 /// Pages whose dirty bits are taken in one hold of the file's lock.
 const COLLECT_PAGES: u64 = 4096;

@@ -2,10 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use super::budget;
-use super::core::Core;
-use super::regions::{Region, Regions};
-use super::stats::Kind;
+use crate::address::budget;
+use crate::address::core::Core;
+use crate::address::regions::{Region, Regions};
+use crate::address::stats::Kind;
 use crate::sync::{Held, RwLockReadGuard, thread};
 use crate::sys::sent;
 

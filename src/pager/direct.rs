@@ -2,11 +2,11 @@
 //! decision and the same guard. A signal handler runs this, so it only tries, as the reader does; and what
 //! has to be prepared or waited for goes to the workers, while the thread waits for their answer.
 
+use crate::address::core::{Core, Handed, Job};
+use crate::address::stats::Kind;
 use crate::error::Result;
-use crate::mapping::options::{MapOptions, Resolve, Tracking};
+use crate::options::{MapOptions, Resolve, Tracking};
 use crate::pager::Pager;
-use crate::pager::core::{Core, Handed, Job};
-use crate::pager::stats::Kind;
 use crate::pager::threads::{caught, record};
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, attempt};

@@ -3,16 +3,16 @@
 
 use nix::errno::Errno;
 
-use super::core::Core;
-use super::regions::{Region, Regions};
+use crate::address::core::Core;
+use crate::address::regions::{Region, Regions};
 use crate::error::{Error, Result};
+use crate::inode::Inode;
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
 use crate::sys::{Condemned, PageTable, Place, Rights};
 use crate::units::{Addr, PageIndex, PageRange};
-use crate::volume::inode::Inode;
 
 /// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
 const CONDEMN_TRIES: u32 = 10_000;

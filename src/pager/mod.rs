@@ -1,23 +1,21 @@
 //! Pagers: the left-hand door. Messages come in, and are answered or handed on. Knows no extents.
 
-pub(crate) mod budget;
-pub(crate) mod core;
 mod describe;
 mod direct;
 mod ends;
-pub(crate) mod layout;
-pub(crate) mod regions;
-pub(crate) mod stats;
 mod threads;
 
 use std::ops::Range;
 use std::time::Duration;
 
-use self::core::{Core, Job};
+use crate::address::budget;
+use crate::address::core::{Core, Job};
+use crate::address::regions::Region;
+use crate::address::stats::{Kind, LatencySummary, Stats};
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::mapping::Mapping;
-use crate::mapping::options::MapOptions;
+use crate::options::MapOptions;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
@@ -28,8 +26,6 @@ use crate::sys::limits::{self, Wanted};
 use crate::sys::userfault::Userfault;
 use crate::sys::{PageTable, Rights};
 use crate::units::PageRange;
-use regions::Region;
-use stats::{Kind, LatencySummary, Stats};
 
 /// Serves the faults of any number of mappings of any number of files, with threads of its own.
 ///
@@ -295,7 +291,7 @@ impl Pager {
         let inode = Arc::clone(file.inode());
         let page = inode.page();
         let len = range.end.saturating_sub(range.start);
-        let range = crate::control::checked_range(range.start, len)?;
+        let range = crate::inode::control::checked_range(range.start, len)?;
         if page.within(range.start) != 0 || page.within(len) != 0 {
             return Err(Error::Misaligned { offset: range.start, len, page_bytes: page.bytes() });
         }

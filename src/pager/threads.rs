@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::mapping::options::Resolve;
-use crate::pager::core::{Core, Handed, Job};
-use crate::pager::stats::Kind;
+use crate::address::core::{Core, Handed, Job};
+use crate::address::stats::Kind;
+use crate::options::Resolve;
 use crate::probe::Point;
 use crate::resolve::{Attempt, Patience, Served, attempt, give_up_ranges, resolve};
 use crate::sabotage::Rule;

@@ -9,17 +9,17 @@
 use nix::errno::Errno;
 
 use super::refuse::refilled;
+use crate::address::core::Core;
+use crate::address::regions::Region;
+use crate::inode::Inode;
 use crate::mapping::advice::Pattern;
-use crate::mapping::options::Tracking;
-use crate::pager::core::Core;
-use crate::pager::regions::Region;
+use crate::options::Tracking;
 use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
 use crate::space::streams::Place;
 use crate::space::{Shared, Window};
 use crate::sync::Ordering;
 use crate::sys::{Filled, Outcome, Protection, Tid};
 use crate::units::{PageIndex, PageRange};
-use crate::volume::inode::Inode;
 
 /// The pages that one answer is for, the one that has faulted first.
 pub(super) struct Reach {

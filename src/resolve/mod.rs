@@ -20,16 +20,17 @@
 //! ```
 
 mod around;
-pub(crate) mod losers;
 pub(crate) mod populate;
 mod prepare;
 mod refuse;
 
 use nix::errno::Errno;
 
-use crate::mapping::options::Resolve;
-use crate::pager::core::{Age, Core, Handed};
-use crate::pager::regions::{Region, Regions};
+use crate::address::core::{Age, Core, Handed};
+use crate::address::regions::{Region, Regions};
+use crate::inode::grace::Grace;
+use crate::inode::{Inode, Wanted};
+use crate::options::Resolve;
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::probe::Point;
 use crate::sabotage::Rule;
@@ -37,8 +38,6 @@ use crate::space::{Shared, Window};
 use crate::sync::{self, Arc, RwLockReadGuard};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
-use crate::volume::grace::Grace;
-use crate::volume::inode::{Inode, Wanted};
 use around::{Answer, Reach, reach, reach_of_store};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};

@@ -7,16 +7,16 @@ use super::around::alike;
 use super::prepare::{Prepared, prepare};
 use super::refuse::refilled;
 use super::{Need, SHORTAGES_MAX, What, back_off_from_shortage, need};
+use crate::address::budget;
+use crate::address::core::Core;
+use crate::address::regions::Region;
 use crate::error::{Error, Result};
-use crate::pager::budget;
-use crate::pager::core::Core;
-use crate::pager::regions::Region;
+use crate::inode::{Inode, Wanted};
 use crate::policy::{Access, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::space::{Shared, Window};
 use crate::sync::{Arc, Ordering};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{LARGEST_WINDOW, PageIndex, PageRange};
-use crate::volume::inode::{Inode, Wanted};
 
 /// What is to be there afterwards.
 #[derive(Clone, Copy, PartialEq, Eq)]

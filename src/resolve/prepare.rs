@@ -4,10 +4,11 @@
 use nix::errno::Errno;
 
 use super::{Need, What};
+use crate::address::budget::is_crowded;
+use crate::address::core::Core;
+use crate::address::regions::Regions;
 use crate::error::Error;
-use crate::pager::budget::is_crowded;
-use crate::pager::core::Core;
-use crate::pager::regions::Regions;
+use crate::inode::Inode;
 use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
@@ -15,7 +16,6 @@ use crate::space::Window;
 use crate::sync::{Arc, RwLockWriteGuard};
 use crate::sys::Mended;
 use crate::units::{Addr, PageIndex, PageRange};
-use crate::volume::inode::Inode;
 
 /// What came of a preparation.
 pub(super) enum Prepared {

@@ -1,14 +1,14 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
 use super::{Attempt, InTheWay, SHORTAGES_MAX, Served};
-use crate::pager::core::{Age, Core, Handed};
+use crate::address::core::{Age, Core, Handed};
+use crate::inode::Inode;
+use crate::inode::grace::Grace;
 use crate::policy::{Access, Backing, PageState, View};
 use crate::space::{Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Delivery, Outcome, RawFault};
 use crate::units::{Addr, PageIndex, PageRange};
-use crate::volume::grace::Grace;
-use crate::volume::inode::Inode;
 
 /// How long a page stays poisoned for a thread of another process.
 const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);

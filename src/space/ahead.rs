@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 
 use super::{Change, Shared};
+use crate::blocks::store::Store;
 use crate::units::{PageIndex, PageRange};
-use crate::volume::store::Store;
 
 /// Pages that are looked at under one hold of L2: it keeps faults out.
 const LOOK_PAGES: u64 = 1024;

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::dirty::DirtyBits;
 use super::{Change, Window};
-use crate::mapping::options::Tracking;
+use crate::options::Tracking;
 use crate::sync::MutexGuard;
 use crate::sys::{Protection, Scan};
 use crate::units::{Addr, PageIndex, PageRange};

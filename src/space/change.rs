@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use super::State;
 use super::extents::{Extent, ExtentMap, Run};
 use super::window::Window;
+use crate::blocks::store::Store;
 use crate::error::{Error, Result};
 use crate::policy::Backing;
 use crate::probe::Point;
@@ -15,7 +16,6 @@ use crate::sabotage::Rule;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
 use crate::sys::Outcome;
 use crate::units::{Addr, BlockIndex, PageIndex, PageRange, PageSize};
-use crate::volume::store::Store;
 
 /// What a change has recorded to be done at its commit.
 #[derive(Default)]

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::asynchronous::mapped_bits;
 use super::dirty::DirtyBits;
 use super::streams::Streams;
-use crate::mapping::options::{MapOptions, Resolve};
+use crate::options::{MapOptions, Resolve};
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::sys::{PageTable, Rights};

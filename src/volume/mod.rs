@@ -1,23 +1,19 @@
 //! Volumes: a device, its blocks, and files by name. Knows no addresses.
 
-pub(crate) mod allocator;
-pub(crate) mod grace;
-pub(crate) mod inode;
 #[cfg(feature = "shuttle")]
 pub(crate) mod invariants;
-pub(crate) mod store;
 
 use std::collections::BTreeMap;
 
-use crate::device::Device;
+use crate::blocks::device::Device;
+use crate::blocks::store::Store;
 use crate::error::{Error, Result};
 use crate::file::File;
+use crate::inode::Inode;
 use crate::probe::Probe;
 use crate::sabotage::Rule;
 use crate::sync::{Arc, Mutex};
 use crate::sys::fork::Kept;
-use inode::Inode;
-use store::Store;
 
 /// A formatted device: blocks, and files that share them.
 ///

@@ -2,13 +2,13 @@
 
 use nix::errno::Errno;
 
+use crate::address::budget::Share;
+use crate::address::losers::{Losers, Unserved};
+use crate::address::regions::Regions;
+use crate::address::stats::{Counters, Kind, Latencies};
 use crate::error::{Error, Result};
-use crate::mapping::options::Resolve;
-use crate::pager::budget::Share;
-use crate::pager::regions::Regions;
-use crate::pager::stats::{Counters, Kind, Latencies};
+use crate::options::Resolve;
 use crate::probe::{Event, Point, Probe};
-use crate::resolve::losers::{Losers, Unserved};
 use crate::resolve::{Patience, lock_regions};
 use crate::sabotage::{Rule, Switches};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, Tally};
@@ -128,13 +128,13 @@ pub(crate) struct Core {
     /// The threads that have been sent a SIGBUS and have not been seen to run since. Held while messages are
     /// read and numbered, and while a thread is sent a SIGBUS, which may take 5 ms. A leaf; never held by
     /// anybody who waits for the reader. Guarded by `tests/full_volume.rs`.
-    pub(super) numbering: Mutex<Vec<Signalled>>,
+    pub(crate) numbering: Mutex<Vec<Signalled>>,
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
     /// Set when every mapping has been condemned.
-    pub(super) condemned: AtomicBool,
+    pub(crate) condemned: AtomicBool,
     /// Why the pager ended before it was told to. A leaf.
-    pub(super) failure: Mutex<Option<String>>,
+    pub(crate) failure: Mutex<Option<String>>,
 }
 
 fn slot_of(tid: Tid, number: u64) -> u64 {
@@ -184,12 +184,12 @@ impl Core {
         self.direct.lock().clone()
     }
 
-    pub(super) fn set_direct(&self, table: Arc<dyn PageTable>) {
+    pub(crate) fn set_direct(&self, table: Arc<dyn PageTable>) {
         *self.direct.lock() = Some(table);
     }
 
     /// Has both readers look around.
-    pub(super) fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.table.kick();
         if let Some(direct) = self.direct() {
             direct.kick();

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::address::budget::Share;
+use crate::address::layout::Layout;
+use crate::inode::Inode;
 use crate::mapping::advice::Advised;
-use crate::pager::budget::Share;
-use crate::pager::layout::Layout;
 use crate::policy::Backing;
 use crate::space::Window;
 use crate::sync::Arc;
 use crate::units::{Addr, PageIndex, PageRange};
-use crate::volume::inode::Inode;
 
 /// A mapping as the pager sees it.
 pub(crate) struct Region {

@@ -1,6 +1,11 @@
 //! A file as everybody shares it: its place on the volume, its locks, its space.
 
+pub(crate) mod control;
+pub(crate) mod grace;
+
+use crate::blocks::store::Store;
 use crate::error::Result;
+use crate::inode::grace::Grace;
 use crate::policy::PageState;
 use crate::probe::Point;
 use crate::sabotage::Rule;
@@ -8,8 +13,6 @@ use crate::space::extents::Extent;
 use crate::space::{Change, Space};
 use crate::sync::{Arc, Mutex, RwLock};
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
-use crate::volume::grace::Grace;
-use crate::volume::store::Store;
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;

@@ -3,7 +3,9 @@
 use std::sync::Weak;
 use std::time::Duration;
 
+use crate::blocks::allocator::Allocator;
 use crate::error::{Error, Result};
+use crate::inode::{Inode, Wanted};
 use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
 use crate::space::extents::Run;
@@ -11,8 +13,6 @@ use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
 use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
-use crate::volume::allocator::Allocator;
-use crate::volume::inode::{Inode, Wanted};
 
 /// How often, and how long apart, blocks in transit are waited for.
 const TRANSIT_TRIES: u32 = 10_000;

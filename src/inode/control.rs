@@ -4,14 +4,14 @@
 
 use std::ops::Range;
 
+use crate::blocks::store::Reservation;
 use crate::error::{Error, Result};
+use crate::inode::Inode;
 use crate::policy::PageState;
 use crate::sabotage::Rule;
 use crate::space::extents::{Extent, Run};
 use crate::space::{Change, Shared};
 use crate::units::{MAX_FILE_BYTES, PageIndex, PageRange};
-use crate::volume::inode::Inode;
-use crate::volume::store::Reservation;
 
 /// Bytes that are copied at once between a user's buffer and the device.
 pub(crate) const COPY_BYTES: u64 = 64 << 10;
