@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-pub use crate::mapping::BusError;
-
 /// The result of a library call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -261,12 +259,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// For a page of a file whose address cannot be pointed at its block.
-    pub(crate) fn address_ranges(page: crate::units::PageIndex, taken: u64) -> Self {
-        Error::AddressRanges { page: page.0, taken, max: crate::sys::process::max_map_count() }
-    }
-
     pub(crate) fn system(call: &'static str, errno: nix::errno::Errno) -> Self {
         Error::System { call, errno: errno as i32 }
     }
+}
+
+/// An access through a mapping ended in SIGBUS, and was caught.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("SIGBUS at {addr:#x}, byte {offset} of the mapping")]
+pub struct BusError {
+    /// The faulting address.
+    pub addr: usize,
+    /// The same in bytes from the start of the mapping.
+    pub offset: u64,
 }

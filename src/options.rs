@@ -129,3 +129,21 @@ impl MapOptions {
         self
     }
 }
+
+/// How a range of a mapping will be accessed. For [`Mapping::advise`](crate::Mapping::advise); as `MADV_...` of madvise(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Nothing is known: fault-around as the faults suggest.
+    Normal,
+    /// From its start to its end: each fault installs as much as [`MapOptions::fault_around`](crate::MapOptions::fault_around)
+    /// allows, the first one too.
+    Sequential,
+    /// In no order: each fault installs one page.
+    Random,
+    /// Soon: the blocks that there are get installed for loads, now.
+    WillNeed,
+    /// Not soon: the entries of this mapping are taken away, now. The bytes and the dirty pages stay, other mappings too;
+    /// the next access faults.
+    DontNeed,
+}

@@ -2,8 +2,11 @@
 //! process, and a quarter of it is the application's.
 
 use super::core::{Core, Job};
+use crate::error::Error;
 use crate::sync::{Arc, AtomicBool, Ordering, ProcessMutex, Tally, Weak};
 use crate::sys::fork::PerProcess;
+use crate::sys::process;
+use crate::units::PageIndex;
 
 /// All pagers of the process: a forked child has none of its parent's, nor its locks.
 static EVERYBODY: PerProcess<Everybody> = PerProcess::new(Everybody::default);
@@ -55,6 +58,11 @@ impl Drop for Share {
 /// What the mappings of all pagers of the process take.
 pub(crate) fn total() -> u64 {
     everybody().total.load(Ordering::Relaxed)
+}
+
+/// The error for a page whose address cannot be pointed at its block.
+pub(crate) fn shortage(page: PageIndex) -> Error {
+    Error::AddressRanges { page: page.0, taken: total(), max: process::max_map_count() }
 }
 
 /// Makes a pager known to the others.

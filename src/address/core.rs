@@ -9,12 +9,20 @@ use crate::address::stats::{Counters, Kind, Latencies};
 use crate::error::{Error, Result};
 use crate::options::Resolve;
 use crate::probe::{Event, Point, Probe};
-use crate::resolve::{Patience, lock_regions};
 use crate::sabotage::{Rule, Switches};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, Tally};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Queue, RwLock, RwLockReadGuard, Tally};
 use crate::sys::fork::Home;
 use crate::sys::{Calls, MESSAGES_PER_READ, Message, PageTable, RawFault, Ticket, Tid, process};
 use crate::units::{Addr, PageIndex};
+
+/// Whether locks that are taken are waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// The reader, which must keep reading, and a signal handler.
+    Try,
+    /// A worker.
+    Wait,
+}
 
 /// Work for a worker.
 pub(crate) enum Job {
@@ -179,6 +187,14 @@ impl Core {
         }
     }
 
+    /// The map of regions; none if it is taken, and `patience` is not to wait for it.
+    pub(crate) fn try_regions(&self, patience: Patience) -> Option<RwLockReadGuard<'_, Regions>> {
+        match patience {
+            Patience::Wait => Some(self.regions.read()),
+            Patience::Try => self.regions.try_read(),
+        }
+    }
+
     /// The page table of mappings whose faults their own threads resolve, if there are any.
     pub(crate) fn direct(&self) -> Option<Arc<dyn PageTable>> {
         self.direct.lock().clone()
@@ -322,7 +338,7 @@ impl Core {
     /// out which page of which file it is if the region is busy: then it is the largest there is, of none.
     pub(crate) fn tell(&self, point: Point, fault: &RawFault, patience: Patience) {
         let Some(probe) = &self.probe else { return };
-        let regions = lock_regions(self, patience);
+        let regions = self.try_regions(patience);
         let found = regions.and_then(|regions| {
             let region = regions.find(fault.addr)?;
             Some((region.inode.number(), region.window.page_at(fault.addr)))

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::address::advised::Advised;
 use crate::address::budget::Share;
 use crate::address::layout::Layout;
 use crate::inode::Inode;
-use crate::mapping::advice::Advised;
 use crate::policy::Backing;
 use crate::space::Window;
 use crate::sync::Arc;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::space::extents::Run;
+use crate::blocks::Run;
 use crate::units::BlockIndex;
 
 /// How many freed runs are remembered in order. Older ones are found by address.

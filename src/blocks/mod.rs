@@ -3,3 +3,12 @@
 pub(crate) mod allocator;
 pub(crate) mod device;
 pub(crate) mod store;
+
+use crate::units::BlockIndex;
+
+/// Consecutive blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Run {
+    pub(crate) start: BlockIndex,
+    pub(crate) blocks: u64,
+}

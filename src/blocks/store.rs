@@ -3,16 +3,15 @@
 use std::sync::Weak;
 use std::time::Duration;
 
+use crate::blocks::Run;
 use crate::blocks::allocator::Allocator;
 use crate::error::{Error, Result};
-use crate::inode::{Inode, Wanted};
 use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
-use crate::space::extents::Run;
 use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
 use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
-use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
+use crate::units::{BlockIndex, PageIndex, PageSize};
 
 /// How often, and how long apart, blocks in transit are waited for.
 const TRANSIT_TRIES: u32 = 10_000;
@@ -23,6 +22,20 @@ const AHEAD_PART: u64 = 4;
 
 /// Blocks whose device memory the kernel is asked for at once.
 const POPULATE_BLOCKS: u64 = 512;
+
+/// Which of the pages of a hole somebody wants blocks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// The first: the others are likely to be next, and their blocks are given back if they are not.
+    First,
+    All,
+}
+
+/// Who may have blocks that nobody has asked for.
+pub(crate) trait Preallocates: Send + Sync {
+    /// Frees those that nobody has stored to. Whether there were any that were remembered.
+    fn give_back(&self) -> bool;
+}
 
 pub(crate) struct Store {
     pub(crate) memory: Kept<Arc<DeviceMemory>>,
@@ -37,7 +50,7 @@ pub(crate) struct Store {
     /// How often blocks have been freed.
     frees: AtomicU64,
     /// Files that may have blocks which nobody has asked for. A leaf.
-    ahead: Mutex<Vec<Weak<Inode>>>,
+    ahead: Mutex<Vec<Weak<dyn Preallocates>>>,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
@@ -142,11 +155,11 @@ impl Store {
     }
 
     /// A file is about to have blocks that nobody has asked for.
-    pub(crate) fn allocates_ahead(&self, inode: &Arc<Inode>) {
+    pub(crate) fn allocates_ahead(&self, who: &Arc<dyn Preallocates>) {
         let mut ahead = self.ahead.lock();
-        if !ahead.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(inode))) {
+        if !ahead.iter().any(|known| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(who))) {
             ahead.retain(|known| known.strong_count() > 0);
-            ahead.push(Arc::downgrade(inode));
+            ahead.push(Arc::downgrade(who));
         }
     }
 
@@ -156,12 +169,7 @@ impl Store {
         let _transit = self.transit();
         let known: Vec<_> = std::mem::take(&mut *self.ahead.lock());
         // All of them: no short cut.
-        known
-            .iter()
-            .filter_map(Weak::upgrade)
-            .filter(|inode| inode.give_back_ahead(PageRange::from(PageIndex(0))))
-            .count()
-            > 0
+        known.iter().filter_map(Weak::upgrade).filter(|who| who.give_back()).count() > 0
     }
 
     fn in_transit(&self) -> bool {

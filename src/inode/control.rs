@@ -4,12 +4,13 @@
 
 use std::ops::Range;
 
+use crate::blocks::Run;
 use crate::blocks::store::Reservation;
 use crate::error::{Error, Result};
 use crate::inode::Inode;
 use crate::policy::PageState;
 use crate::sabotage::Rule;
-use crate::space::extents::{Extent, Run};
+use crate::space::extents::Extent;
 use crate::space::{Change, Shared};
 use crate::units::{MAX_FILE_BYTES, PageIndex, PageRange};
 

@@ -3,7 +3,7 @@
 pub(crate) mod control;
 pub(crate) mod grace;
 
-use crate::blocks::store::Store;
+use crate::blocks::store::{Preallocates, Store, Wanted};
 use crate::error::Result;
 use crate::inode::grace::Grace;
 use crate::policy::PageState;
@@ -16,14 +16,6 @@ use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;
-
-/// Which of the pages of a hole somebody wants blocks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wanted {
-    /// The first: the others are likely to be next, and their blocks are given back if they are not.
-    First,
-    All,
-}
 
 pub(crate) struct Inode {
     pub(crate) store: Arc<Store>,
@@ -141,7 +133,7 @@ impl Inode {
         if ahead {
             // Whoever runs short asks those who are known. Who does so in between finds the reservation, which is in transit
             // up to here, and asks again.
-            inode.store.allocates_ahead(inode);
+            inode.store.allocates_ahead(&(Arc::clone(inode) as Arc<dyn Preallocates>));
         }
         drop(reserved);
         Ok(())
@@ -231,5 +223,11 @@ impl Drop for Inode {
         let mut change = self.space.change();
         change.unmap(PageRange::from(PageIndex(0)));
         change.commit(&self.store);
+    }
+}
+
+impl Preallocates for Inode {
+    fn give_back(&self) -> bool {
+        self.give_back_ahead(PageRange::from(PageIndex(0)))
     }
 }

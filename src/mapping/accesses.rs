@@ -5,9 +5,9 @@ use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
-use super::{BusError, Mapping};
+use super::Mapping;
 use crate::address::budget;
-use crate::error::{Error, Result};
+use crate::error::{BusError, Error, Result};
 use crate::sys::{Access, Part, access, passing};
 use crate::units::Addr;
 
@@ -62,7 +62,7 @@ impl Mapping {
             return Error::BadBuffer { addr };
         }
         if self.window.was_short_of(self.window.page_at(at)) {
-            return Error::address_ranges(self.window.page_at(at), budget::total());
+            return budget::shortage(self.window.page_at(at));
         }
         Error::Bus(BusError { addr, offset: at.since(self.window.base()) })
     }

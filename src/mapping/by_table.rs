@@ -14,8 +14,8 @@
 //!                                                     installed: stores to what was exchanged
 //! ```
 
-use super::{BusError, Mapping};
-use crate::error::{Error, Result};
+use super::Mapping;
+use crate::error::{BusError, Error, Result};
 use crate::policy::PageState;
 use crate::units::{PageIndex, PageRange};
 

@@ -4,6 +4,7 @@ pub(crate) mod accesses;
 pub(crate) mod advice;
 mod asynchronous;
 mod by_table;
+mod map;
 
 use std::ops::Range;
 
@@ -42,16 +43,6 @@ pub struct Mapping {
     window: Kept<Arc<Window>>,
     /// The addresses: the mapping's until it is dropped, and its alone.
     place: Place,
-}
-
-/// An access through a mapping ended in SIGBUS, and was caught.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("SIGBUS at {addr:#x}, byte {offset} of the mapping")]
-pub struct BusError {
-    /// The faulting address.
-    pub addr: usize,
-    /// The same in bytes from the start of the mapping.
-    pub offset: u64,
 }
 
 impl Mapping {

@@ -2,14 +2,14 @@
 //! decision and the same guard. A signal handler runs this, so it only tries, as the reader does; and what
 //! has to be prepared or waited for goes to the workers, while the thread waits for their answer.
 
-use crate::address::core::{Core, Handed, Job};
+use crate::address::core::{Core, Handed, Job, Patience};
 use crate::address::stats::Kind;
 use crate::error::Result;
 use crate::options::{MapOptions, Resolve, Tracking};
 use crate::pager::Pager;
 use crate::pager::threads::{caught, record};
 use crate::probe::Point;
-use crate::resolve::{Attempt, Patience, attempt};
+use crate::resolve::{Attempt, attempt};
 use crate::sync::Arc;
 use crate::sys::limits::{self, Wanted};
 use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verdict, process};
@@ -74,7 +74,7 @@ fn carry(core: &Core, table: &dyn PageTable, messages: &mut Vec<Message>) {
 impl Pager {
     /// The page table for a mapping with these options. The first mapping whose threads resolve their own faults opens
     /// another userfaultfd, and starts a thread; the first whose stores the kernel tracks opens one more beside the one that it would have.
-    pub(super) fn table_for(&self, options: &MapOptions) -> Result<Arc<dyn PageTable>> {
+    pub(crate) fn table_for(&self, options: &MapOptions) -> Result<Arc<dyn PageTable>> {
         let table = match options.resolve {
             Resolve::PagerThread => self.core.table.clone(),
             Resolve::FaultingThread => self.direct_table()?,

@@ -5,27 +5,21 @@ mod direct;
 mod ends;
 mod threads;
 
-use std::ops::Range;
 use std::time::Duration;
 
 use crate::address::budget;
 use crate::address::core::{Core, Job};
-use crate::address::regions::Region;
 use crate::address::stats::{Kind, LatencySummary, Stats};
 use crate::error::{Error, Result};
-use crate::file::File;
-use crate::mapping::Mapping;
 use crate::options::MapOptions;
 use crate::probe::Probe;
-use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
+use crate::sys::PageTable;
 use crate::sys::fork::{Home, Kept};
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
 use crate::sys::limits::{self, Wanted};
 use crate::sys::userfault::Userfault;
-use crate::sys::{PageTable, Rights};
-use crate::units::PageRange;
 
 /// Serves the faults of any number of mappings of any number of files, with threads of its own.
 ///
@@ -36,8 +30,8 @@ use crate::units::PageRange;
 /// give zeros or nothing; and dropping it does nothing. A child may start a pager of its own. Every
 /// descriptor is close-on-exec.
 pub struct Pager {
-    home: Home,
-    core: Kept<Arc<Core>>,
+    pub(crate) home: Home,
+    pub(crate) core: Kept<Arc<Core>>,
     reader: Kept<Mutex<Option<thread::JoinHandle<()>>>>,
     workers: Kept<Mutex<Vec<thread::JoinHandle<()>>>>,
     /// Started with the first mapping whose threads resolve their own faults. Held while the page table for them is
@@ -175,7 +169,7 @@ impl PagerBuilder {
     /// Starts a pager on a fake page table instead of the kernel's.
     #[cfg(feature = "fake")]
     #[doc(hidden)]
-    pub fn start_on_fake(self, fake: &crate::fake::FakePageTable) -> Result<Pager> {
+    pub fn start_on_fake(self, fake: &crate::sys::fake::FakePageTable) -> Result<Pager> {
         self.check()?;
         let direct = fake.direct_table();
         self.start_on(fake.table(), Box::new(move || Ok(direct.clone())))
@@ -259,63 +253,6 @@ impl Pager {
             .name(format!("{}-{part}", self.thread_name))
             .spawn(move || body(&core))
             .map_err(|error| Error::System { call: "clone", errno: error.raw_os_error().unwrap_or(0) })
-    }
-
-    /// Maps a range of a file, in bytes. It must be made of whole pages, and may reach past the end of the
-    /// file: there, accesses are a SIGBUS until the file has grown. Takes no memory to speak of, however
-    /// long the range. The mapping is not inherited by child processes.
-    ///
-    /// # Errors
-    /// [`Error::EmptyRange`], [`Error::RangeOverflow`], [`Error::Misaligned`]; [`Error::PagerGone`];
-    /// [`Error::Limit`], or [`Error::System`] where the limit is not known, when addresses are short: a mapping counts as so many bytes of
-    /// private memory for `RLIMIT_AS` and `RLIMIT_DATA`, after mlockall(2) for `RLIMIT_MEMLOCK`, and under
-    /// `vm.overcommit_memory=2`;
-    /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
-    pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
-        self.map_with(file, range, &MapOptions::default())
-    }
-
-    /// As [`Pager::map`], with a choice of how faults are resolved and stores are noticed.
-    ///
-    /// # Errors
-    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for. Where the first mapping of its
-    /// kind has to open something: [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`]. See [`PagerBuilder::prepare`].
-    pub fn map_with(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
-        let bytes = range.end.saturating_sub(range.start);
-        self.try_map(file, range, options).map_err(|error| limits::explain(error, Wanted::Memory(bytes)))
-    }
-
-    fn try_map(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
-        self.home.check()?;
-        file.inode().home().check()?;
-        let inode = Arc::clone(file.inode());
-        let page = inode.page();
-        let len = range.end.saturating_sub(range.start);
-        let range = crate::inode::control::checked_range(range.start, len)?;
-        if page.within(range.start) != 0 || page.within(len) != 0 {
-            return Err(Error::Misaligned { offset: range.start, len, page_bytes: page.bytes() });
-        }
-        if inode.store.memory.is_huge() {
-            self.core.table.check_huge()?;
-        }
-        let options = &options.settled();
-        let table = self.table_for(options)?;
-        let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
-        // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
-        let base = place.at();
-        let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
-            table.unmap(base, len);
-            Error::system("mmap", errno)
-        })?;
-        let window = Arc::new(window);
-        let mut change = inode.space.change();
-        change.add_window(window.clone());
-        change.commit(&inode.store);
-        regions.insert(Region::new(inode.clone(), window.clone()));
-        window.table.watch(base, len, Arc::<Core>::clone(&self.core));
-        drop(regions);
-        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window, place))
     }
 
     /// What the pager has done so far. Waits for nobody.

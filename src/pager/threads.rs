@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::address::core::{Core, Handed, Job};
+use crate::address::core::{Core, Handed, Job, Patience};
 use crate::address::stats::Kind;
 use crate::options::Resolve;
 use crate::probe::Point;
-use crate::resolve::{Attempt, Patience, Served, attempt, give_up_ranges, resolve};
+use crate::resolve::{Attempt, Served, attempt, give_up_ranges, resolve};
 use crate::sabotage::Rule;
 use crate::sync::Deadline;
 use crate::sys::{MESSAGES_PER_READ, Message, RawFault, Verdict, process};

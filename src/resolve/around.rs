@@ -9,10 +9,10 @@
 use nix::errno::Errno;
 
 use super::refuse::refilled;
+use crate::address::advised::Pattern;
 use crate::address::core::Core;
 use crate::address::regions::Region;
 use crate::inode::Inode;
-use crate::mapping::advice::Pattern;
 use crate::options::Tracking;
 use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
 use crate::space::streams::Place;

@@ -26,31 +26,23 @@ mod refuse;
 
 use nix::errno::Errno;
 
-use crate::address::core::{Age, Core, Handed};
-use crate::address::regions::{Region, Regions};
+use crate::address::core::{Age, Core, Handed, Patience};
+use crate::address::regions::Region;
+use crate::blocks::store::Wanted;
+use crate::inode::Inode;
 use crate::inode::grace::Grace;
-use crate::inode::{Inode, Wanted};
 use crate::options::Resolve;
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::{Shared, Window};
-use crate::sync::{self, Arc, RwLockReadGuard};
+use crate::sync::{self, Arc};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
 use around::{Answer, Reach, reach, reach_of_store};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, given_up, lost_page, stranger};
-
-/// Whether locks that are taken are waited for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// The reader, which must keep reading, and a signal handler.
-    Try,
-    /// A worker.
-    Wait,
-}
 
 /// What became of one look at a fault.
 pub(crate) enum Attempt {
@@ -211,7 +203,7 @@ fn grant_grace(core: &Core, raw: &RawFault) {
 
 /// Looks at a fault once, and answers it if nothing has to be prepared. `way` is how its thread waits.
 pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Resolve) -> Attempt {
-    let Some(regions) = lock_regions(core, patience) else { return Attempt::Busy };
+    let Some(regions) = core.try_regions(patience) else { return Attempt::Busy };
     let Some(region) = regions.find(raw.addr) else {
         return stranger(core, raw);
     };
@@ -265,13 +257,6 @@ fn tell_decided(inode: &Inode, view: &View) {
         PageState::Hole => None,
     };
     inode.probe(Point::Decided, view.page, block);
-}
-
-pub(crate) fn lock_regions(core: &Core, patience: Patience) -> Option<RwLockReadGuard<'_, Regions>> {
-    match patience {
-        Patience::Wait => Some(core.regions.read()),
-        Patience::Try => core.regions.try_read(),
-    }
 }
 
 fn lock_space(inode: &Inode, patience: Patience) -> Option<Shared<'_>> {

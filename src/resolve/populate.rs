@@ -10,8 +10,9 @@ use super::{Need, SHORTAGES_MAX, What, back_off_from_shortage, need};
 use crate::address::budget;
 use crate::address::core::Core;
 use crate::address::regions::Region;
+use crate::blocks::store::Wanted;
 use crate::error::{Error, Result};
-use crate::inode::{Inode, Wanted};
+use crate::inode::Inode;
 use crate::policy::{Access, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::space::{Shared, Window};
 use crate::sync::{Arc, Ordering};
@@ -59,7 +60,7 @@ pub(crate) fn populate(
                 Prepared::Ready => continue,
                 Prepared::NoBlock(error) | Prepared::Lost(error) => return Err(error),
                 Prepared::NoMemory if refusals >= SHORTAGES_MAX => {
-                    return Err(Error::address_ranges(page, budget::total()));
+                    return Err(budget::shortage(page));
                 }
                 Prepared::NoMemory => Errno::ENOMEM,
             },

@@ -6,8 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use nix::errno::Errno;
 
 use super::State;
-use super::extents::{Extent, ExtentMap, Run};
+use super::extents::{Extent, ExtentMap};
 use super::window::Window;
+use crate::blocks::Run;
 use crate::blocks::store::Store;
 use crate::error::{Error, Result};
 use crate::policy::Backing;

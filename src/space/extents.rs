@@ -2,15 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::blocks::Run;
 use crate::policy::PageState;
 use crate::units::{BlockIndex, PageIndex, PageRange};
-
-/// Consecutive blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Run {
-    pub(crate) start: BlockIndex,
-    pub(crate) blocks: u64,
-}
 
 /// Consecutive pages on consecutive blocks, all in one state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

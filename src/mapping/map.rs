@@ -1,0 +1,76 @@
+//! How a mapping comes to be.
+
+use std::ops::Range;
+
+use super::Mapping;
+use crate::address::core::Core;
+use crate::address::regions::Region;
+use crate::error::{Error, Result};
+use crate::file::File;
+use crate::options::MapOptions;
+use crate::pager::Pager;
+use crate::space::Window;
+use crate::sync::Arc;
+use crate::sys::Rights;
+use crate::sys::limits::{self, Wanted};
+use crate::units::PageRange;
+
+/// Mappings.
+impl Pager {
+    /// Maps a range of a file, in bytes. It must be made of whole pages, and may reach past the end of the
+    /// file: there, accesses are a SIGBUS until the file has grown. Takes no memory to speak of, however
+    /// long the range. The mapping is not inherited by child processes.
+    ///
+    /// # Errors
+    /// [`Error::EmptyRange`], [`Error::RangeOverflow`], [`Error::Misaligned`]; [`Error::PagerGone`];
+    /// [`Error::Limit`], or [`Error::System`] where the limit is not known, when addresses are short: a mapping counts as so many bytes of
+    /// private memory for `RLIMIT_AS` and `RLIMIT_DATA`, after mlockall(2) for `RLIMIT_MEMLOCK`, and under
+    /// `vm.overcommit_memory=2`;
+    /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
+    pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
+        self.map_with(file, range, &MapOptions::default())
+    }
+
+    /// As [`Pager::map`], with a choice of how faults are resolved and stores are noticed.
+    ///
+    /// # Errors
+    /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for. Where the first mapping of its
+    /// kind has to open something: [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`]. See [`PagerBuilder::prepare`].
+    pub fn map_with(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
+        let bytes = range.end.saturating_sub(range.start);
+        self.try_map(file, range, options).map_err(|error| limits::explain(error, Wanted::Memory(bytes)))
+    }
+
+    fn try_map(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
+        self.home.check()?;
+        file.inode().home().check()?;
+        let inode = Arc::clone(file.inode());
+        let page = inode.page();
+        let len = range.end.saturating_sub(range.start);
+        let range = crate::inode::control::checked_range(range.start, len)?;
+        if page.within(range.start) != 0 || page.within(len) != 0 {
+            return Err(Error::Misaligned { offset: range.start, len, page_bytes: page.bytes() });
+        }
+        if inode.store.memory.is_huge() {
+            self.core.table.check_huge()?;
+        }
+        let options = &options.settled();
+        let table = self.table_for(options)?;
+        let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
+        // Before the address is: until the region is known, a fault there would be a stranger's.
+        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
+        let base = place.at();
+        let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
+            table.unmap(base, len);
+            Error::system("mmap", errno)
+        })?;
+        let window = Arc::new(window);
+        let mut change = inode.space.change();
+        change.add_window(window.clone());
+        change.commit(&inode.store);
+        regions.insert(Region::new(inode.clone(), window.clone()));
+        window.table.watch(base, len, Arc::<Core>::clone(&self.core));
+        drop(regions);
+        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window, place))
+    }
+}
