@@ -7,7 +7,7 @@
 //! publish to zap.
 
 use super::{Names, Volume};
-use crate::fake::{FakeEntry, FakePageTable};
+use crate::sys::fake::{FakeEntry, FakePageTable};
 use crate::sync::{Arc, Weak};
 use crate::sys::fake::Glimpse;
 use crate::units::BlockIndex;
