@@ -21,12 +21,12 @@ use crate::mapping::options::MapOptions;
 use crate::probe::Probe;
 use crate::space::Window;
 use crate::sync::{Arc, Mutex, thread};
+use crate::sys::PageTable;
 use crate::sys::fork::{Home, Kept};
 #[cfg(feature = "sabotage")]
 use crate::sys::inject::{Injecting, Injection};
 use crate::sys::limits::{self, Wanted};
 use crate::sys::userfault::Userfault;
-use crate::sys::{PageTable, Rights};
 use crate::units::PageRange;
 use regions::Region;
 use stats::{Kind, LatencySummary, Stats};
@@ -306,7 +306,7 @@ impl Pager {
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be a stranger's.
-        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
+        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), options.rights())?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
             table.unmap(base, len);
