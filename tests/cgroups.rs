@@ -50,18 +50,6 @@ impl Group {
         fs::read_to_string(self.0.join(file)).unwrap()
     }
 
-    /// The time that its processes have had on CPUs, in hundredths of a second.
-    fn ticks(&self) -> u64 {
-        let pids = self.says("cgroup.procs");
-        let ticks = |pid: &str| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // proc(5): utime and stime are the 14th and 15th field, the 2nd ends in a bracket.
-            let fields = stat.rsplit_once(") ")?.1.split(' ').skip(11).take(2);
-            Some(fields.map(|field| field.parse::<u64>().unwrap()).sum::<u64>())
-        };
-        pids.lines().filter_map(ticks).sum()
-    }
-
     /// The command, with the name of the group that it is to join.
     fn command(&self, name: &str) -> Command {
         let mut command = child::command(name);
@@ -84,34 +72,40 @@ impl Drop for Group {
 
 /// The whole process stops for a second, in whatever it is at, and goes on.
 ///
-/// The kernel calls a group frozen when each thread is. One that waits in a fault of a system call is not: it can be killed and no more, and
-/// the pager that would answer is frozen. So the group is looked at by what it does, which is nothing.
+/// The kernel calls a group frozen when each thread is. One that is in a fault of a system call is not: with the freezer's signal up
+/// the kernel neither lets it sleep nor ends the call, and who would answer is frozen. It spins until the group is thawed. So the group
+/// is looked at by what another thread of it does.
 fn frozen(file: &str, freeze: &str, thaw: &str) {
     let group = match Group::with(file) {
         Ok(group) => group,
         Err(why) => return guard::not_run(&why),
     };
-    let command = group.command("inside::system_calls_into_holes_go_on_after_a_freeze");
+    let progress = std::env::temp_dir().join(format!("daxpager-test-{}-{file}", std::process::id()));
+    fs::write(&progress, "").unwrap();
+    let _gone = at_end(|| drop(fs::remove_file(&progress)));
+    let done = || fs::read_to_string(&progress).unwrap();
+    let mut command = group.command("inside::system_calls_into_holes_go_on_after_a_freeze");
+    command.env("PROGRESS", &progress);
     let child = std::thread::spawn(|| child::finish(command));
     let _thawed = at_end(|| group.set(file, thaw));
     until("the child is at work", || {
         assert!(!child.is_finished(), "the child has ended too early");
-        (!group.says("cgroup.procs").is_empty()).then_some(())
+        (!done().is_empty()).then_some(())
     });
     for _ in 0..3 {
         // In the midst of it.
         std::thread::sleep(Duration::from_millis(100));
         group.set(file, freeze);
         until("the child does nothing", || {
-            let before = group.ticks();
-            std::thread::sleep(Duration::from_millis(100));
-            (group.ticks() == before).then_some(())
+            let before = done();
+            std::thread::sleep(Duration::from_millis(200));
+            (done() == before).then_some(())
         });
-        let before = group.ticks();
+        let before = done();
         std::thread::sleep(Duration::from_secs(1));
-        assert_eq!(group.ticks(), before, "a part of the child is not frozen");
+        assert_eq!(done(), before, "the child is not frozen");
         group.set(file, thaw);
-        until("the child does something", || (group.ticks() > before).then_some(()));
+        until("the child does something", || (done() != before).then_some(()));
     }
     join_thread(child).assert_success();
 }
@@ -188,10 +182,12 @@ mod inside {
                     }
                 });
             }
+            let progress = std::env::var_os("PROGRESS").unwrap();
             let begun = Instant::now();
             join_group();
-            // By a clock that goes on while the process is frozen: three seconds of it.
-            while begun.elapsed() < Duration::from_secs(5) {
+            // By a clock that goes on while the process is frozen, which it is for some four seconds.
+            while begun.elapsed() < Duration::from_secs(6) {
+                fs::write(&progress, format!("{:?}", begun.elapsed())).unwrap();
                 std::thread::sleep(Duration::from_millis(10));
             }
             let before = done.each_ref().map(|done| done.load(Ordering::Relaxed));
