@@ -46,10 +46,6 @@ impl Group {
         fs::write(self.0.join(file), value).unwrap_or_else(|error| panic!("{value:?} to {file}: {error}"));
     }
 
-    fn says(&self, file: &str) -> String {
-        fs::read_to_string(self.0.join(file)).unwrap()
-    }
-
     /// The command, with the name of the group that it is to join.
     fn command(&self, name: &str) -> Command {
         let mut command = child::command(name);
