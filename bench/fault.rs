@@ -9,6 +9,9 @@ mod case;
 mod contenders;
 #[path = "../bin/common/ends.rs"]
 mod ends;
+#[cfg(test)]
+#[path = "../tests/common/guard.rs"]
+mod guard;
 mod laps;
 mod plan;
 mod raw;

@@ -102,7 +102,8 @@ impl File {
     }
 
     /// Frees the blocks that lie wholly within the range, and zeroes the rest of it. The size stays. Past
-    /// the end it does nothing but free blocks allocated there. As fallocate(2) with `FALLOC_FL_PUNCH_HOLE`.
+    /// the end it does nothing but free blocks allocated there, and zero what was stored past the end within the last page, as tmpfs does; on
+    /// XFS that stays until the file grows. As fallocate(2) with `FALLOC_FL_PUNCH_HOLE`.
     ///
     /// # Errors
     /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow).

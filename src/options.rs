@@ -42,7 +42,7 @@ pub enum Tracking {
     /// Sequential stores into a hole get blocks in growing runs, up to 2 MiB ahead of the store, which
     /// [`File::extents`](crate::File::extents) shows and [`Volume::free_blocks`](crate::Volume::free_blocks) misses. Those that
     /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
-    /// They are not dirty any more then.
+    /// They are not dirty any more then, and that goes for pages into which somebody has stored nothing but zeros.
     Coarse,
     /// By the kernel, in the page table, with no fault that reaches the pager: the first store to a page that has been
     /// installed costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that
@@ -50,7 +50,7 @@ pub enum Tracking {
     /// are not dirty until they are stored to. For who asks for dirty ranges now and then, and has no use for being
     /// told of the first store to each page.
     ///
-    /// [`Mapping::take_dirty`](crate::Mapping::take_dirty) promises the same: every store is reported, and a page that has only
+    /// [`Mapping::take_dirty`](crate::Mapping::take_dirty) promises more: every store is reported, once, and a page that has only
     /// been loaded is not. Only where the kernel does not say which entries it has taken away are too many pages reported:
     /// then all of them that it may have taken. Never too few.
     ///
@@ -70,6 +70,7 @@ pub struct MapOptions {
     /// In bytes.
     pub(crate) fault_around: u64,
     pub(crate) read_only: bool,
+    pub(crate) dumped: bool,
 }
 
 impl Default for MapOptions {
@@ -79,6 +80,7 @@ impl Default for MapOptions {
             tracking: Tracking::default(),
             fault_around: LARGEST_WINDOW,
             read_only: false,
+            dumped: false,
         }
     }
 }
@@ -118,6 +120,18 @@ impl MapOptions {
     /// next pointed elsewhere, which no one outside can foresee.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
+        self
+    }
+
+    /// Whether what the mapping shows is in a core dump of the process. It is not unless asked for: a dump would be as long as the
+    /// mapping.
+    ///
+    /// A dump has the pages that are in the page table at that moment, and zeros for all others, though they may have bytes:
+    /// nobody serves faults in a process that is dying. No hole gets a block, and the dump waits for nobody. Which kinds of
+    /// memory are dumped at all says `/proc/PID/coredump_filter` (core(5)): shared memory without a name, as a memfd is,
+    /// by default; a device with a name where bit 3 is set, one on hugetlbfs where bit 6 is.
+    pub fn dumped(mut self, dumped: bool) -> Self {
+        self.dumped = dumped;
         self
     }
 

@@ -342,6 +342,46 @@ fn blocks_ahead_are_given_back() {
     }
 }
 
+/// A page of which a stream has allocated more than it stored is looked at byte by byte: a store of zeros is not seen, and not dirty
+/// once the block is given back. It reads the same.
+#[test]
+fn a_store_of_zeros_is_not_dirty_once_its_block_is_given_back() {
+    let world = World::with_reader(1000, None, true);
+    let (file, map) = hole(&world, "a", 200);
+    store_all(&map, 0..20);
+    assert!(file.blocks() > 25, "{} blocks", file.blocks());
+    map.store(24 * PAGE, 0).unwrap();
+    map.store(25 * PAGE, MARK).unwrap();
+    file.truncate(file.len()).unwrap();
+    assert_eq!(file.blocks(), 21);
+    assert_eq!(dirty(&map), (0..20).chain([25]).collect::<Vec<_>>());
+    assert_eq!((map.load(24 * PAGE), map.load(25 * PAGE)), (Ok(0), Ok(MARK)));
+}
+
+/// What becomes of a store's mark when its page is zeroed or punched before it is taken.
+#[test]
+fn what_is_zeroed_stays_dirty_and_what_is_punched_away_does_not() {
+    let world = World::with_reader(1000, None, true);
+    for tracking in [Tracking::Exact, Tracking::Coarse, Tracking::Asynchronous] {
+        let file = world.file("a", 8, 0xaa);
+        let options = MapOptions::new().tracking(tracking).fault_around(0);
+        let map = world.map_with(&file, 8, &options);
+        load_all(&map, 0..8);
+        // Not page 1.
+        store_all(&map, [0, 2, 3, 4, 5, 7]);
+        // Wholly and in part.
+        file.zero_range(0, 3 * PAGE, true).unwrap();
+        file.zero_range(3 * PAGE + 16, 8, true).unwrap();
+        file.punch_hole(4 * PAGE, PAGE).unwrap();
+        file.punch_hole(5 * PAGE, 8).unwrap();
+        file.truncate(7 * PAGE).unwrap();
+        assert_eq!(dirty(&map), [0, 2, 3, 5], "{tracking:?}");
+        assert!(dirty(&map).is_empty(), "{tracking:?}");
+        drop((map, file));
+        world.volume.remove("a").unwrap();
+    }
+}
+
 /// Another mapping's entries of such a page go first: a store through it is kept, or faults anew.
 #[test]
 fn giving_back_loses_no_store_through_another_mapping() {

@@ -91,6 +91,32 @@ fn each_store_is_reported_once_and_no_load_is() {
     assert_eq!(take(&map), vec![], "stored to through another mapping");
 }
 
+/// A thread that stores to a hole faults on it twice, as a re-point wakes it. The second message may be read when its store is
+/// done and reported.
+#[test]
+fn a_store_to_a_hole_is_reported_once() {
+    const PAGES: u64 = 1000;
+    for round in 0..guard::repeats(2, 20) {
+        let volume = Volume::format(Device::memfd("asynchronous", PAGES * PAGE).unwrap());
+        let pager = Pager::builder().start().unwrap();
+        let file = volume.create("file").unwrap();
+        file.truncate(PAGES * PAGE).unwrap();
+        let map = map(&pager, &file, PAGES);
+        let again: Vec<_> = (0..PAGES)
+            .filter(|page| {
+                if page % 2 == 1 {
+                    // Zeros are in the way, so that the store is a write-protect fault.
+                    map.load(page * PAGE).unwrap();
+                }
+                map.store(page * PAGE, 7).unwrap();
+                assert_eq!(take(&map), vec![*page], "round {round}");
+                !take(&map).is_empty()
+            })
+            .collect();
+        assert!(again.is_empty(), "round {round}: nobody has stored to {again:?} since they were reported");
+    }
+}
+
 #[test]
 fn the_pager_hears_of_no_store_to_what_is_loaded() {
     let (_volume, pager, file) = world_of(64);

@@ -185,6 +185,15 @@ fn io_uring_reads_into_a_mapping_and_writes_from_it() {
     child::run("inside::io_uring_reads_into_a_mapping_and_writes_from_it").assert_success();
 }
 
+/// Requests that workers of the kernel's do, and whose ends they tell the thread of the ring by task work, while that thread
+/// is in faults of other requests: each is served, though the kernel does not let that thread sleep.
+#[test]
+fn io_uring_task_work_hangs_no_fault() {
+    let outcome = child::run("inside::io_uring_task_work_hangs_no_fault");
+    outcome.assert_success();
+    println!("{}", outcome.output);
+}
+
 /// The page is wanted for a store by another process, and there is no block: an error for it alone.
 #[test]
 fn a_foreign_store_that_finds_no_block_is_an_error() {
@@ -427,7 +436,7 @@ mod inside {
         stage.assert_goes_on();
     }
 
-    /// An io_uring for one request at a time.
+    /// An io_uring.
     struct Ring {
         fd: std::os::fd::OwnedFd,
         rings: memmap2::MmapMut,
@@ -437,14 +446,25 @@ mod inside {
         requests: u32,
     }
 
+    /// A buffer that is to be read into or written from, from the start of the file.
+    struct Request {
+        what: u8,
+        flags: u8,
+        addr: usize,
+        len: u32,
+    }
+
     const READ: u8 = 22;
     const WRITE: u8 = 23;
+    /// IOSQE_ASYNC: by a worker of the kernel's, which tells the thread of the ring by task work.
+    const BY_A_WORKER: u8 = 16;
 
     impl Ring {
-        fn new() -> Self {
+        /// One for so many requests at once, a power of two.
+        fn new(requests: u32) -> Self {
             let mut at = [0_u32; 30];
             // SAFETY: the kernel fills in the parameters, which have room for all of them.
-            let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, at.as_mut_ptr()) };
+            let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, requests, at.as_mut_ptr()) };
             assert!(fd >= 0, "io_uring_setup: {} (kernel.io_uring_disabled must be 0)", Errno::last());
             // SAFETY: a new descriptor, nobody else's.
             let fd = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as i32) };
@@ -455,7 +475,7 @@ mod inside {
             };
             // Both rings in one mapping, and the requests in another.
             let rings = map(0, (at[25] + at[1] * 16).max(at[16] + at[0] * 4) as usize);
-            let entries = map(0x1000_0000, 64);
+            let entries = map(0x1000_0000, 64 * at[0] as usize);
             Self { rings, entries, at, requests: 0, fd }
         }
 
@@ -469,23 +489,39 @@ mod inside {
 
         /// One request, to its end: what read(2) or write(2) would give.
         fn run(&mut self, what: u8, file: &std::fs::File, addr: usize, len: u32) -> Result<u32, Errno> {
-            let mut entry = [0; 64];
-            entry[0] = what;
-            entry[4..8].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
-            entry[16..24].copy_from_slice(&addr.to_ne_bytes());
-            entry[24..28].copy_from_slice(&len.to_ne_bytes());
-            self.entries.copy_from_slice(&entry);
-            self.set_word(self.at[16], 0);
-            self.requests += 1;
+            self.run_all(file, &[Request { what, flags: 0, addr, len }]).remove(0)
+        }
+
+        /// Several at once, all to their ends.
+        fn run_all(&mut self, file: &std::fs::File, requests: &[Request]) -> Vec<Result<u32, Errno>> {
+            let count = requests.len() as u32;
+            for (index, request) in requests.iter().enumerate() {
+                let slot = (self.requests + index as u32) % self.at[0];
+                let mut entry = [0; 64];
+                entry[..2].copy_from_slice(&[request.what, request.flags]);
+                entry[4..8].copy_from_slice(&file.as_raw_fd().to_ne_bytes());
+                entry[16..24].copy_from_slice(&request.addr.to_ne_bytes());
+                entry[24..28].copy_from_slice(&request.len.to_ne_bytes());
+                entry[32..40].copy_from_slice(&(index as u64).to_ne_bytes());
+                self.entries[slot as usize * 64..][..64].copy_from_slice(&entry);
+                self.set_word(self.at[16] + slot * 4, slot);
+            }
+            let before = self.requests;
+            self.requests += count;
             self.set_word(self.at[11], self.requests);
-            // SAFETY: the buffer is in the test's own mapping, or its error is what is asked for.
-            let done = unsafe { libc::syscall(libc::SYS_io_uring_enter, self.fd.as_raw_fd(), 1, 1, 1, 0, 0) };
-            assert_eq!(done, 1, "io_uring_enter: {}", Errno::last());
+            // SAFETY: the buffers are in the test's own mapping, or their errors are what is asked for.
+            let done = unsafe { libc::syscall(libc::SYS_io_uring_enter, self.fd.as_raw_fd(), count, count, 1, 0, 0) };
+            assert_eq!(done, i64::from(count), "io_uring_enter: {}", Errno::last());
             assert_eq!(self.word(self.at[21]), self.requests, "no answer");
-            let answer = self.at[25] + (self.requests - 1) % self.at[1] * 16;
-            let result = self.word(answer + 8) as i32;
+            let mut results = vec![Err(Errno::UnknownErrno); requests.len()];
+            for number in before..self.requests {
+                let answer = self.at[25] + number % self.at[1] * 16;
+                let result = self.word(answer + 8) as i32;
+                results[self.word(answer) as usize] =
+                    if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as u32) };
+            }
             self.set_word(self.at[20], self.requests);
-            if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as u32) }
+            results
         }
     }
 
@@ -497,7 +533,7 @@ mod inside {
             nix::sys::memfd::memfd_create("outside", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap(),
         );
         std::os::unix::fs::FileExt::write_all_at(&outside, &[0x66; 64], 0).unwrap();
-        let mut ring = Ring::new();
+        let mut ring = Ring::new(1);
         let efault = Err(Errno::EFAULT);
         let stage = Stage::new(&MapOptions::new());
         let p = stage.rig.page;
@@ -523,6 +559,40 @@ mod inside {
         let stage = Stage::new(&MapOptions::new().read_only(true));
         assert_eq!(ring.run(READ, &outside, stage.at(1), 64), efault);
         assert_eq!(ring.run(WRITE, &outside, stage.at(1), 64), Ok(64));
+    }
+
+    #[test]
+    #[ignore = "run by the test of the same name as its child process"]
+    fn io_uring_task_work_hangs_no_fault() {
+        assert_is_child();
+        const PAGES: u64 = 32;
+        let outside = std::fs::File::open("/dev/zero").unwrap();
+        let rig = Rig::new(64);
+        let p = rig.page;
+        let file = rig.file("holes");
+        file.truncate(PAGES * p).unwrap();
+        let map = rig.pager.map(&file, 0..PAGES * p).unwrap();
+        let base = map.as_ptr() as usize;
+        // Every other one in this thread, whose faults are beside the task work of those that are done elsewhere.
+        let requests = (0..PAGES).map(|page| Request {
+            what: READ,
+            flags: if page % 2 == 0 { BY_A_WORKER } else { 0 },
+            addr: base + (page * p) as usize,
+            len: 64,
+        });
+        let requests: Vec<Request> = requests.collect();
+        let mut ring = Ring::new(PAGES as u32);
+        let rounds = guard::repeats(50, 1000);
+        for round in 0..rounds {
+            let results = ring.run_all(&outside, &requests);
+            assert!(results.iter().all(|result| *result == Ok(64)), "round {round}: {results:?}");
+            assert_eq!(file.blocks(), PAGES, "round {round}");
+            file.punch_hole(0, PAGES * p).unwrap();
+        }
+        // While task work waits for it the thread faults again and again, as for a signal, until it is served.
+        let stats = rig.pager.stats();
+        println!("{} faults of {} stores, {} insistent", stats.all_faults(), rounds * PAGES, stats.insistent);
+        rig.assert_blocks_add_up();
     }
 
     #[test]

@@ -151,7 +151,7 @@ fn run(name: &str) {
             outcome.assert_success();
             println!("{}", outcome.output);
         }
-        Err(error) => println!("NOT RUN: there is no KVM here (/dev/kvm: {error})"),
+        Err(error) => guard::not_run(&format!("there is no KVM here (/dev/kvm: {error})")),
     }
 }
 

@@ -1271,6 +1271,30 @@ fn p14_punch_past_the_end_and_of_nothing() {
     assert_everywhere(&file, &maps, 0, &pattern(p + 100, 1));
 }
 
+/// What was stored past the end of the file, within its last page, is zeroed as far as the punch covers it. tmpfs does the same, XFS
+/// leaves it until the file is as long as that.
+#[test]
+fn p14_punch_zeroes_what_was_stored_past_the_end() {
+    let rig = Rig::new(16);
+    let file = rig.file("a");
+    put(&file, &pattern(100, 1), 0);
+    let maps = rig.maps(&file, 1);
+    let mut want = pattern(100, 1);
+    want.resize(rig.page as usize, 0);
+    for offset in [200, 304, 400] {
+        maps[0].store(offset, u64::MAX).unwrap();
+        want[offset as usize..][..8].fill(0xff);
+    }
+    assert_in_maps(&maps, 0, &want);
+    file.punch_hole(204, 104).unwrap();
+    want[204..308].fill(0);
+    assert_in_maps(&maps, 0, &want);
+    file.punch_hole(50, rig.page).unwrap();
+    want[50..].fill(0);
+    assert_in_maps(&maps, 0, &want);
+    assert_eq!(file.len(), 100);
+}
+
 /// Point 16: zero range looks the same as a punch from outside, in every mapping, and leaves blocks under all of it; without
 /// keep-size it grows the file.
 #[test]

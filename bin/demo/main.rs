@@ -5,6 +5,9 @@
 
 #[path = "../common/ends.rs"]
 mod ends;
+#[cfg(test)]
+#[path = "../../tests/common/guard.rs"]
+mod guard;
 mod import;
 mod live;
 mod load;

@@ -6,6 +6,9 @@
 mod args;
 #[path = "../common/ends.rs"]
 mod ends;
+#[cfg(test)]
+#[path = "../../tests/common/guard.rs"]
+mod guard;
 mod inject;
 mod manner;
 mod mix;

@@ -265,18 +265,14 @@ impl Inode {
         } else {
             copy
         };
-        let mut at = 0;
+        let mut left = bytes.clone();
         let mut written = Ok(());
-        for (index, part) in page.slices(bytes.clone()) {
-            let piece = &copy[at..at + (part.end - part.start) as usize];
-            written = self.write_page(&mut change, index, part, piece, reserved);
-            if written.is_err() {
-                bytes.end = bytes.start + at as u64;
-                break;
-            }
-            at += piece.len();
+        while !left.is_empty() && written.is_ok() {
+            let rest = &copy[(left.start - bytes.start) as usize..];
+            written = self.write_some(&mut change, left.clone(), rest, reserved).map(|done| left.start += done);
         }
-        if at > 0 && bytes.end > change.size() {
+        bytes.end = left.start;
+        if !bytes.is_empty() && bytes.end > change.size() {
             let old = change.size();
             // The gap between the old end and the first byte written reads as zeros, and so does what
             // was stored past the new end while that was past the old end.
@@ -287,6 +283,67 @@ impl Inode {
         }
         let committed = change.try_commit(&self.store);
         written.and(committed)
+    }
+
+    /// Writes the first of `bytes` under L2 held exclusively: whole pages, as many as one write reaches, or a part of one. How many
+    /// bytes that were; if the device refuses, none.
+    fn write_some(
+        &self,
+        change: &mut Change<'_>,
+        bytes: Range<u64>,
+        copy: &[u8],
+        reserved: &mut Reservation,
+    ) -> Result<u64> {
+        let page = self.page();
+        let whole = page.whole(&bytes);
+        if whole.start == page.page_of(bytes.start)
+            && whole.pages() > 1
+            && let Some(pages) = self.write_run(change, whole, copy, reserved)
+        {
+            return Ok(page.bytes_of(pages));
+        }
+        let Some((index, part)) = page.slices(bytes).next() else { return Ok(0) };
+        let len = part.end - part.start;
+        self.write_page(change, index, part, &copy[..len as usize], reserved)?;
+        Ok(len)
+    }
+
+    /// Writes the first of `pages` that lie on blocks which follow each other, in one state, all by one write: how many those
+    /// are. `None` if the device refuses: which page it is, and which can be written, is found out one by one. What has got to the
+    /// device by then is of blocks that nobody sees, or is written once more.
+    fn write_run(
+        &self,
+        change: &mut Change<'_>,
+        pages: PageRange,
+        copy: &[u8],
+        reserved: &mut Reservation,
+    ) -> Option<u64> {
+        let page = self.page();
+        let first = change.extents().within(pages).next();
+        let here = first.filter(|extent| extent.page == pages.start);
+        let run = match here {
+            Some(extent) => extent.run,
+            None => reserved.take(first.map_or(pages.end, |extent| extent.page).0 - pages.start.0),
+        };
+        let bytes = &copy[..page.bytes_of(run.blocks) as usize];
+        let extent = Extent { page: pages.start, run, written: true };
+        if here == Some(extent) {
+            self.store.memory.write(page.device_offset(run.start), bytes).ok()?;
+            change.keep(extent.range());
+            return Some(run.blocks);
+        }
+        if self.store.memory.fill(page.device_offset(run.start), bytes).is_err() {
+            if here.is_none() {
+                reserved.put_back(run);
+            }
+            return None;
+        }
+        change.keep(extent.range());
+        change.put(extent);
+        if !self.broken(Rule::ZapZerosOnAllocate) {
+            change.zap(extent.range());
+        }
+        Some(run.blocks)
     }
 
     /// What is a hole before the lock is taken. Only for a broken rule.
@@ -318,16 +375,14 @@ impl Inode {
         if !page.touched(&bytes).iter().all(written) {
             return Ok(false);
         }
-        let mut at = 0;
-        for (index, part) in page.slices(bytes) {
-            if let PageState::Written(block) = shared.extents().state(index) {
-                let len = (part.end - part.start) as usize;
-                match self.store.memory.write(page.device_offset(block) + part.start, &copy[at..at + len]) {
-                    Ok(()) => at += len,
-                    // All of it is written anew, and seen again in every mapping: to be told so exclusively.
-                    Err(Error::DeviceLost { .. }) if part == (0..page.bytes()) => return Ok(false),
-                    Err(error) => return Err(error),
-                }
+        for extent in shared.extents().within(page.touched(&bytes)) {
+            let part = bytes.start.max(page.offset_of(extent.page))..bytes.end.min(page.offset_of(extent.range().end));
+            let piece = &copy[(part.start - bytes.start) as usize..(part.end - bytes.start) as usize];
+            match self.store.memory.write(page.device_offset(extent.run.start) + page.within(part.start), piece) {
+                Ok(()) => {}
+                // All of a page is written anew, and seen again in every mapping: to be told so exclusively.
+                Err(Error::DeviceLost { .. }) if !page.whole(&part).is_empty() => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
         Ok(true)

@@ -61,7 +61,7 @@ mod tests {
     fn ends_when_the_thread_has_run() {
         let fake = FakePageTable::new();
         let table = fake.table();
-        let base = table.reserve(table.base_page(), table.base_page(), Rights::LoadStore).unwrap();
+        let base = table.reserve(table.base_page(), table.base_page(), Rights::LOAD_STORE).unwrap();
         let load = std::thread::spawn(move || fake.load(base.0));
         let mut messages = Vec::new();
         while messages.is_empty() {

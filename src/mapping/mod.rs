@@ -207,7 +207,14 @@ impl Mapping {
     /// The ranges stored to through this mapping since the last call, in bytes from the mapping's
     /// start, in order; whole pages. From now on the next store to each of them is noticed again. A
     /// store that completed before the call is in the ranges or in those of an earlier call; one that runs beside it is in
-    /// these or the next. Pages that have been punched or truncated away are not dirty any more.
+    /// these or the next. Pages that have been punched or truncated away are not dirty any more; those that have been zeroed, wholly or in
+    /// part, stay so. A page of zeros whose block [`Tracking::Coarse`](crate::Tracking::Coarse) has given back is not, even if zeros were
+    /// stored there.
+    ///
+    /// With [`Tracking::Asynchronous`](crate::Tracking::Asynchronous) a store is reported once, unless its page's entry is taken away at
+    /// that very moment. Otherwise it is at least once: of several threads that stored to a page at one time, or of one that a signal has
+    /// made fault twice, a message may be read when the page has been taken already. It opens the page for stores once more, and what is open
+    /// counts as stored to.
     ///
     /// The kernel's counterpart is `dax_writeback_mapping_range`, and the mkwrite faults before it.
     ///

@@ -223,7 +223,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
     if let Some(size) = size_seen {
         view.eof = inode.page().ceil(size);
     }
-    let decision = decide_for(inode, Fault { access: raw.access, kind: raw.kind }, &view);
+    let decision = decide_for(inode, window, Fault { access: raw.access, kind: raw.kind }, &view);
     if let Some(what) = need(region, &shared, page, decision, Some(raw.tid)) {
         if patience == Patience::Try {
             return Attempt::Busy;
@@ -289,8 +289,13 @@ fn size_before_lock(inode: &Inode, page: PageIndex) -> Option<u64> {
 }
 
 /// The fault table, or what a broken rule makes of it.
-fn decide_for(inode: &Inode, fault: Fault, view: &View) -> Decision {
-    let decision = decide(fault, view);
+fn decide_for(inode: &Inode, window: &Window, fault: Fault, view: &View) -> Decision {
+    let decision = match decide(fault, view) {
+        // The kernel lets the store through. Unprotected for a message that its thread has left behind, the page would be dirty
+        // though nobody has stored to it.
+        Decision::Unprotect if window.is_asynchronous() => Decision::Retry,
+        decision => decision,
+    };
     if fault.kind == FaultKind::WriteProtect {
         if inode.broken(Rule::SizeOnMkwrite) && decision == Decision::Sigbus {
             return Decision::Unprotect;

@@ -86,7 +86,7 @@ impl Window {
             return (!mapped.has_marked(range)).then_some(nothing);
         }
         let known = mapped.marked(range);
-        // Who installs for a store marks the page anyhow.
+        // A writable entry is a record.
         if known.is_empty() || protection == Protection::Writable {
             return Some(Before { known, ..nothing });
         }

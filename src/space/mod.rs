@@ -133,7 +133,8 @@ impl Shared<'_> {
         View { page, eof: self.page.ceil(state.i_size), state: state.extents.state(page), backing }
     }
 
-    /// Installs the page's block. `mark` sets the dirty bit first, as a writable entry must have it. Also
+    /// Installs the page's block. `mark` sets the dirty bit first, as a writable entry must have it unless it is the record
+    /// itself (see [`asynchronous`]). Also
     /// [`Outcome::Retry`] if that takes somebody who waits.
     pub(crate) fn install(
         &self,
@@ -143,7 +144,7 @@ impl Shared<'_> {
         mark: bool,
     ) -> Result<Outcome, Errno> {
         if mark {
-            window.mark_dirty(page);
+            window.mark_writable(PageRange::one(page));
         }
         let Some(before) = window.before_install(PageRange::one(page), protection, self.waits) else {
             return Ok(Outcome::Retry);
@@ -165,7 +166,7 @@ impl Shared<'_> {
         mark: bool,
     ) -> Result<Filled, Errno> {
         if mark {
-            window.mark_dirty_range(pages);
+            window.mark_writable(pages);
         }
         let Some(before) = window.before_install(pages, protection, self.waits) else {
             return Ok(Filled::Nothing(Outcome::Retry));
@@ -185,7 +186,7 @@ impl Shared<'_> {
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {
         if mark {
-            window.mark_dirty_range(pages);
+            window.mark_writable(pages);
         }
         window.table.unprotect(window.addr_of(pages.start), self.page.bytes_of(pages.pages()))
     }

@@ -86,7 +86,7 @@ impl Window {
     }
 
     pub(crate) fn rights(&self) -> Rights {
-        Rights::of(self.options.read_only)
+        Rights::of(&self.options)
     }
 
     /// Whether threads resolve their own faults here.
@@ -167,6 +167,14 @@ impl Window {
 
     pub(crate) fn mark_dirty_range(&self, range: PageRange) {
         self.dirty.mark_range(self.own(range));
+    }
+
+    /// Marks pages whose entries are about to become writable. Not where the entry is the record: the mark would outlast
+    /// an install that finds an entry there already, for a store that has been reported.
+    pub(super) fn mark_writable(&self, range: PageRange) {
+        if !self.is_asynchronous() {
+            self.mark_dirty_range(range);
+        }
     }
 
     /// The most pages that one fault installs.

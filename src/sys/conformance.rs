@@ -102,7 +102,7 @@ impl Subject {
         // On the kernel the page cache must have every page, as it always has for the fake.
         device.populate(0, BLOCKS * page).unwrap();
         (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()).unwrap());
-        let place = Place::reserve(&*table, PAGES * page, page, Rights::LoadStore).unwrap();
+        let place = Place::reserve(&*table, PAGES * page, page, Rights::LOAD_STORE).unwrap();
         Self { cpu, table, device: Arc::new(device), base: place.at(), place }
     }
 
@@ -191,12 +191,12 @@ impl Subject {
                 let (at, bytes) = self.range(page, count);
                 let offset = block * table.base_page();
                 Seen::Done(
-                    self.attended(|| table.point_at_device(at, bytes, &self.device, offset, Rights::LoadStore)).0,
+                    self.attended(|| table.point_at_device(at, bytes, &self.device, offset, Rights::LOAD_STORE)).0,
                 )
             }
             Step::PointAtZeros(page, count) => {
                 let (at, bytes) = self.range(page, count);
-                Seen::Done(self.attended(|| table.point_at_zeros(at, bytes, Rights::LoadStore)).0)
+                Seen::Done(self.attended(|| table.point_at_zeros(at, bytes, Rights::LOAD_STORE)).0)
             }
             Step::Condemn(page, count) => {
                 let (at, bytes) = self.range(page, count);
@@ -326,7 +326,7 @@ proptest! {
 fn refused_while_an_event_is_unread(subject: &Subject) -> Vec<Seen> {
     let point = |page, block| {
         let (at, bytes) = subject.range(page, 1);
-        subject.table.point_at_device(at, bytes, &subject.device, block * bytes, Rights::LoadStore)
+        subject.table.point_at_device(at, bytes, &subject.device, block * bytes, Rights::LOAD_STORE)
     };
     subject.attended(|| point(0, 0)).0.unwrap();
     let steps = [

@@ -25,6 +25,7 @@ pub(crate) mod userfault;
 
 use nix::errno::Errno;
 
+use crate::options::MapOptions;
 use crate::sync::Arc;
 use crate::units::Addr;
 use memory::DeviceMemory;
@@ -114,17 +115,20 @@ pub(crate) enum Protection {
     Writable,
 }
 
-/// What accesses an address range allows at all: as PROT_READ and PROT_WRITE of mmap(2), a store to a range
-/// without is a SIGSEGV, and no fault that the pager is asked about.
+/// What an address range allows at all, wherever it points.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Rights {
-    Load,
-    LoadStore,
+pub(crate) struct Rights {
+    /// As mmap(2) without PROT_WRITE: a store is a SIGSEGV, and no fault that the pager is asked about.
+    pub(crate) read_only: bool,
+    /// The kernel puts it into a core dump of the process.
+    pub(crate) dumped: bool,
 }
 
 impl Rights {
-    pub(crate) fn of(read_only: bool) -> Self {
-        if read_only { Rights::Load } else { Rights::LoadStore }
+    pub(crate) const LOAD_STORE: Self = Self { read_only: false, dumped: false };
+
+    pub(crate) fn of(options: &MapOptions) -> Self {
+        Self { read_only: options.read_only, dumped: options.dumped }
     }
 }
 

@@ -7,9 +7,9 @@
 //! publish to zap.
 
 use super::{Names, Volume};
-use crate::sys::fake::{FakeEntry, FakePageTable};
 use crate::sync::{Arc, Weak};
 use crate::sys::fake::Glimpse;
+use crate::sys::fake::{FakeEntry, FakePageTable};
 use crate::units::BlockIndex;
 
 /// A volume and the page table on which all its mappings are. It keeps neither alive.

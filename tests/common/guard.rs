@@ -40,6 +40,13 @@ pub fn repeats(short: u64, in_long: u64) -> u64 {
     if long() { in_long } else { short }
 }
 
+/// Says why a test has not been run, so that it is seen beside those that passed: straight to the descriptor, as what a test prints
+/// is kept to itself.
+pub fn not_run(why: &str) {
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "NOT RUN: {name}: {why}");
+}
+
 // ---- the watchdog
 
 /// Seconds that a test may take.

@@ -8,7 +8,7 @@ use super::space::{Backing, Space, is_whole, page_of, pages};
 use super::{BASE_PAGE, FakeEntry};
 use crate::sync::{Arc, Ordering};
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{FaultKind, Outcome, Rights};
+use crate::sys::{FaultKind, Outcome};
 use crate::units::Addr;
 
 /// The page that an entry maps.
@@ -77,7 +77,7 @@ impl Space {
     pub(super) fn access(&mut self, at: usize, op: Op) -> Look {
         let Some(backing) = self.backing(at) else { return Look::Segv };
         // Before the kernel looks for an entry.
-        if op.is_store() && self.rights(at) == Some(Rights::Load) {
+        if op.is_store() && self.rights(at).is_some_and(|rights| rights.read_only) {
             return Look::Segv;
         }
         let fault = match &backing {

@@ -117,7 +117,7 @@ impl PageTable for Shared {
     }
 
     fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
-        self.state.lock().space.replace(at, bytes, Backing::Condemned, Rights::LoadStore);
+        self.state.lock().space.replace(at, bytes, Backing::Condemned, Rights::LOAD_STORE);
         self.wake(at, bytes);
         Condemned::Sigbus
     }

@@ -227,7 +227,11 @@ impl PageTable for Userfault {
         // (`Core::unmap`); no Rust reference points into it.
         let dead = spare::lend(|| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
         let condemned = match dead {
-            Ok(_) => Condemned::Sigbus,
+            Ok(_) => {
+                // Nothing to see.
+                let _ = ranges::madvise(at, bytes, libc::MADV_DONTDUMP);
+                Condemned::Sigbus
+            }
             // No room for the mapping, or no memory may be locked: SIGSEGV is still better than zeros that were never there.
             Err(_) if spare::lend(|| ranges::make_inaccessible(at, bytes)).is_ok() => Condemned::Segv,
             Err(_) => Condemned::Refused,

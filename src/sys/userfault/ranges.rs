@@ -88,7 +88,8 @@ impl Userfault {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
         let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
-        // A core dump of all of it could be as long as the device, and what is duplicated of it inherits the flag.
+        // Before it is accessible. A core dump of all of a template could be as long as the device: what is duplicated of it
+        // inherits the flag, and is dumped by choice.
         let _ = madvise(addr(at), bytes, libc::MADV_DONTDUMP);
         self.prepare(addr(at), bytes, kind)
     }
@@ -109,6 +110,9 @@ impl Userfault {
         let head = at.since(start);
         self.give_back(start, head);
         self.give_back(at.plus(bytes), slack - head);
+        if !rights.dumped {
+            let _ = madvise(at, bytes, libc::MADV_DONTDUMP);
+        }
         self.prepare(at, bytes, (Watched::Zeros, rights))
     }
 
@@ -177,11 +181,15 @@ impl Userfault {
             let template = self.template(device, kind)?;
             // After mlockall the kernel would fill the range from inside this very thread.
             munlock(template, device.len_bytes())?;
-            return self.move_over(template.plus(offset), 0, bytes, at);
+            self.move_over(template.plus(offset), 0, bytes, at)?;
+            dump_by_choice(at, bytes, kind);
+            return Ok(());
         }
         // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
         let stage = self.map_device(bytes, device, offset, kind)?;
-        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
+        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))?;
+        dump_by_choice(at, bytes, kind);
+        Ok(())
     }
 
     /// The registered mapping of the whole device, made when it is first wanted.
@@ -227,10 +235,18 @@ pub(super) fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
     unsafe { nix::sys::mman::munlock(pointer(at), bytes as usize) }
 }
 
+/// Has a part of the device that is in its place in core dumps, if that is wanted. Where the kernel refuses it is in none, and
+/// works as well.
+fn dump_by_choice(at: Addr, bytes: u64, (_, rights): Kind) {
+    if rights.dumped {
+        let _ = madvise(at, bytes, libc::MADV_DODUMP);
+    }
+}
+
 pub(super) fn make_accessible(at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
-    let prot = match rights {
-        Rights::Load => ProtFlags::PROT_READ,
-        Rights::LoadStore => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+    let prot = match rights.read_only {
+        true => ProtFlags::PROT_READ,
+        false => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
     };
     // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
     unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
@@ -244,7 +260,7 @@ pub(super) fn make_inaccessible(at: Addr, bytes: u64) -> Result<(), Errno> {
 }
 
 pub(super) fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
-    // SAFETY: the range is one this struct has mapped. DONTFORK changes flags only; DONTNEED drops entries of
+    // SAFETY: the range is one this struct has mapped. DONTFORK, DONTDUMP and DODUMP change flags only; DONTNEED drops entries of
     // ranges whose bytes live in the device, or are zeros, and which no Rust reference points into.
     Errno::result(unsafe { libc::madvise(at.0 as *mut _, bytes as usize, advice) }).map(drop)
 }

@@ -123,9 +123,9 @@ fn a_device_page_may_be_larger_than_the_base_page() {
     let fake = FakePageTable::new();
     let (table, huge) = (fake.table(), 4 * BASE_PAGE);
     let device = Arc::new(DeviceMemory::heap(2 * huge, huge).unwrap());
-    let base = table.reserve(2 * huge, huge, Rights::LoadStore).unwrap();
+    let base = table.reserve(2 * huge, huge, Rights::LOAD_STORE).unwrap();
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| table.point_at_device(base, 2 * huge, &device, 0, Rights::LoadStore));
+        let pointing = scope.spawn(|| table.point_at_device(base, 2 * huge, &device, 0, Rights::LOAD_STORE));
         table.wait();
         table.read(&mut Vec::new()).unwrap();
         pointing.join().unwrap().unwrap();
@@ -153,7 +153,7 @@ fn a_range_that_is_pointed_elsewhere_has_no_entry_and_its_waiters_stay() {
     let load = test.load(2);
     test.fault();
     test.pointed(|test| {
-        test.table.point_at_device(test.at(1), 2 * BASE_PAGE, &test.device, 2 * BASE_PAGE, Rights::LoadStore)
+        test.table.point_at_device(test.at(1), 2 * BASE_PAGE, &test.device, 2 * BASE_PAGE, Rights::LOAD_STORE)
     });
     assert_eq!(test.fake.waiting(), 1);
     assert!(test.fake.is_mapped(test.at(0).0) && !test.fake.is_mapped(test.at(1).0));
@@ -161,16 +161,18 @@ fn a_range_that_is_pointed_elsewhere_has_no_entry_and_its_waiters_stay() {
     assert_eq!(test.install(2, Protection::ReadOnly), Outcome::Installed);
     assert_eq!((test.fake.load(test.at(1).0), load.join().unwrap()), (Ok(102), Ok(103)));
     let past_the_end =
-        test.table.point_at_device(test.base, 2 * BASE_PAGE, &test.device, 3 * BASE_PAGE, Rights::LoadStore);
+        test.table.point_at_device(test.base, 2 * BASE_PAGE, &test.device, 3 * BASE_PAGE, Rights::LOAD_STORE);
     assert_eq!(past_the_end, Err(Errno::EFAULT));
 }
+
+const LOAD: Rights = Rights { read_only: true, ..Rights::LOAD_STORE };
 
 #[test]
 fn a_range_for_loads_alone_stays_so_as_it_was_pointed() {
     let test = Fixture::device();
     let segv = |page: u64| Err(FakeFault::Segv { addr: test.at(page).0 });
-    test.pointed(|test| test.table.point_at_device(test.at(1), BASE_PAGE, &test.device, BASE_PAGE, Rights::Load));
-    test.pointed(|test| test.table.point_at_zeros(test.at(2), BASE_PAGE, Rights::Load));
+    test.pointed(|test| test.table.point_at_device(test.at(1), BASE_PAGE, &test.device, BASE_PAGE, LOAD));
+    test.pointed(|test| test.table.point_at_zeros(test.at(2), BASE_PAGE, LOAD));
     // With nothing installed and with an entry that is writable: no fault, and no message.
     for _ in 0..2 {
         assert_eq!((test.fake.store(test.at(1).0, 7), test.fake.store(test.at(2).0, 7)), (segv(1), segv(2)));
@@ -195,10 +197,10 @@ fn unmap_ends_in_segv_and_the_address_is_handed_out_again() {
     assert_eq!(unread.join().unwrap(), Err(FakeFault::Segv { addr: test.at(1).0 }));
     // The messages went with those who waited.
     assert_eq!(test.read(), vec![]);
-    let smaller = test.table.reserve(BASE_PAGE, 16 * BASE_PAGE, Rights::LoadStore).unwrap();
+    let smaller = test.table.reserve(BASE_PAGE, 16 * BASE_PAGE, Rights::LOAD_STORE).unwrap();
     assert!(smaller.0.is_multiple_of(16 * BASE_PAGE as usize) && smaller != test.base);
-    assert_eq!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore), Ok(test.base));
-    assert_ne!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore), Ok(test.base));
+    assert_eq!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LOAD_STORE), Ok(test.base));
+    assert_ne!(test.table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LOAD_STORE), Ok(test.base));
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
         })
         .collect();
     // A range of its own, so that the sleepers stay what they are.
-    let other = test.table.reserve(BASE_PAGE, BASE_PAGE, Rights::LoadStore).unwrap();
+    let other = test.table.reserve(BASE_PAGE, BASE_PAGE, Rights::LOAD_STORE).unwrap();
     let pages = |messages: &[Message]| -> Vec<u64> {
         let page = |message: &Message| match message {
             Message::Fault(fault) => Some(fault.addr.since(test.base) / BASE_PAGE),
@@ -72,7 +72,7 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
         messages.iter().filter_map(page).collect()
     };
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| test.table.point_at_zeros(other, BASE_PAGE, Rights::LoadStore));
+        let pointing = scope.spawn(|| test.table.point_at_zeros(other, BASE_PAGE, Rights::LOAD_STORE));
         while test.table.poison(other, BASE_PAGE) != Ok(Outcome::Retry) {
             test.table.zap(other, BASE_PAGE).unwrap();
         }
@@ -93,7 +93,7 @@ fn everything_is_refused_while_an_event_is_unread() {
     let load = test.load(0);
     test.fault();
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| test.table.point_at_zeros(test.at(2), BASE_PAGE, Rights::LoadStore));
+        let pointing = scope.spawn(|| test.table.point_at_zeros(test.at(2), BASE_PAGE, Rights::LOAD_STORE));
         test.table.wait();
         assert_eq!(test.install(0, Protection::ReadOnly), Outcome::Retry);
         assert_eq!(test.table.install_zeros(test.at(2)), Ok(Outcome::Retry));
@@ -170,5 +170,5 @@ fn kicks_end_a_wait_and_calls_are_counted() {
     assert_eq!((calls.wakes, calls.zaps, calls.repoints), (1, 1, 0));
     assert_eq!((test.table.base_page(), test.table.serves_kernel_faults()), (BASE_PAGE, true));
     assert_eq!(test.table.check_huge(), Ok(()));
-    assert_eq!(test.table.reserve(0, BASE_PAGE, Rights::LoadStore), Err(Errno::EINVAL));
+    assert_eq!(test.table.reserve(0, BASE_PAGE, Rights::LOAD_STORE), Err(Errno::EINVAL));
 }

@@ -32,7 +32,7 @@ impl Fixture {
         let table = fake.table();
         let device = Arc::new(DeviceMemory::heap(PAGES * BASE_PAGE, BASE_PAGE).unwrap());
         (0..PAGES).for_each(|block| device.write(block * BASE_PAGE, &(100 + block).to_ne_bytes()).unwrap());
-        let base = table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LoadStore).unwrap();
+        let base = table.reserve(PAGES * BASE_PAGE, BASE_PAGE, Rights::LOAD_STORE).unwrap();
         Self { fake, table, device, base }
     }
 
@@ -40,7 +40,7 @@ impl Fixture {
     fn device() -> Self {
         let this = Self::zeros();
         this.pointed(|this| {
-            this.table.point_at_device(this.base, PAGES * BASE_PAGE, &this.device, 0, Rights::LoadStore)
+            this.table.point_at_device(this.base, PAGES * BASE_PAGE, &this.device, 0, Rights::LOAD_STORE)
         });
         this
     }
