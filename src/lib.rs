@@ -33,12 +33,14 @@ mod error;
 mod file;
 mod mapping;
 mod pager;
-#[doc(hidden)]
-pub mod policy;
+mod policy;
 pub mod probe;
 mod resolve;
+#[cfg(feature = "inside")]
 #[doc(hidden)]
 pub mod sabotage;
+#[cfg(not(feature = "inside"))]
+mod sabotage;
 mod space;
 mod sync;
 mod sys;
@@ -54,6 +56,9 @@ pub use mapping::advice::Advice;
 pub use mapping::options::{MapOptions, Resolve, Tracking};
 pub use pager::stats::{Kind, LatencySummary, Stats};
 pub use pager::{Pager, PagerBuilder};
+#[cfg(feature = "inside")]
+#[doc(hidden)]
+pub use policy::Backing;
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sys::access::checked;

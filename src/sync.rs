@@ -25,7 +25,7 @@ pub(crate) use chosen::{
 #[cfg(feature = "shuttle")]
 pub(crate) use model::RwLockPeek;
 /// Of the process and not of one run of a model, so that it is no point of schedule there: for what all pagers share.
-pub(crate) use parking_lot::Mutex as ProcessMutex;
+pub(crate) use parking_lot::{Mutex as ProcessMutex, RwLock as ProcessRwLock};
 pub(crate) use std::sync::Arc;
 pub(crate) use std::sync::Weak;
 pub(crate) use std::sync::atomic::{AtomicU64 as Tally, Ordering};

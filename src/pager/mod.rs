@@ -145,6 +145,7 @@ impl PagerBuilder {
     }
 
     /// Has the workers answer every fault, also those that the reader could. For tests that park a fault.
+    #[cfg(feature = "inside")]
     #[doc(hidden)]
     pub fn reader_answers(mut self, answers: bool) -> Self {
         self.reader_answers = answers;
@@ -309,6 +310,7 @@ impl Pager {
         let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options.read_only))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
+            place.leave();
             table.unmap(base, len);
             Error::system("mmap", errno)
         })?;

@@ -41,7 +41,7 @@ pub enum Access {
 
 /// What the page table said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum FaultKind {
+pub(crate) enum FaultKind {
     /// No entry, and nothing in the page cache either.
     Missing,
     /// No entry, though the page is in the device's page cache.
@@ -174,7 +174,7 @@ pub(crate) enum Scan {
 pub(crate) enum Condemned {
     /// Every access is a SIGBUS.
     Sigbus,
-    /// Every access is a SIGSEGV: the kernel had no room for more.
+    /// Every access is a SIGSEGV: the kernel had no room for more. Caught where an access of ours raises it.
     Segv,
     /// The kernel refuses that, too: nothing has changed.
     Refused,

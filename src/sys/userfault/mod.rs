@@ -229,8 +229,13 @@ impl PageTable for Userfault {
         let condemned = match dead {
             Ok(_) => Condemned::Sigbus,
             // No room for the mapping, or no memory may be locked: SIGSEGV is still better than zeros that were never there.
-            Err(_) if spare::lend(|| ranges::make_inaccessible(at, bytes)).is_ok() => Condemned::Segv,
-            Err(_) => Condemned::Refused,
+            Err(_) => {
+                access::expect_inaccessible();
+                match spare::lend(|| ranges::make_inaccessible(at, bytes)) {
+                    Ok(()) => Condemned::Segv,
+                    Err(_) => Condemned::Refused,
+                }
+            }
         };
         self.wake(at, bytes);
         condemned
