@@ -119,14 +119,16 @@ mod inside {
                 scope.spawn(|| map.copy_out(3 * page, &mut [0; 100])),
                 scope.spawn(|| map.copy_in(4 * page, &[1; 100])),
             ];
-            traps.iter().for_each(|trap| drop(trap.wait()));
+            for trap in &traps {
+                trap.wait();
+            }
             nothing_fits();
             go.send(()).unwrap();
             for (at, access) in accesses.into_iter().enumerate() {
                 let ended = join(access);
                 assert!(matches!(ended, Err(Error::MappingLost { .. } | Error::Bus(_))), "access {at}: {ended:?}");
             }
-            traps.iter().for_each(Trap::release);
+            traps.into_iter().for_each(Trap::release);
             join(ending).unwrap();
         });
         assert_eq!(rights(&map), "---p", "{resolve:?}");

@@ -58,7 +58,10 @@ fn differences(expected: &[Complaint], said: &[Complaint]) -> Vec<String> {
     };
     let missing = expected.iter().filter(|expected| !said.iter().any(|said| is_of(expected, said)));
     let strange = said.iter().filter(|said| !expected.iter().any(|expected| is_of(expected, said)));
-    missing.map(|it| format!("is let through: {it:?}")).chain(strange.map(|it| format!("was not meant: {it:?}"))).collect()
+    missing
+        .map(|it| format!("is let through: {it:?}"))
+        .chain(strange.map(|it| format!("was not meant: {it:?}")))
+        .collect()
 }
 
 /// A package of all of them, with the library as its dependency.

@@ -209,6 +209,12 @@ pub(crate) enum Delivery {
 /// The implementation for the kernel is [`userfault::Userfault`]: one userfaultfd. `at` and
 /// `bytes` are multiples of the base page everywhere, and of the device's page where
 /// an entry for a device page is meant.
+///
+/// **What it asks of its callers**, and what the `SAFETY` comments of the kernel's refer to: a range lies within one that this table has
+/// given out ([`PageTable::reserve`]) and that is not given back ([`PageTable::unmap`]) before the call returns. The ranges come from a
+/// `Window`, whose place is that of its [`Place`] (`Pager::map_with` makes both), and nothing of it that the application has taken away
+/// (`Window::own_parts`). Given back they are by `Core::unmap` alone, and by nobody else once they are known to more than their maker: with `regions` and
+/// L2 held exclusively, when the window has left both. Everybody else holds one of those locks and has found the window there, or is `Core::unmap` itself.
 pub(crate) trait PageTable: Send + Sync {
     /// The granularity at which zeros are installed: the machine's base page, in bytes.
     fn base_page(&self) -> u64;

@@ -6,8 +6,9 @@ use std::marker::PhantomData;
 
 use nix::errno::Errno;
 
-use super::fork::PerProcess;
+use super::fork::{Home, PerProcess};
 use super::{PageTable, Rights};
+use crate::error::Error;
 use crate::sync::{Ordering, ProcessRwLock, Tally};
 use crate::units::Addr;
 
@@ -59,25 +60,30 @@ pub(super) fn may_be_missing(buffer: &[u8]) -> bool {
 pub(crate) struct Place {
     at: Addr,
     bytes: u64,
-    /// The addresses are this process's, and not made up ([`super::fake`]).
-    real: bool,
-    /// Under which it is listed.
-    number: u64,
+    /// In which list it is, and under which number. `None` where the addresses are made up ([`super::fake`]).
+    listed: Option<(Home, u64)>,
 }
 
 impl Place {
     /// Reserves a range. The only way to get one.
     pub(crate) fn reserve(table: &dyn PageTable, bytes: u64, align: u64, rights: Rights) -> Result<Self, Errno> {
         let at = table.reserve(bytes, align, rights)?;
-        let real = table.has_real_addresses();
-        let mapped = real.then(|| MAPPED.get_or_make().expect("who reserves has a page table, and it a home"));
-        Ok(Self { at, bytes, real, number: mapped.map_or(0, |mapped| mapped.enter(at, bytes)) })
+        let enter = || {
+            let home = Home::here()?;
+            Ok::<_, Error>((home, MAPPED.get_or_make()?.enter(at, bytes)))
+        };
+        let listed = table.has_real_addresses().then(|| enter().expect("who reserves has a page table, and it a home"));
+        Ok(Self { at, bytes, listed })
     }
 
     /// It is not listed any more. Before the addresses are given back: they may be another's at once.
     pub(crate) fn leave(&self) {
-        if let Some(mapped) = MAPPED.get().filter(|_| self.real) {
-            mapped.ranges.write().remove(&(self.at.0, self.number));
+        // A child's list has other ranges, perhaps at the same addresses.
+        if let Some((home, number)) = self.listed
+            && home.is_here()
+            && let Some(mapped) = MAPPED.get()
+        {
+            mapped.ranges.write().remove(&(self.at.0, number));
         }
     }
 
@@ -87,12 +93,12 @@ impl Place {
 
     /// Whether the addresses can be accessed at all.
     pub(crate) fn is_real(&self) -> bool {
-        self.real
+        self.listed.is_some()
     }
 
     /// A part of it to be accessed. `None` outside, and where the addresses are made up.
     pub(crate) fn part(&self, offset: u64, bytes: u64) -> Option<Part<'_>> {
-        let inside = self.real && offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        let inside = self.is_real() && offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         inside.then(|| Part { at: self.at.0 + offset as usize, bytes: bytes as usize, _place: PhantomData })
     }
 }
@@ -141,7 +147,7 @@ mod tests {
     use super::*;
 
     fn place(real: bool) -> Place {
-        Place { at: Addr(4096), bytes: 8192, real, number: u64::MAX }
+        Place { at: Addr(4096), bytes: 8192, listed: real.then(|| (Home::here().unwrap(), u64::MAX)) }
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! A device's blocks, handed out and taken back. What files and faults share of a volume.
 
-use std::sync::Weak;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
 use crate::space::extents::Run;
-use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
+use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering, Weak};
 use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};

@@ -1,13 +1,11 @@
 //! Which handler the process has for SIGBUS, and for SIGSEGV: ours, and those that it stands in front of.
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
 use super::handler::entry;
 use super::routines;
+use crate::sync::plain::{AtomicBool, AtomicPtr, AtomicUsize, Mutex, Ordering, PoisonError};
 use crate::sys::fork::PerProcess;
 
 /// A handler that ours stands in front of.

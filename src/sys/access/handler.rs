@@ -20,12 +20,12 @@
 //! is called from within a call of ours goes to the next older one, so it ends.
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, pthread_sigmask, sigaction};
 
 use super::chain::{self, Before};
 use super::routines::{self, Routines};
+use crate::sync::plain::Ordering;
 use crate::sys::sent::{self, Met};
 use crate::sys::{Verdict, passing, trap};
 

@@ -17,11 +17,11 @@ mod handler;
 mod routines;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
 use super::Part;
+use crate::sync::plain::{AtomicBool, Ordering};
 use routines::Answer;
 
 /// Installs the handler, once for the process; its children have it, too.
@@ -58,7 +58,8 @@ fn done(answer: Answer) -> Result<u64, usize> {
     if answer.failed == 0 { Ok(answer.value) } else { Err(answer.value as usize) }
 }
 
-// What the SAFETY comments below refer to: a `Part` is mapped, and its bytes are the application's, as long as it lives; what is not to
+// What the SAFETY comments below refer to: a `Part` borrows its `Place`, and `Core::unmap`, for the drop of the `Mapping` that owns that, is alone
+// in giving addresses back. So it is mapped, and its bytes are the application's, as long as it lives; what is not to
 // be had there is a SIGBUS or SIGSEGV, which is caught, or kills (`catches`), and harms no memory.
 
 /// Loads an aligned word, in one access. The error is the faulting address.
