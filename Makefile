@@ -17,7 +17,7 @@ BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 .PHONY: demo test stress bench model schedules miri check audit help setup fmt lint doc clean
 
 demo: setup
-	$(CARGO) run --release --bin daxpager-demo
+	$(CARGO) run --release --features inside --bin daxpager-demo
 
 test: setup
 	tools/with-hugepages tools/run-tests

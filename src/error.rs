@@ -235,9 +235,10 @@ pub enum Error {
     /// An access through a mapping ended in SIGBUS, and was caught.
     #[error(transparent)]
     Bus(BusError),
-    /// The buffer of a copy to or from a mapping lies in memory that ended in SIGBUS: in another mapping, past the end of its file
-    /// (`EFAULT`). The mapping itself is all right.
-    #[error("SIGBUS at {addr:#x}: in the buffer, which is not in the mapping that is copied")]
+    /// The buffer of a copy to or from a mapping, or of a read or write of a file, lies in memory that ended in SIGBUS: in another mapping, past
+    /// the end of its file (`EFAULT`). What is copied, read or written is all right itself. Threads in which a SIGBUS would not be caught
+    /// ([`Mapping`](crate::Mapping)) touch the buffer of a read or write as any memory, and end there.
+    #[error("SIGBUS at {addr:#x}: in the buffer, not in what is copied to or from it")]
     BadBuffer {
         /// The faulting address.
         addr: usize,

@@ -139,7 +139,8 @@ impl File {
     /// Reads up to the end of the file, as pread(2): how many bytes were read. The buffer may lie in a mapping.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`](crate::Error::DeviceLost); what lies before may have been read.
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost); [`Error::BadBuffer`](crate::Error::BadBuffer) when the buffer lies in a mapping, and is
+    /// not to be had there. What lies before may have been read.
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<usize> {
         self.inode.home().check()?;
         self.inode.read_at(into, offset)
@@ -150,7 +151,8 @@ impl File {
     ///
     /// # Errors
     /// [`Error::RangeOverflow`](crate::Error::RangeOverflow), [`Error::NoSpace`](crate::Error::NoSpace),
-    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory); then nothing has been written.
+    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory), [`Error::BadBuffer`](crate::Error::BadBuffer) when the buffer lies in a mapping, and is
+    /// not to be had there; then nothing has been written. (If it is taken away while it is being written, the bytes before may have been.)
     /// [`Error::DeviceLost`](crate::Error::DeviceLost), [`Error::Limit`](crate::Error::Limit), and
     /// [`Error::DeviceMemory`](crate::Error::DeviceMemory) for what the kernel refuses late: then the pages before that one may have been
     /// written, and are seen by everybody.

@@ -35,12 +35,14 @@ mod inode;
 mod mapping;
 mod options;
 mod pager;
-#[doc(hidden)]
-pub mod policy;
+mod policy;
 pub mod probe;
 mod resolve;
+#[cfg(feature = "inside")]
 #[doc(hidden)]
 pub mod sabotage;
+#[cfg(not(feature = "inside"))]
+mod sabotage;
 mod space;
 mod sync;
 mod sys;
@@ -55,6 +57,9 @@ pub use mapping::Mapping;
 pub use mapping::accesses::Accesses;
 pub use options::{Advice, MapOptions, Resolve, Tracking};
 pub use pager::{Pager, PagerBuilder};
+#[cfg(feature = "inside")]
+#[doc(hidden)]
+pub use policy::Backing;
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sys::access::checked;

@@ -4,12 +4,12 @@
 //! It is the part of `dax_iomap_pte_fault`, `dax_pfn_mkwrite` and `xfs_filemap_fault` that can be
 //! decided by looking.
 
-pub use crate::sys::{Access, FaultKind};
+pub(crate) use crate::sys::{Access, FaultKind};
 use crate::units::{BlockIndex, PageIndex};
 
 /// What the extents say of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PageState {
+pub(crate) enum PageState {
     /// No block. Reads as zeros.
     Hole,
     /// A block that has not been written since it was allocated. Reads as zeros, whatever the block holds.
@@ -20,6 +20,7 @@ pub enum PageState {
 
 /// What an address range points at: where its next entry in the page table would come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(feature = "inside"), expect(unreachable_pub, reason = "the feature makes it public"))]
 pub enum Backing {
     /// Anonymous memory, in which nothing but zeros is ever installed, write-protected.
     Zeros,
@@ -29,29 +30,29 @@ pub enum Backing {
 
 /// A fault, without its address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// What the access wanted.
-    pub access: Access,
+    pub(crate) access: Access,
     /// What the page table said.
-    pub kind: FaultKind,
+    pub(crate) kind: FaultKind,
 }
 
 /// All that the answer depends on, read under one hold of the file's lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct View {
+pub(crate) struct View {
     /// The faulting page, counted in the file.
-    pub page: PageIndex,
+    pub(crate) page: PageIndex,
     /// The first page wholly past the end: `ceil(i_size / page)`.
-    pub eof: PageIndex,
+    pub(crate) eof: PageIndex,
     /// What the extents say of the page.
-    pub state: PageState,
+    pub(crate) state: PageState,
     /// What the page's address points at.
-    pub backing: Backing,
+    pub(crate) backing: Backing,
 }
 
 /// The answer to a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// The page lies past the end.
     Sigbus,
     /// Install a page of zeros, write-protected. Allocates nothing.
@@ -74,7 +75,7 @@ pub enum Decision {
 }
 
 /// The fault table. `docs/design.md` lists every row and the cases behind it.
-pub fn decide(fault: Fault, view: &View) -> Decision {
+pub(crate) fn decide(fault: Fault, view: &View) -> Decision {
     if view.page >= view.eof {
         return Decision::Sigbus;
     }

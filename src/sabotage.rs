@@ -3,17 +3,20 @@
 //! A test that never fails proves nothing. Each rule has a test that passes, and that fails
 //! when the rule's switch is on. The switches are on a volume, so that tests beside each other
 //! do not meet. Without the feature `sabotage` every one is the constant `false`, with a single
-//! exception: [`Rule::Revalidate`], which the demo breaks in a scratch volume to show what it is for.
+//! exception: [`Rule::Revalidate`], which the demo breaks in a scratch volume to show what it is for. Without the feature `inside`,
+//! which the demo requires, there is no exception, and nobody outside knows of any of this.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Ordering, Tally};
 
 macro_rules! rules {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// A rule that can be broken on purpose.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[non_exhaustive]
+        #[cfg_attr(not(feature = "inside"), expect(unreachable_pub, reason = "the feature makes it public"))]
         pub enum Rule { $($(#[$doc])* $name,)* }
 
+        #[cfg(feature = "inside")]
         impl Rule {
             /// Every rule.
             pub const ALL: &[Rule] = &[$(Rule::$name,)*];
@@ -83,20 +86,21 @@ rules! {
 
 /// Which rules are broken.
 #[derive(Default, Debug)]
-pub(crate) struct Switches(AtomicU64);
+pub(crate) struct Switches(Tally);
 
 impl Switches {
     fn bit(rule: Rule) -> u64 {
         1 << rule as u32
     }
 
-    /// Whether `rule` is broken. A constant unless the feature is on, but for the one that the demo needs.
+    /// Whether `rule` is broken. A constant unless a feature is on: the one for all, or the one for the demo's.
     #[inline]
     pub(crate) fn broken(&self, rule: Rule) -> bool {
-        (cfg!(feature = "sabotage") || rule as u32 == Rule::Revalidate as u32)
+        (cfg!(feature = "sabotage") || (cfg!(feature = "inside") && rule as u32 == Rule::Revalidate as u32))
             && self.0.load(Ordering::Relaxed) & Self::bit(rule) != 0
     }
 
+    #[cfg(feature = "inside")]
     pub(crate) fn set(&self, rule: Rule, broken: bool) {
         if broken {
             self.0.fetch_or(Self::bit(rule), Ordering::Relaxed);

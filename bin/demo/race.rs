@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use daxpager::policy::Backing;
 use daxpager::probe::{Event, Point};
-use daxpager::{BlockIndex, Device, Error, File, Kind, Mapping, Pager, Volume};
+use daxpager::{Backing, BlockIndex, Device, Error, File, Kind, Mapping, Pager, Volume};
 
 use crate::page_bytes;
 use crate::stage::{Actor, CHANGER, PAGER_THREADS, Party, Stage};

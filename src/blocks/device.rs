@@ -1,9 +1,9 @@
 //! Devices: the memory that blocks lie in.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::error::Result;
+use crate::sync::Arc;
 use crate::sys::fork::{Home, Kept};
 use crate::sys::limits::{self, Wanted};
 use crate::sys::memory::DeviceMemory;

@@ -1,6 +1,5 @@
 //! A device's blocks, handed out and taken back. What files and faults share of a volume.
 
-use std::sync::Weak;
 use std::time::Duration;
 
 use crate::blocks::Run;
@@ -8,7 +7,7 @@ use crate::blocks::allocator::Allocator;
 use crate::error::{Error, Result};
 use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
-use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering};
+use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering, Weak};
 use crate::sys::fork::Kept;
 use crate::sys::memory::DeviceMemory;
 use crate::units::{BlockIndex, PageIndex, PageSize};

@@ -12,6 +12,7 @@ use crate::policy::PageState;
 use crate::sabotage::Rule;
 use crate::space::extents::Extent;
 use crate::space::{Change, Shared};
+use crate::sys::access::buffer;
 use crate::units::{MAX_FILE_BYTES, PageIndex, PageRange};
 
 /// Bytes that are copied at once between a user's buffer and the device.
@@ -200,7 +201,7 @@ impl Inode {
                 user.copy_from_slice(bytes);
             }
             drop(shared);
-            user.copy_from_slice(bytes);
+            buffer::give(user, bytes).map_err(|addr| Error::BadBuffer { addr })?;
             at = chunk.end;
         }
         Ok((end - offset) as usize)
@@ -228,6 +229,8 @@ impl Inode {
             return Ok(0);
         }
         let bytes = checked_range(offset, from.len() as u64)?;
+        // Before anything changes. What is gone by the time that it is copied is an error in the middle.
+        buffer::check(from).map_err(|addr| Error::BadBuffer { addr })?;
         let _l1 = self.change.write();
         let (mut reserved, _) = self.reserve_holes(self.page().touched(&bytes))?;
         let mut bounce = vec![0; COPY_BYTES.max(self.page().bytes()).min(from.len() as u64) as usize];
@@ -237,7 +240,7 @@ impl Inode {
             let user = &from[(chunk.start - offset) as usize..(chunk.end - offset) as usize];
             let copy = &mut bounce[..user.len()];
             // The user's buffer may lie in a mapping: touched with no lock but L1.
-            copy.copy_from_slice(user);
+            buffer::take(copy, user).map_err(|addr| Error::BadBuffer { addr })?;
             self.write_chunk(chunk.clone(), copy, user, &mut reserved)?;
             left.start = chunk.end;
         }

@@ -1,9 +1,8 @@
 //! How an invalidation lets a thread run that keeps losing its page to it.
 
-use std::sync::Weak;
 use std::time::Duration;
 
-use crate::sync::{self, Arc, Deadline};
+use crate::sync::{self, Arc, Deadline, Weak};
 use crate::sys::{PageTable, Tid};
 use crate::units::{PageIndex, PageRange};
 

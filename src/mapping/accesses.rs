@@ -61,6 +61,10 @@ impl Mapping {
         if !self.window.contains(at) {
             return Error::BadBuffer { addr };
         }
+        // Given up while the access was under way.
+        if self.window.is_lost() {
+            return Error::MappingLost { addr: self.window.base().0 };
+        }
         if self.window.was_short_of(self.window.page_at(at)) {
             return budget::shortage(self.window.page_at(at));
         }

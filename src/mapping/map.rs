@@ -61,6 +61,7 @@ impl Pager {
         let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
+            place.leave();
             table.unmap(base, len);
             Error::system("mmap", errno)
         })?;

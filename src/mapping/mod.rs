@@ -12,11 +12,14 @@ use crate::address::core::Core;
 use crate::error::{Error, Result};
 use crate::inode::Inode;
 use crate::inode::control::COPY_BYTES;
-use crate::policy::{Backing, PageState};
+#[cfg(feature = "inside")]
+use crate::policy::Backing;
+use crate::policy::PageState;
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
+use crate::sys::access::buffer;
 use crate::sys::fork::{Home, Kept};
 use crate::sys::{Outcome, Place};
 use crate::units::{PageIndex, PageRange};
@@ -125,7 +128,7 @@ impl Mapping {
     ///
     /// # Errors
     /// [`Error::OutsideMapping`]; [`Error::PastEnd`] and [`Error::DeviceLost`], after the bytes before that page have been read;
-    /// [`Error::PagerGone`]; [`Error::MappingLost`].
+    /// [`Error::PagerGone`]; [`Error::MappingLost`]; [`Error::BadBuffer`] as [`File::read_at`](crate::File::read_at).
     pub fn read_at(&self, into: &mut [u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, into.len() as u64)?;
         let page = self.inode.page();
@@ -141,7 +144,8 @@ impl Mapping {
             self.inode.copy_out(&shared, at..end, &mut copy[..valid])?;
             let past_end = self.check_end(shared.size(), page.touched(&chunk));
             drop(shared);
-            into[(at - bytes.start) as usize..][..valid].copy_from_slice(&copy[..valid]);
+            let user = &mut into[(at - bytes.start) as usize..][..valid];
+            buffer::give(user, &copy[..valid]).map_err(|addr| Error::BadBuffer { addr })?;
             past_end?;
             at = chunk.end;
         }
@@ -154,17 +158,18 @@ impl Mapping {
     /// # Errors
     /// [`Error::OutsideMapping`]; [`Error::ReadOnlyMapping`]; [`Error::PastEnd`], [`Error::NoSpace`], [`Error::DeviceMemory`],
     /// [`Error::DeviceLost`] and [`Error::Limit`], after the bytes before that page have been written; [`Error::PagerGone`];
-    /// [`Error::MappingLost`].
+    /// [`Error::MappingLost`]; [`Error::BadBuffer`] as [`File::write_at`](crate::File::write_at).
     pub fn write_at(&self, from: &[u8], offset: u64) -> Result<()> {
         let bytes = self.file_range(offset, from.len() as u64)?;
         self.check_writable(offset, from.len() as u64)?;
+        buffer::check(from).map_err(|addr| Error::BadBuffer { addr })?;
         let page = self.inode.page();
         let mut bounce = vec![0; page.bytes().min(from.len() as u64) as usize];
         let mut done = 0;
         for (index, part) in page.slices(bytes) {
             let len = (part.end - part.start) as usize;
             let copy = &mut bounce[..len];
-            copy.copy_from_slice(&from[done..done + len]);
+            buffer::take(copy, &from[done..done + len]).map_err(|addr| Error::BadBuffer { addr })?;
             self.write_page(index, part, copy)?;
             done += len;
         }
@@ -323,6 +328,7 @@ impl Mapping {
     }
 
     /// How the page at `offset` bytes of the mapping is mapped. For tests and demonstrations.
+    #[cfg(feature = "inside")]
     #[doc(hidden)]
     pub fn backing_at(&self, offset: u64) -> Option<Backing> {
         if !self.home.is_here() || offset >= self.len() {
@@ -340,6 +346,7 @@ impl Drop for Mapping {
         if !self.home.is_here() {
             return;
         }
+        self.place.leave();
         self.core.unmap(&self.window, &self.inode);
     }
 }

@@ -157,6 +157,8 @@ impl Core {
             let Some(stale) = regions.overlapping(base, bytes).map(|region| region.window.clone()) else {
                 return Ok((regions, place));
             };
+            // Not listed any more before somebody else has the addresses.
+            drop(place);
             table.unmap(base, bytes);
             let hole = base.max(stale.base());
             let end = base.plus(bytes).min(stale.base().plus(stale.bytes()));
@@ -191,7 +193,7 @@ fn take_out_of_service(window: &Window) -> bool {
     for (at, bytes) in window.own_parts() {
         match window.table.condemn(at, bytes) {
             Condemned::Sigbus => {}
-            // Calls that come from now on are an error; one that is under way is not caught.
+            // Calls that come from now on are an error; an access of ours that is under way ends in one.
             Condemned::Segv => window.set_lost(),
             Condemned::Refused => {
                 // Of what the application has unmapped the kernel has taken them.

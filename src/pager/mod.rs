@@ -135,6 +135,7 @@ impl PagerBuilder {
     }
 
     /// Has the workers answer every fault, also those that the reader could. For tests that park a fault.
+    #[cfg(feature = "inside")]
     #[doc(hidden)]
     pub fn reader_answers(mut self, answers: bool) -> Self {
         self.reader_answers = answers;

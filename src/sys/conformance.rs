@@ -3,8 +3,6 @@
 //! An access that faults is recorded and then taken out of its fault by a SIGBUS, which changes nothing
 //! in the page table; so every step has one outcome, and no timing in it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use nix::errno::Errno;
 use proptest::prelude::*;
 
@@ -14,6 +12,7 @@ use super::userfault::Userfault;
 use super::{
     Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Rights, Scan, access,
 };
+use crate::sync::plain::{AtomicBool, Ordering};
 use crate::sync::{Arc, thread};
 use crate::units::Addr;
 

@@ -20,12 +20,11 @@
 //!
 //! No step here waits, so a fork between any two of them leaves nothing that a child could hang on.
 
+use crate::error::{Error, Result};
+use crate::sync::plain::{AtomicPtr, AtomicU64, Ordering};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-
-use crate::error::{Error, Result};
 
 /// The process that made a handle.
 #[derive(Clone, Copy, Debug)]
@@ -163,7 +162,7 @@ impl<T: Clone> Clone for Kept<T> {
 impl<T> Drop for Kept<T> {
     fn drop(&mut self) {
         if self.home.is_here() {
-            // SAFETY: nobody uses it after its owner's drop.
+            // SAFETY: dropped here alone, and nobody uses it after its owner's drop, which this is.
             unsafe { ManuallyDrop::drop(&mut self.kept) };
         }
     }
@@ -184,7 +183,8 @@ impl<T: Sync> PerProcess<T> {
     /// This process's, if it has one. Allocates nothing and waits for nobody: for signal handlers.
     pub(crate) fn get(&self) -> Option<&'static T> {
         let latest = self.latest.load(Ordering::Acquire);
-        // SAFETY: null, or a box that was leaked by `get_or_make`, of this process or of one that it was forked from.
+        // SAFETY: null, or a box that `get_or_make` has leaked, of this process or of one that it was forked from; what `get_or_make` frees was
+        // never here.
         let (home, value) = unsafe { latest.as_ref() }?;
         home.is_here().then_some(value)
     }
@@ -200,7 +200,7 @@ impl<T: Sync> PerProcess<T> {
         let made = Box::into_raw(Box::new((home, (self.make)())));
         if self.latest.compare_exchange(latest, made, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // Another thread's was first.
-            // SAFETY: nobody else has seen the box.
+            // SAFETY: made by `Box::into_raw` above, and not put where anybody else would see it: the exchange has failed.
             drop(unsafe { Box::from_raw(made) });
         }
         Ok(self.get().expect("a process has its own value once it has made one"))

@@ -42,7 +42,7 @@ pub enum Access {
 
 /// What the page table said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum FaultKind {
+pub(crate) enum FaultKind {
     /// No entry, and nothing in the page cache either.
     Missing,
     /// No entry, though the page is in the device's page cache.
@@ -178,7 +178,7 @@ pub(crate) enum Scan {
 pub(crate) enum Condemned {
     /// Every access is a SIGBUS.
     Sigbus,
-    /// Every access is a SIGSEGV: the kernel had no room for more.
+    /// Every access is a SIGSEGV: the kernel had no room for more. Caught where an access of ours raises it.
     Segv,
     /// The kernel refuses that, too: nothing has changed.
     Refused,
@@ -213,6 +213,12 @@ pub(crate) enum Delivery {
 /// The implementation for the kernel is [`userfault::Userfault`]: one userfaultfd. `at` and
 /// `bytes` are multiples of the base page everywhere, and of the device's page where
 /// an entry for a device page is meant.
+///
+/// **What it asks of its callers**, and what the `SAFETY` comments of the kernel's refer to: a range lies within one that this table has
+/// given out ([`PageTable::reserve`]) and that is not given back ([`PageTable::unmap`]) before the call returns. The ranges come from a
+/// `Window`, whose place is that of its [`Place`] (`Pager::map_with` makes both), and nothing of it that the application has taken away
+/// (`Window::own_parts`). Given back they are by `Core::unmap` alone, and by nobody else once they are known to more than their maker: with `regions` and
+/// L2 held exclusively, when the window has left both. Everybody else holds one of those locks and has found the window there, or is `Core::unmap` itself.
 pub(crate) trait PageTable: Send + Sync {
     /// The granularity at which zeros are installed: the machine's base page, in bytes.
     fn base_page(&self) -> u64;

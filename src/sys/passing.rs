@@ -16,12 +16,11 @@
 //! A SIGBUS is the load's own if no range is listed there and none has ended since the handler looked last, for the same load: past the
 //! end of a file that costs one repetition more, and only where poison has ever passed.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
 use nix::errno::Errno;
 
 use super::fork::PerProcess;
 use super::{Access, Addr, Part, access, trap};
+use crate::sync::plain::{AtomicU64, AtomicUsize, Ordering, sleep, yield_now};
 
 /// Ranges at a time: no more than there are workers, most of the time. Who finds no room waits.
 const LISTED_MAX: usize = 64;
@@ -84,7 +83,7 @@ pub(super) fn begin(at: Addr, bytes: u64) {
     let lists = lists();
     while !lists.listed.iter().any(|slot| slot.compare_exchange(0, entry, Ordering::SeqCst, Ordering::Relaxed).is_ok())
     {
-        std::thread::yield_now();
+        yield_now();
     }
 }
 
@@ -110,12 +109,14 @@ pub(super) fn is_to_be_repeated(addr: usize, context: &libc::ucontext_t) -> bool
         return false;
     }
     if listed {
-        std::thread::yield_now();
+        yield_now();
     }
     let thread = nix::unistd::gettid().as_raw() as u64;
     let digest = [thread, addr as u64, count].iter().fold(0x9e37_79b9_7f4a_7c15_u64, |digest, word| {
         (digest ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
     });
+    // Of two threads with the same slot each may have the other repeat once more than it need, and no longer than they take turns to the very
+    // instruction. Broken memory, which has the same code as poison, ends the same way: it is repeated while the range is listed, and once.
     let before = lists.repeated[thread as usize % COUNTS].swap(digest, Ordering::SeqCst);
     listed || before != digest
 }
@@ -138,9 +139,7 @@ fn outlast_at<T>(at: usize, bytes: usize, call: impl Fn() -> Result<T, Errno>) -
         let before = lists.ended_in_all.load(Ordering::SeqCst);
         match call() {
             // The list first, as above.
-            Err(Errno::EFAULT) if meets() || lists.ended_in_all.load(Ordering::SeqCst) != before => {
-                std::thread::sleep(PAUSE)
-            }
+            Err(Errno::EFAULT) if meets() || lists.ended_in_all.load(Ordering::SeqCst) != before => sleep(PAUSE),
             done => return done,
         }
     }

@@ -6,6 +6,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use super::sent::{self, Place};
 use super::{Delivery, Tid};
+use crate::sync::plain::yield_now;
 use crate::units::Addr;
 
 /// Blocks every signal in the calling thread. The pager's threads run no handler of the
@@ -73,7 +74,7 @@ fn sleep_soon(tid: Tid) -> Sleep {
     let until = Instant::now() + Duration::from_millis(5);
     loop {
         match sleep_of(tid) {
-            Sleep::Awake | Sleep::Interrupted if Instant::now() < until => std::thread::yield_now(),
+            Sleep::Awake | Sleep::Interrupted if Instant::now() < until => yield_now(),
             sleep => return sleep,
         }
     }

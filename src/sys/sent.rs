@@ -16,11 +16,10 @@
 //! the same instruction with the same stack it is at the same access. What is dropped costs a message; what hits
 //! something else may cost a life.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use nix::errno::Errno;
 
 use super::Tid;
+use crate::sync::plain::{AtomicU64, Ordering};
 use crate::units::Addr;
 
 /// Where a thread goes on when its fault is over.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::file::File;
 use crate::inode::Inode;
 use crate::probe::Probe;
+#[cfg(feature = "inside")]
 use crate::sabotage::Rule;
 use crate::sync::{Arc, Mutex};
 use crate::sys::fork::Kept;
@@ -150,6 +151,7 @@ impl Volume {
 
     /// Breaks the one rule that the demo shows being broken. Never for use: files on this volume
     /// will see each other's bytes.
+    #[cfg(feature = "inside")]
     #[doc(hidden)]
     pub fn demonstrate_without_revalidation(&self) {
         self.inner.store.switches.set(Rule::Revalidate, true);

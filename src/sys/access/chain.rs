@@ -1,13 +1,11 @@
-//! Which SIGBUS handler the process has: ours, and those that it stands in front of.
-
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+//! Which handler the process has for SIGBUS, and for SIGSEGV: ours, and those that it stands in front of.
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
 use super::handler::entry;
 use super::routines;
+use crate::sync::plain::{AtomicBool, AtomicPtr, AtomicUsize, Mutex, Ordering, PoisonError};
 use crate::sys::fork::PerProcess;
 
 /// A handler that ours stands in front of.
@@ -20,37 +18,25 @@ pub(super) struct Before {
 /// The most of them. Whoever comes later is not gone in front of any more.
 const MOST: usize = 8;
 
-/// Who was there before, the oldest first. Never shorter, and what is in it never freed: handlers read it. Written under [`INSTALLING`].
-static CHAIN: [AtomicPtr<Before>; MOST] = [const { AtomicPtr::new(std::ptr::null_mut()) }; MOST];
-static CHAINED: AtomicUsize = AtomicUsize::new(0);
+/// The handlers of one signal.
+pub(super) struct Chain {
+    signal: Signal,
+    /// Who was there before, the oldest first. Never shorter, and what is in it never freed: handlers read it. Written under
+    /// [`INSTALLING`].
+    chain: [AtomicPtr<Before>; MOST],
+    chained: AtomicUsize,
+}
+
+pub(super) static SIGBUS: Chain = Chain::of(Signal::SIGBUS);
+pub(super) static SIGSEGV: Chain = Chain::of(Signal::SIGSEGV);
+
 /// Held by whoever changes the handler, for the time of three system calls. A leaf. Never taken in a handler. A child has its own: nobody would
 /// ever unlock one that another thread held when it was forked. Guarded by `tests/forks.rs` and below.
 static INSTALLING: PerProcess<Mutex<()>> = PerProcess::new(Mutex::default);
 
-fn chained(index: usize) -> Option<&'static Before> {
-    // SAFETY: null, or made by `Box::into_raw` in `chain` and never freed.
-    unsafe { CHAIN.get(index)?.load(Ordering::Acquire).as_ref() }
-}
-
-/// The youngest but `level` of them.
-pub(super) fn older(level: usize) -> Option<&'static Before> {
-    CHAINED.load(Ordering::Acquire).checked_sub(level + 1).and_then(chained)
-}
-
-/// Makes it the youngest of the chain, at that place. Only under [`INSTALLING`].
-fn chain(index: usize, action: SigAction) {
-    let before = Box::into_raw(Box::new(Before { action, spent: AtomicBool::new(false) }));
-    CHAIN[index].store(before, Ordering::Release);
-    CHAINED.store(index + 1, Ordering::Release);
-}
-
-/// The handler that the process has now.
-fn present() -> Result<libc::sigaction, Errno> {
-    let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: changes nothing, and writes what is there to `now`, which has room for it.
-    Errno::result(unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), now.as_mut_ptr()) })?;
-    // SAFETY: written by the call, which has succeeded.
-    Ok(unsafe { now.assume_init() })
+/// The chain of a signal that [`entry`] is called for.
+pub(super) fn of(signal: i32) -> &'static Chain {
+    if signal == libc::SIGSEGV { &SIGSEGV } else { &SIGBUS }
 }
 
 /// Whatever flags it has: Go's run-time adds `SA_ONSTACK` to what it finds.
@@ -58,55 +44,96 @@ fn is_entry(action: &libc::sigaction) -> bool {
     action.sa_sigaction == entry as *const () as usize
 }
 
-/// Whether a SIGBUS that an access of this thread raised now would come to our handler first. Two system calls.
+/// Whether a SIGBUS that an access of this thread raised now would come to our handler first, and a SIGSEGV to whoever handles
+/// those. Two system calls.
 pub(super) fn catches() -> bool {
     let mut blocked = SigSet::empty();
     let asked = pthread_sigmask(SigmaskHow::SIG_BLOCK, None, Some(&mut blocked));
-    asked.is_ok() && !blocked.contains(Signal::SIGBUS) && present().is_ok_and(|action| is_entry(&action))
+    let open = !blocked.contains(Signal::SIGBUS) && !blocked.contains(Signal::SIGSEGV);
+    asked.is_ok() && open && SIGBUS.present().is_ok_and(|action| is_entry(&action))
 }
 
-/// Puts the handler in front of all others, unless it is there already.
-///
-/// Who was there before is in the chain before ours is there: a SIGBUS finds its way to it at any time, also in a child that is forked
-/// in between.
-///
-/// ```text
-/// install                                           another thread
-///   chain: H
-///                                                     SIGBUS: H
-///   sigaction: ours
-///                                                     SIGBUS: ours, then H
-/// ```
-pub(super) fn install() -> Result<(), Errno> {
-    // There is no page to be had.
-    let installing = INSTALLING.get_or_make().map_err(|_| Errno::ENOMEM)?;
-    let _installing = installing.lock().unwrap_or_else(PoisonError::into_inner);
-    routines::find();
-    let now = present()?;
-    if is_entry(&now) {
-        return Ok(());
+impl Chain {
+    const fn of(signal: Signal) -> Self {
+        let chain = [const { AtomicPtr::new(std::ptr::null_mut()) }; MOST];
+        Self { signal, chain, chained: AtomicUsize::new(0) }
     }
-    let before = as_action(&now);
-    let count = CHAINED.load(Ordering::Relaxed);
-    // Stands in it already where it was put in once more after ours: calling it twice would help nobody.
-    let is_known =
-        |action: &SigAction| (0..count).filter_map(chained).any(|known| address(&known.action) == address(action));
-    if !is_known(&before) {
-        if count == MOST {
-            return Err(Errno::ENOSPC);
+
+    pub(super) fn signal(&self) -> Signal {
+        self.signal
+    }
+
+    fn chained(&self, index: usize) -> Option<&'static Before> {
+        // SAFETY: null, or made by `Box::into_raw` in `append`, which alone writes there, and never freed.
+        unsafe { self.chain.get(index)?.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The youngest but `level` of them.
+    pub(super) fn older(&self, level: usize) -> Option<&'static Before> {
+        self.chained.load(Ordering::Acquire).checked_sub(level + 1).and_then(|index| self.chained(index))
+    }
+
+    /// Makes it the youngest of the chain, at that place. Only under [`INSTALLING`].
+    fn append(&self, index: usize, action: SigAction) {
+        let before = Box::into_raw(Box::new(Before { action, spent: AtomicBool::new(false) }));
+        self.chain[index].store(before, Ordering::Release);
+        self.chained.store(index + 1, Ordering::Release);
+    }
+
+    /// The handler that the process has now.
+    fn present(&self) -> Result<libc::sigaction, Errno> {
+        let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: changes nothing, and writes what is there to `now`, which has room for it.
+        Errno::result(unsafe { libc::sigaction(self.signal as i32, std::ptr::null(), now.as_mut_ptr()) })?;
+        // SAFETY: written by the call, which has succeeded.
+        Ok(unsafe { now.assume_init() })
+    }
+
+    /// Puts the handler in front of all others, unless it is there already.
+    ///
+    /// Who was there before is in the chain before ours is there: a signal finds its way to it at any time, also in a child that is forked
+    /// in between.
+    ///
+    /// ```text
+    /// install                                           another thread
+    ///   chain: H
+    ///                                                     SIGBUS: H
+    ///   sigaction: ours
+    ///                                                     SIGBUS: ours, then H
+    /// ```
+    pub(super) fn install(&self) -> Result<(), Errno> {
+        // There is no page to be had.
+        let installing = INSTALLING.get_or_make().map_err(|_| Errno::ENOMEM)?;
+        let _installing = installing.lock().unwrap_or_else(PoisonError::into_inner);
+        routines::find();
+        let now = self.present()?;
+        if is_entry(&now) {
+            return Ok(());
         }
-        chain(count, before);
+        let before = as_action(&now);
+        let count = self.chained.load(Ordering::Relaxed);
+        // Stands in it already where it was put in once more after ours: calling it twice would help nobody.
+        let is_known = |action: &SigAction| {
+            (0..count).filter_map(|at| self.chained(at)).any(|known| address(&known.action) == address(action))
+        };
+        if !is_known(&before) {
+            if count == MOST {
+                return Err(Errno::ENOSPC);
+            }
+            self.append(count, before);
+        }
+        // With every signal blocked; see `handler::Arrived::resolve`.
+        let asked = before.flags() & (SaFlags::SA_ONSTACK | SaFlags::SA_RESTART);
+        let ours = SigAction::new(SigHandler::SigAction(entry), SaFlags::SA_SIGINFO | asked, SigSet::all());
+        // SAFETY: `handler::entry` is async-signal-safe: it reads registers and cells that are set once, waits for nothing but the pager,
+        // and calls on whom the chain names, as the kernel would have.
+        let replaced = unsafe { sigaction(self.signal, &ours) }?;
+        // The application has put in another one since the look: then that is who was there.
+        if address(&replaced) != address(&before) && !is_known(&replaced) && count < MOST {
+            self.append(count, replaced);
+        }
+        Ok(())
     }
-    // With every signal blocked; see `handler::Arrived::resolve`.
-    let asked = before.flags() & (SaFlags::SA_ONSTACK | SaFlags::SA_RESTART);
-    let ours = SigAction::new(SigHandler::SigAction(entry), SaFlags::SA_SIGINFO | asked, SigSet::all());
-    // SAFETY: the handler is async-signal-safe: it reads registers and cells that are set once, waits for nothing but the pager, and calls on.
-    let replaced = unsafe { sigaction(Signal::SIGBUS, &ours) }?;
-    // The application has put in another one since the look: then that is who was there.
-    if address(&replaced) != address(&before) && !is_known(&replaced) && count < MOST {
-        chain(count, replaced);
-    }
-    Ok(())
 }
 
 /// The same, as nix has it.
@@ -151,7 +178,7 @@ mod tests {
         let ended = match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 alarm::set(20);
-                let code = i32::from(install().is_err() || !catches());
+                let code = i32::from(SIGBUS.install().is_err() || !catches());
                 // SAFETY: ends the child.
                 unsafe { libc::_exit(code) }
             }

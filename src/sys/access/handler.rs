@@ -1,4 +1,5 @@
-//! The process's SIGBUS handler: what it takes for itself, and how it calls those that were there before.
+//! The process's SIGBUS handler, and its handler of SIGSEGV where that has been put in: what it takes for itself, and how it calls those that
+//! were there before. Of the two signals SIGSEGV is ours only where an access of ours has raised it.
 //!
 //! | asked for by who was there | as the kernel would have done it |
 //! |---|---|
@@ -19,12 +20,12 @@
 //! is called from within a call of ours goes to the next older one, so it ends.
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, pthread_sigmask, sigaction};
 
 use super::chain::{self, Before};
 use super::routines::{self, Routines};
+use crate::sync::plain::Ordering;
 use crate::sys::sent::{self, Met};
 use crate::sys::{Verdict, passing, trap};
 
@@ -32,6 +33,10 @@ use crate::sys::{Verdict, passing, trap};
 /// observer runs in there, too.
 #[cfg(target_arch = "x86_64")]
 const ROOM_TO_RESOLVE: usize = 12 << 10;
+
+/// No mapping there; a mapping that does not allow it. As the kernel numbers them (asm-generic/siginfo.h).
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
 
 /// The registers that matter of an interrupted thread.
 struct Interrupted {
@@ -77,7 +82,7 @@ impl Interrupted {
     }
 }
 
-/// What the kernel calls. It goes on to [`on_sigbus`] and tells it, besides, whether the kernel has called: then what the thread was
+/// What the kernel calls. It goes on to [`on_signal`] and tells it, besides, whether the kernel has called: then what the thread was
 /// interrupted in lies just behind the return address. Other handlers pass the pointer on, and their frames lie between.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
@@ -87,15 +92,15 @@ pub(super) extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context:
         "xor ecx, ecx",
         "cmp rax, rdx",
         "sete cl",
-        "jmp {on_sigbus}",
-        on_sigbus = sym on_sigbus,
+        "jmp {on_signal}",
+        on_signal = sym on_signal,
     )
 }
 
 #[cfg(target_arch = "aarch64")]
 pub(super) extern "C" fn entry(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // Nothing is resolved in here on this architecture, and so nothing has to be blocked.
-    on_sigbus(signal, info, context, 1);
+    on_signal(signal, info, context, 1);
 }
 
 /// A signal as it arrived.
@@ -110,10 +115,14 @@ struct Arrived {
     by_kernel: bool,
 }
 
-extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, by_kernel: u32) {
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, by_kernel: u32) {
     // SAFETY: the kernel passes a valid siginfo_t to a handler installed with SA_SIGINFO, and who calls us on does the same.
     let code = unsafe { (*info).si_code };
-    let raised = matches!(code, libc::BUS_ADRALN | libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR);
+    let raised = match signal {
+        // Whatever the kernel says; what was sent has a code of 0 or less.
+        libc::SIGSEGV => code > 0,
+        _ => matches!(code, libc::BUS_ADRALN | libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR),
+    };
     let arrived = Arrived { signal, info, context, raised, by_kernel: by_kernel != 0 };
     if !arrived.is_ours(code) {
         // Who was there before may change what the pointers lead to: nothing is borrowed any more.
@@ -126,11 +135,15 @@ impl Arrived {
     fn is_ours(&self, code: i32) -> bool {
         // SAFETY: valid, as above, and nobody changes it until this function returns.
         let info = unsafe { &*self.info };
-        // SAFETY: for SIGBUS, raised by the kernel or sent by `process::raise_sigbus`, si_addr is the address.
+        // SAFETY: for SIGSEGV, and for SIGBUS, raised by the kernel or sent by `process::raise_sigbus`, si_addr is the address. Of a signal
+        // that somebody has sent it is some other number, which nobody uses.
         let addr = unsafe { info.si_addr() } as usize;
         // SAFETY: the third argument of an SA_SIGINFO handler is the interrupted ucontext_t, ours to change and nobody else's until
         // this function returns.
         let context = unsafe { &mut *self.context.cast::<libc::ucontext_t>() };
+        if self.signal == libc::SIGSEGV {
+            return self.fails_an_access(code, addr, context);
+        }
         // One of ours that meets its access is as good as one that the access has raised.
         let meets = match sent::met(info, context) {
             Some(Met::SomethingElse) => return true,
@@ -154,6 +167,18 @@ impl Arrived {
             return true;
         }
         code == libc::SI_QUEUE
+    }
+
+    /// A SIGSEGV: has an access of ours return "failed" that has met what is inaccessible.
+    fn fails_an_access(&self, code: i32, addr: usize, context: &mut libc::ucontext_t) -> bool {
+        // Other codes come without an address, or are about something else.
+        let is_about_an_address = matches!(code, SEGV_MAPERR | SEGV_ACCERR);
+        let Some(routines) = routines::found().filter(|_| is_about_an_address) else { return false };
+        if !routines.contain(interrupted(context).at) {
+            return false;
+        }
+        go_on_as_failed(context, routines.failed, addr);
+        true
     }
 
     /// Asks the resolver, with every signal blocked: a handler that touched a mapping would wait for locks that are held below it.
@@ -246,7 +271,7 @@ impl Arrived {
         // itself (siglongjmp) is no deeper than this.
         let within = !self.by_kernel && outer.context == self.context as usize && frame < outer.frame;
         let level = if within { outer.level + 1 } else { 0 };
-        let before = chain::older(level);
+        let before = chain::of(self.signal).older(level);
         let before = before.filter(|before| {
             let once = before.action.flags().contains(SaFlags::SA_RESETHAND);
             !once || !before.spent.swap(true, Ordering::Relaxed)
@@ -284,7 +309,7 @@ impl Arrived {
         let mut mask = unsafe { SigSet::from_sigset_t_unchecked(interrupted) };
         let action = next.map(|next| &next.action);
         if !action.is_some_and(|action| action.flags().contains(SaFlags::SA_NODEFER)) {
-            mask.add(Signal::SIGBUS);
+            mask.add(chain::of(self.signal).signal());
         }
         if let Some(action) = action {
             action.mask().iter().for_each(|signal| mask.add(signal));
@@ -295,12 +320,13 @@ impl Arrived {
 
     fn end_by_default(&self) {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        let signal = chain::of(self.signal).signal();
         // SAFETY: the default action runs no code of ours.
-        let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
+        let _ = unsafe { sigaction(signal, &default) };
         if !self.raised {
             // An access would be repeated, and end the process then. This signal would not: sent again,
             // it is delivered when this handler returns.
-            let _ = nix::sys::signal::raise(Signal::SIGBUS);
+            let _ = nix::sys::signal::raise(signal);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Loads and stores that end in an error where a plain one would end in SIGBUS.
+//! Loads and stores that end in an error where a plain one would end in SIGBUS, or, where nothing better could be put in the place of a
+//! mapping that is given up ([`expect_inaccessible`]), in SIGSEGV.
 //!
 //! Each access is a few instructions of assembler ([`routines`]). A process-wide SIGBUS handler ([`handler`]) looks whether
 //! the interrupted instruction is one of them; if so, it has the access return "failed" with the faulting address, and otherwise it
@@ -10,16 +11,17 @@
 //!
 //! A thread that blocks SIGBUS, and a process in which another handler has been put in since, would be killed all the same: [`catches`].
 
+pub(crate) mod buffer;
 mod chain;
 mod handler;
 mod routines;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
 use super::Part;
+use crate::sync::plain::{AtomicBool, Ordering};
 use routines::Answer;
 
 /// Installs the handler, once for the process; its children have it, too.
@@ -27,7 +29,7 @@ pub(crate) fn enable() -> Result<(), Errno> {
     // No `OnceLock`: a child would wait for ever for a thread that was in it at the fork.
     static DONE: AtomicBool = AtomicBool::new(false);
     if !DONE.load(Ordering::Acquire) {
-        chain::install()?;
+        chain::SIGBUS.install()?;
         DONE.store(true, Ordering::Release);
     }
     Ok(())
@@ -36,10 +38,17 @@ pub(crate) fn enable() -> Result<(), Errno> {
 /// Puts the handler in front again where another one has been put in since. That one is called for what is not ours. A process in which that
 /// has happened many times keeps the handler that it has.
 pub(super) fn go_in_front() {
-    let _ = chain::install();
+    let _ = chain::SIGBUS.install();
 }
 
-/// Whether a SIGBUS that an access of this thread raised now would be caught: the thread does not block it, and the handler is still ours.
+/// Before a range of a mapping is made inaccessible: an access of ours that is under way there gets SIGSEGV, which is caught from now on. Until
+/// that is needed SIGSEGV is nobody's but the program's. What comes of others is for the handler that was there before, in its turn.
+pub(super) fn expect_inaccessible() {
+    // Where the handler cannot be had, the signal ends the process, as it would have without.
+    let _ = chain::SIGSEGV.install();
+}
+
+/// Whether a SIGBUS that an access of this thread raised now would be caught: the thread blocks neither it nor SIGSEGV, and the handler is still ours.
 /// That is so until the thread changes its mask, or any thread the handler. Two system calls: nothing that costs less knows.
 pub(crate) fn catches() -> bool {
     chain::catches()
@@ -49,8 +58,9 @@ fn done(answer: Answer) -> Result<u64, usize> {
     if answer.failed == 0 { Ok(answer.value) } else { Err(answer.value as usize) }
 }
 
-// What the SAFETY comments below refer to: a `Part` is mapped, and its bytes are the application's, as long as it lives; what is not to
-// be had there is a SIGBUS, which is caught, or kills (`catches`), and harms no memory.
+// What the SAFETY comments below refer to: a `Part` borrows its `Place`, and `Core::unmap`, for the drop of the `Mapping` that owns that, is alone
+// in giving addresses back. So it is mapped, and its bytes are the application's, as long as it lives; what is not to
+// be had there is a SIGBUS or SIGSEGV, which is caught, or kills (`catches`), and harms no memory.
 
 /// Loads an aligned word, in one access. The error is the faulting address.
 pub(crate) fn load(word: Part<'_>) -> Result<u64, usize> {

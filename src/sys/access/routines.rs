@@ -4,7 +4,8 @@
 //! this crate has a name of its own choosing, and two versions of it fit into one program.
 
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::sync::plain::{AtomicPtr, Ordering};
 
 /// What a guarded routine returns: a value, and 0 for done or 1 for SIGBUS. With 1 the value is the faulting address.
 #[repr(C)]
@@ -138,7 +139,7 @@ pub(super) fn find() -> &'static Routines {
 
 /// The same in the handler: there by then.
 pub(super) fn found() -> Option<&'static Routines> {
-    // SAFETY: null, or a box that `look` has leaked.
+    // SAFETY: null, or a box that `look`, which alone writes there, has leaked.
     unsafe { ROUTINES.load(Ordering::Acquire).as_ref() }
 }
 

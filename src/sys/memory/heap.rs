@@ -1,6 +1,6 @@
 //! Memory from the heap, for the fake page table.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::plain::{AtomicU64, Ordering, fence};
 
 pub(super) struct Heap {
     words: Box<[AtomicU64]>,

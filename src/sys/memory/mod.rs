@@ -9,14 +9,13 @@ mod open;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
-use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::sync::step;
+use crate::sync::plain::AtomicU64;
+use crate::sync::{ProcessMutex as Mutex, step};
 use file::DeviceFile;
 #[cfg(feature = "fake")]
 use heap::Heap;
@@ -256,7 +255,7 @@ pub(crate) enum SparseWords {
 /// Arrays of up to 32 KiB are short.
 const SHORT_WORDS: usize = 4096;
 
-// SAFETY: atomics only, alive as long as the map that the value owns.
+// SAFETY: atomics only (`get`), in memory of the map that the value owns and never gives out.
 unsafe impl Send for SparseWords {}
 // SAFETY: as for Send.
 unsafe impl Sync for SparseWords {}
@@ -282,9 +281,9 @@ impl SparseWords {
             Self::Long { words, len, .. } => (words, *len),
         };
         assert!(index < len, "word {index} of {len}");
-        // SAFETY: index is within the allocation, checked above.
+        // SAFETY: within the map of `len` words (`new`), by the assertion.
         let word = unsafe { words.add(index) };
-        // SAFETY: zeroed by the kernel, aligned, alive while self is; only atomics ever touch it.
+        // SAFETY: zeroed by the kernel, aligned (a mapping's start), alive as long as the map in self; nobody else has a pointer there.
         unsafe { word.as_ref() }
     }
 }

@@ -18,13 +18,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam::utils::CachePadded;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use super::Watched;
+use crate::sync::Arc;
+use crate::sync::plain::{AtomicPtr, AtomicUsize, CachePadded, Mutex, MutexGuard, Ordering, PoisonError, yield_now};
 use crate::sys::Tid;
 use crate::sys::fork::PerProcess;
 use crate::units::Addr;
@@ -51,6 +50,18 @@ static DIRECTORY: PerProcess<[CachePadded<Copy>; COPIES]> = PerProcess::new(Defa
 /// handler takes it.
 static CHANGING: PerProcess<Mutex<()>> = PerProcess::new(Default::default);
 
+/// Who has this holds [`CHANGING`].
+struct Changing(#[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Changing {
+    fn begin() -> Self {
+        let changing = CHANGING.get_or_make().expect(HOME);
+        Self(changing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+const HOME: &str = "who watches a range has a page table, and it a home";
+
 impl Copy {
     fn look(&self, at: Addr) -> Option<Arc<Watched>> {
         // In one order with what `replace` does: either the writer sees the count, or this sees the new map.
@@ -66,24 +77,25 @@ impl Copy {
         found
     }
 
-    /// Puts `map` in place of the one that is there, and frees that. Only under [`CHANGING`].
-    fn replace(&self, map: Directory) {
+    /// Puts `map` in place of the one that is there, and frees that.
+    fn replace(&self, map: Directory, _: &Changing) {
         let old = self.map.swap(Box::into_raw(Box::new(map)), Ordering::SeqCst);
         for _ in 0..2 {
             let before = self.turn.fetch_add(1, Ordering::SeqCst) & 1;
             // For look-ups alone, which wait for nothing.
             while self.looking[before].load(Ordering::SeqCst) != 0 {
-                std::thread::yield_now();
+                yield_now();
             }
         }
         if !old.is_null() {
-            // SAFETY: made by `Box::into_raw` above, taken out of the only place that has it, and no look-up uses it (the loop).
+            // SAFETY: made by `Box::into_raw` above, and taken out of the only place that has it. No look-up uses it any more (the loop), and
+            // no other writer (`Changing`).
             drop(unsafe { Box::from_raw(old) });
         }
     }
 
-    fn present(&self) -> Directory {
-        // SAFETY: as in `look`; it is freed only under `CHANGING`, which the caller holds.
+    fn present(&self, _: &Changing) -> Directory {
+        // SAFETY: as in `look`; `replace` alone frees it, and has the lock for that, which the caller has.
         unsafe { self.map.load(Ordering::SeqCst).as_ref() }.cloned().unwrap_or_default()
     }
 }
@@ -94,12 +106,11 @@ pub(super) fn change_all(mut change: impl FnMut(&mut Directory)) {
     // Fails only for a bad `how`.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
     {
-        let home = "who watches a range has a page table, and it a home";
-        let _changing = CHANGING.get_or_make().expect(home).lock().unwrap_or_else(PoisonError::into_inner);
-        for copy in DIRECTORY.get_or_make().expect(home) {
-            let mut map = copy.present();
+        let changing = Changing::begin();
+        for copy in DIRECTORY.get_or_make().expect(HOME) {
+            let mut map = copy.present(&changing);
             change(&mut map);
-            copy.replace(map);
+            copy.replace(map, &changing);
         }
     }
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
@@ -112,9 +123,8 @@ pub(super) fn find(at: Addr, thread: Tid) -> Option<Arc<Watched>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use super::*;
+    use crate::sync::plain::AtomicBool;
     use crate::sys::trap::Kick;
     use crate::sys::{RawFault, Resolver, Verdict};
 

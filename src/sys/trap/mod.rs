@@ -19,11 +19,11 @@ mod directory;
 mod registers;
 mod slots;
 
-use std::sync::Arc;
-
 use nix::errno::Errno;
 
 use super::{Access, RawFault, Resolver, Tid, Verdict};
+use crate::sync::Arc;
+use crate::sync::plain::yield_now;
 use crate::units::Addr;
 pub(super) use registers::SUPPORTED;
 pub(super) use slots::{answer, dismiss, take_posted};
@@ -60,7 +60,7 @@ pub(super) fn unwatch(at: Addr) {
     for watched in gone {
         // The last one is dropped here: what it frees is nothing for a signal handler.
         while Arc::strong_count(&watched) > 1 {
-            std::thread::yield_now();
+            yield_now();
         }
         // Acquires what the handler has done.
         drop(watched);
@@ -88,9 +88,10 @@ fn serve(mut fault: RawFault) -> Option<Verdict> {
     }
     fault.tid = Tid(nix::unistd::gettid().as_raw() as u32);
     let Some(slot) = slots::post(watched.owner, &fault) else {
-        // Every slot is taken: the access repeats, and finds out.
+        // Every slot is taken: the access repeats, and finds out. Nobody is waited for in here: the thread leaves the handler, and its signals
+        // have their turn.
         drop(watched);
-        std::thread::yield_now();
+        yield_now();
         return Some(Verdict::Repeat);
     };
     watched.kick.kick();

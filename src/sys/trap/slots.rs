@@ -1,8 +1,7 @@
 //! Where a fault waits that its own thread cannot resolve: a fixed number of places for the whole process, in
 //! memory that is never freed, so that a handler needs nothing to be kept alive for it while it sleeps.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-
+use crate::sync::plain::{AtomicU32, AtomicUsize, Ordering};
 use crate::sys::fork::PerProcess;
 use crate::sys::{Access, FaultKind, Message, RawFault, Ticket, Tid, Verdict};
 use crate::units::Addr;
@@ -156,13 +155,13 @@ pub(in crate::sys) fn dismiss(owner: usize) {
 
 fn sleep_while(word: &AtomicU32, seen: u32) {
     let (op, forever) = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, std::ptr::null::<libc::timespec>());
-    // SAFETY: `word` is never freed, and aligned; the kernel only compares it. Whatever it answers, the caller looks again.
+    // SAFETY: an aligned word, borrowed as long as the call; the kernel only compares it. Whatever it answers, `Posted::wait` looks again.
     let _ = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, seen, forever) };
 }
 
 fn wake(word: &AtomicU32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: `word` is never freed, and aligned; the kernel uses its address alone.
+    // SAFETY: an aligned word, borrowed as long as the call, of which the kernel uses the address alone.
     let _ = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, 1) };
 }
 

@@ -5,8 +5,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
 use userfaultfd::Uffd;
@@ -15,6 +13,8 @@ use super::open::{self, check_features};
 use super::ranges::Watched;
 use super::{Userfault, continue_mode};
 use crate::error::{Error, Result};
+use crate::sync::Arc;
+use crate::sync::plain::{AtomicU8, Ordering};
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Rights, Scan, abi};
@@ -135,7 +135,8 @@ impl Twin for Userfault {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point(at, bytes, device, offset, (Watched::DeviceUnnoticed, rights))
+        // SAFETY: what `PageTable` asks of its callers.
+        unsafe { self.point(at, bytes, device, offset, (Watched::DeviceUnnoticed, rights)) }
     }
 
     fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {

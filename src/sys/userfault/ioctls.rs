@@ -67,8 +67,8 @@ impl Userfault {
         count(&self.calls.installs);
         let (dst, src) = (at.0 as u64, ZEROS.0.as_ptr() as u64);
         let mut argument = abi::Copy { dst, src, len: self.base_page(), mode, copied: 0 };
-        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at
-        // least `len` bytes, its destination a range that only machine accesses look at.
+        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at least `len` bytes (a base page is
+        // 64 KiB at most). The kernel writes to nothing but a range that is registered here, which no Rust reference points into (`Place`).
         let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
         outcome(answer, argument.copied)
     }

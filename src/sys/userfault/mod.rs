@@ -10,15 +10,12 @@ mod spare;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-use parking_lot::Mutex;
 use userfaultfd::Uffd;
 
 use super::abi;
@@ -29,6 +26,8 @@ use super::{
     Protection, RawFault, Resolver, Rights, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
+use crate::sync::plain::OnceLock;
+use crate::sync::{Arc, Ordering, ProcessMutex as Mutex, Tally, Weak};
 use crate::units::Addr;
 use asynchronous::{FIRST, SECOND, Second};
 use ioctls::continue_mode;
@@ -60,15 +59,15 @@ pub(crate) struct Userfault {
 
 #[derive(Default)]
 struct Counters {
-    polls: AtomicU64,
-    reads: AtomicU64,
-    installs: AtomicU64,
-    wakes: AtomicU64,
-    zaps: AtomicU64,
-    repoints: AtomicU64,
+    polls: Tally,
+    reads: Tally,
+    installs: Tally,
+    wakes: Tally,
+    zaps: Tally,
+    repoints: Tally,
 }
 
-fn count(counter: &AtomicU64) {
+fn count(counter: &Tally) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -128,7 +127,8 @@ impl Drop for Userfault {
     fn drop(&mut self) {
         // The last close lets the kernel fill registered pages with zeros by itself: unmap first.
         for template in std::mem::take(self.templates.get_mut()) {
-            self.give_back(template.at, template.bytes);
+            // SAFETY: mapped by `map_device`, and in this list alone. A re-point that duplicates from it would borrow self.
+            unsafe { self.give_back(template.at, template.bytes) };
         }
     }
 }
@@ -194,13 +194,17 @@ impl PageTable for Userfault {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point(at, bytes, device, offset, (Watched::Device, rights))
+        // SAFETY: what the trait asks of its callers.
+        unsafe { self.point(at, bytes, device, offset, (Watched::Device, rights)) }
     }
 
     fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
         count(&self.calls.repoints);
         let stage = self.map_zeros(bytes, self.base_page(), None, rights)?;
-        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))
+        // SAFETY: has just been mapped here, and nobody else has its address; and what the trait asks of its callers.
+        let moved = unsafe { self.move_over(stage, bytes, bytes, at) };
+        // SAFETY: likewise: it was not moved.
+        moved.inspect_err(|_| unsafe { self.give_back(stage, bytes) })
     }
 
     fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
@@ -223,18 +227,25 @@ impl PageTable for Userfault {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
         let Ok(len) = length(bytes) else { return Condemned::Sigbus };
         let place = std::num::NonZeroUsize::new(at.0);
-        // SAFETY: replaces a range that this struct has reserved and that is not given back before its `Mapping` is dropped
-        // (`Core::unmap`); no Rust reference points into it.
+        // SAFETY: what the trait asks of its callers, or a range that the application has moved away, and that `is_ours` has found
+        // registered here (`Core::condemn_if_ours`). No Rust reference points into it (`Place`).
         let dead = spare::lend(|| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
         let condemned = match dead {
             Ok(_) => {
                 // Nothing to see.
-                let _ = ranges::madvise(at, bytes, libc::MADV_DONTDUMP);
+                // SAFETY: as above. It changes a flag, and no byte.
+                let _ = unsafe { ranges::madvise(at, bytes, libc::MADV_DONTDUMP) };
                 Condemned::Sigbus
             }
             // No room for the mapping, or no memory may be locked: SIGSEGV is still better than zeros that were never there.
-            Err(_) if spare::lend(|| ranges::make_inaccessible(at, bytes)).is_ok() => Condemned::Segv,
-            Err(_) => Condemned::Refused,
+            Err(_) => {
+                access::expect_inaccessible();
+                // SAFETY: as above.
+                match spare::lend(|| unsafe { ranges::make_inaccessible(at, bytes) }) {
+                    Ok(()) => Condemned::Segv,
+                    Err(_) => Condemned::Refused,
+                }
+            }
         };
         self.wake(at, bytes);
         condemned
@@ -245,7 +256,8 @@ impl PageTable for Userfault {
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {
-        self.give_back(at, bytes);
+        // SAFETY: what the trait asks of its callers, here with nobody else at work on the range.
+        unsafe { self.give_back(at, bytes) };
         // munmap wakes nobody.
         self.wake(at, bytes);
     }
@@ -304,7 +316,8 @@ impl PageTable for Userfault {
 
     fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
         count(&self.calls.zaps);
-        match madvise(at, bytes, abi::MADV_DONTNEED_LOCKED) {
+        // SAFETY: what the trait asks of its callers. It drops entries.
+        match unsafe { madvise(at, bytes, abi::MADV_DONTNEED_LOCKED) } {
             // The application has unmapped a part; the kernel has done the rest.
             Err(Errno::ENOMEM) => Ok(()),
             other => other,
@@ -399,7 +412,7 @@ impl PageTable for Userfault {
     }
 
     fn calls(&self) -> Calls {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let get = |counter: &Tally| counter.load(Ordering::Relaxed);
         Calls {
             polls: get(&self.calls.polls),
             reads: get(&self.calls.reads),

@@ -30,21 +30,27 @@ pub(super) fn check_features(supported: u64, needed: &[abi::Feature]) -> Result<
 /// Where those may ask for a userfaultfd who may open it.
 const DEVICE: &str = "/dev/userfaultfd";
 
-fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: callers pass a descriptor that the kernel has just given them, and that nobody else knows.
+/// # Safety
+/// The kernel has just given the caller this descriptor, and nobody else knows it.
+unsafe fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the caller's promise.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn open_by_syscall(flags: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: userfaultfd(2) takes flags only.
-    Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) }).map(|fd| owned(fd as i32))
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
+    // SAFETY: what the call has just answered.
+    Ok(unsafe { owned(fd as i32) })
 }
 
 fn open_by_device(flags: i32) -> Result<OwnedFd, Errno> {
     let device = File::options().read(true).write(true).open(DEVICE);
     let device = device.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
     // SAFETY: USERFAULTFD_IOC_NEW takes flags only.
-    Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), abi::USERFAULTFD_IOC_NEW, flags) }).map(owned)
+    let fd = Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), abi::USERFAULTFD_IOC_NEW, flags) })?;
+    // SAFETY: what the call has just answered.
+    Ok(unsafe { owned(fd) })
 }
 
 /// Not a refusal: there is none left.
@@ -95,7 +101,7 @@ pub(super) fn open(features: u64, need_kernel_faults: bool) -> Result<(Uffd, boo
     let (fd, user_mode_only) = open_any(need_kernel_faults)?;
     api(&fd, features).map_err(|errno| Error::system("ioctl(UFFDIO_API)", errno))?;
     let raw = std::os::fd::IntoRawFd::into_raw_fd(fd);
-    // SAFETY: ownership of an open userfaultfd passes to `Uffd`.
+    // SAFETY: an open userfaultfd, by `open_any`; who owned it has just given it up.
     Ok((unsafe { Uffd::from_raw_fd(raw) }, user_mode_only))
 }
 

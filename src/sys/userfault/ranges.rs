@@ -90,8 +90,10 @@ impl Userfault {
         let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
         // Before it is accessible. A core dump of all of a template could be as long as the device: what is duplicated of it
         // inherits the flag, and is dumped by choice.
-        let _ = madvise(addr(at), bytes, libc::MADV_DONTDUMP);
-        self.prepare(addr(at), bytes, kind)
+        // SAFETY: has just been mapped here, and changes nothing but that flag.
+        let _ = unsafe { madvise(addr(at), bytes, libc::MADV_DONTDUMP) };
+        // SAFETY: has just been mapped here; nobody else has its address.
+        unsafe { self.prepare(addr(at), bytes, kind) }
     }
 
     /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
@@ -104,16 +106,20 @@ impl Userfault {
         let slack = if fixed.is_some() { 0 } else { align.saturating_sub(self.base_page()) };
         let total = bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
         let hint = fixed.and_then(|at| std::num::NonZeroUsize::new(at.0));
-        // SAFETY: a new mapping at an address of the kernel's choice, or one that replaces nothing.
+        // SAFETY: a new mapping at an address of the kernel's choice, or, by MAP_FIXED_NOREPLACE, one that replaces nothing.
         let start = addr(unsafe { mmap_anonymous(hint, length(total)?, ProtFlags::PROT_NONE, flags) }?);
         let at = if fixed.is_some() { start } else { start.plus(align - 1).align_down(align) };
         let head = at.since(start);
-        self.give_back(start, head);
-        self.give_back(at.plus(bytes), slack - head);
+        // SAFETY: the part in front of what has just been mapped here and is wanted: nobody else has its address.
+        unsafe { self.give_back(start, head) };
+        // SAFETY: likewise, the part behind.
+        unsafe { self.give_back(at.plus(bytes), slack - head) };
         if !rights.dumped {
-            let _ = madvise(at, bytes, libc::MADV_DONTDUMP);
+            // SAFETY: likewise, the rest, and changes nothing but that flag.
+            let _ = unsafe { madvise(at, bytes, libc::MADV_DONTDUMP) };
         }
-        self.prepare(at, bytes, (Watched::Zeros, rights))
+        // SAFETY: likewise.
+        unsafe { self.prepare(at, bytes, (Watched::Zeros, rights)) }
     }
 
     /// Makes a new mapping ready: not inherited, registered, and accessible last.
@@ -121,37 +127,49 @@ impl Userfault {
     /// After mlockall(MCL_FUTURE) the kernel locks what is mapped and fills it at once, before it could be
     /// registered: hence PROT_NONE, which it does not fill, and munlock, without which mremap would fill
     /// the range from inside the worker that serves its faults.
-    pub(super) fn prepare(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<Addr, Errno> {
-        let ready = munlock(at, bytes)
-            .and_then(|()| madvise(at, bytes, libc::MADV_DONTFORK))
+    ///
+    /// # Safety
+    /// The range has just been mapped by the caller, and nobody else has its address.
+    unsafe fn prepare(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<Addr, Errno> {
+        // SAFETY: the caller's promise.
+        let ready = unsafe { munlock(at, bytes) }
+            // SAFETY: likewise; changes a flag.
+            .and_then(|()| unsafe { madvise(at, bytes, libc::MADV_DONTFORK) })
             .and_then(|()| self.register(at, bytes, watched))
-            .and_then(|()| make_accessible(at, bytes, rights));
+            // SAFETY: likewise.
+            .and_then(|()| unsafe { make_accessible(at, bytes, rights) });
         match ready {
             Ok(()) => Ok(at),
             Err(errno) => {
-                self.give_back(at, bytes);
+                // SAFETY: likewise, and the caller does not get it.
+                unsafe { self.give_back(at, bytes) };
                 Err(errno)
             }
         }
     }
 
     /// Unmaps a range of ours.
-    pub(super) fn give_back(&self, at: Addr, bytes: u64) {
+    ///
+    /// # Safety
+    /// It was mapped here, and nobody uses it any more, nor will.
+    pub(super) unsafe fn give_back(&self, at: Addr, bytes: u64) {
         if bytes == 0 {
             return;
         }
-        // SAFETY: callers pass ranges that this struct has mapped and that nobody uses any more; their
-        // addresses were never handed to the application, or it has given up the mapping.
+        // SAFETY: the caller's promise.
         let _ = unsafe { munmap(pointer(at), bytes as usize) };
     }
 
     /// Moves `bytes` from `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
     /// Waits until the event is read.
-    pub(super) fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
+    ///
+    /// # Safety
+    /// `from` was mapped here, and is nobody else's, or it is duplicated. `to` is as [`PageTable`] wants its ranges.
+    pub(super) unsafe fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
         self.moves.lock().push_back((from, to));
         let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
-        // SAFETY: `from` is a range this struct has mapped; `to` lies within a reserved range of ours, whose
-        // address stays valid and whose accesses stay served; nothing in Rust borrows its bytes.
+        // SAFETY: the caller's promise. The address stays valid, its accesses stay served, and nothing in Rust borrows its bytes
+        // (`Place`).
         let moved = unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) };
         if moved.is_err() {
             // No event comes of it.
@@ -168,7 +186,10 @@ impl Userfault {
     }
 
     /// Points a range at the device.
-    pub(super) fn point(
+    ///
+    /// # Safety
+    /// The range is as [`PageTable`] wants it.
+    pub(super) unsafe fn point(
         &self,
         at: Addr,
         bytes: u64,
@@ -180,15 +201,22 @@ impl Userfault {
         if !device.is_huge() {
             let template = self.template(device, kind)?;
             // After mlockall the kernel would fill the range from inside this very thread.
-            munlock(template, device.len_bytes())?;
-            self.move_over(template.plus(offset), 0, bytes, at)?;
-            dump_by_choice(at, bytes, kind);
+            // SAFETY: a template, which is given back when its device or this struct is dropped: both are borrowed.
+            unsafe { munlock(template, device.len_bytes()) }?;
+            // SAFETY: likewise, duplicated; and the caller's promise.
+            unsafe { self.move_over(template.plus(offset), 0, bytes, at) }?;
+            // SAFETY: the caller's promise.
+            unsafe { dump_by_choice(at, bytes, kind) };
             return Ok(());
         }
         // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
         let stage = self.map_device(bytes, device, offset, kind)?;
-        self.move_over(stage, bytes, bytes, at).inspect_err(|_| self.give_back(stage, bytes))?;
-        dump_by_choice(at, bytes, kind);
+        // SAFETY: has just been mapped here, and nobody else has its address; and the caller's promise.
+        let moved = unsafe { self.move_over(stage, bytes, bytes, at) };
+        // SAFETY: likewise: it was not moved.
+        moved.inspect_err(|_| unsafe { self.give_back(stage, bytes) })?;
+        // SAFETY: the caller's promise.
+        unsafe { dump_by_choice(at, bytes, kind) };
         Ok(())
     }
 
@@ -214,7 +242,9 @@ impl Userfault {
     /// Gives up the templates of a device that is gone, and with them the device's memory.
     fn forget_template(&self, device: usize) {
         let gone: Vec<Template> = self.templates.lock().extract_if(.., |template| template.device == device).collect();
-        gone.iter().for_each(|template| self.give_back(template.at, template.bytes));
+        // SAFETY: mapped by `map_device`, and taken out of the list, which alone had it: a re-point that duplicates from it borrows the
+        // device, and the device is gone.
+        gone.iter().for_each(|template| unsafe { self.give_back(template.at, template.bytes) });
     }
 }
 
@@ -230,37 +260,49 @@ pub(super) fn length(bytes: u64) -> Result<std::num::NonZeroUsize, Errno> {
     usize::try_from(bytes).ok().and_then(std::num::NonZeroUsize::new).ok_or(Errno::EINVAL)
 }
 
-pub(super) fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
-    // SAFETY: changes a flag of a range that this struct has mapped.
+/// # Safety
+/// The range was mapped here: a lock that somebody else has asked for is his.
+unsafe fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's promise. It changes flags, and no byte.
     unsafe { nix::sys::mman::munlock(pointer(at), bytes as usize) }
 }
 
 /// Has a part of the device that is in its place in core dumps, if that is wanted. Where the kernel refuses it is in none, and
 /// works as well.
-fn dump_by_choice(at: Addr, bytes: u64, (_, rights): Kind) {
+///
+/// # Safety
+/// The range is as [`PageTable`] wants it.
+unsafe fn dump_by_choice(at: Addr, bytes: u64, (_, rights): Kind) {
     if rights.dumped {
-        let _ = madvise(at, bytes, libc::MADV_DODUMP);
+        // SAFETY: the caller's promise. It changes a flag, and no byte.
+        let _ = unsafe { madvise(at, bytes, libc::MADV_DODUMP) };
     }
 }
 
-pub(super) fn make_accessible(at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+/// # Safety
+/// The range has just been mapped by the caller, and nobody else has its address.
+unsafe fn make_accessible(at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
     let prot = match rights.read_only {
         true => ProtFlags::PROT_READ,
         false => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
     };
-    // SAFETY: a range that this struct has just mapped, whose address nobody else knows yet.
+    // SAFETY: the caller's promise.
     unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, prot) }
 }
 
 /// Makes every access to a range a SIGSEGV. The range stays mapped.
-pub(super) fn make_inaccessible(at: Addr, bytes: u64) -> Result<(), Errno> {
-    // SAFETY: a range that this struct has mapped and that is not given back before its `Mapping` is dropped (`Core::unmap`); no
-    // Rust reference points into it, and accesses of the application are to fail from now on.
+///
+/// # Safety
+/// The range is as [`PageTable`] wants it.
+pub(super) unsafe fn make_inaccessible(at: Addr, bytes: u64) -> Result<(), Errno> {
+    // SAFETY: the caller's promise. No Rust reference points into it (`Place`), and accesses of the application are to fail from now on.
     unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, ProtFlags::PROT_NONE) }
 }
 
-pub(super) fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
-    // SAFETY: the range is one this struct has mapped. DONTFORK, DONTDUMP and DODUMP change flags only; DONTNEED drops entries of
-    // ranges whose bytes live in the device, or are zeros, and which no Rust reference points into.
+/// # Safety
+/// The range has just been mapped by the caller, or is as [`PageTable`] wants it. The advice is one that changes flags, or drops entries:
+/// the bytes of such a range live in the device, or are zeros, and no Rust reference points into it (`Place`).
+pub(super) unsafe fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
     Errno::result(unsafe { libc::madvise(at.0 as *mut _, bytes as usize, advice) }).map(drop)
 }

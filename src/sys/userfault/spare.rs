@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
-use parking_lot::Mutex;
 
 use super::ranges::{addr, length, pointer};
+use crate::sync::ProcessMutex as Mutex;
 use crate::sys::fork::PerProcess;
 use crate::sys::memory::base_page_bytes;
 use crate::units::Addr;
