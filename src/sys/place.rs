@@ -28,6 +28,12 @@ impl Place {
         self.at
     }
 
+    /// Breaks [`Rule::MadeUpAddresses`](crate::sabotage::Rule::MadeUpAddresses).
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn take_for_real(&mut self) {
+        self.real = true;
+    }
+
     /// Whether the addresses can be accessed at all.
     pub(crate) fn is_real(&self) -> bool {
         self.real
