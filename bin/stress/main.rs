@@ -17,6 +17,9 @@ mod raw;
 mod report;
 mod run;
 mod sabotage;
+#[path = "../common/scarce.rs"]
+mod scarce;
+mod scene;
 mod totals;
 mod watch;
 mod word;
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
             neighbour::stops::stop_parent();
             std::process::exit(0)
         }
+        Task::Scene { name, seed, rules, limit } => scene::run(name, seed, rules, limit).map(|()| true),
         Task::ListRules => {
             sabotage::list();
             Ok(true)
@@ -100,9 +104,7 @@ fn stress(config: &Config, json: Option<Output>, page: Option<Output>) -> anyhow
             say!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
         }
     }
-    if let Some(lacking) = neighbour::lacking(&config.put) {
-        say!("{lacking}");
-    }
+    neighbour::lacking(&config.put).iter().for_each(|lacking| say!("{lacking}"));
     let outcome = run::run(config)?;
     // What was found is told, wherever else it was to be written.
     report::print(&outcome);
