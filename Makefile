@@ -11,7 +11,7 @@
 
 CARGO ?= cargo
 
-STRESS = $(CARGO) run --release --features sabotage --bin daxpager-stress --
+STRESS = $(CARGO) run --release --features sabotage,fake --bin daxpager-stress --
 BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 
 .PHONY: demo test stress bench model schedules miri check audit help setup fmt lint doc clean

@@ -1,8 +1,8 @@
 //! The safety rules, as switches that break them: the list of all that can be broken on purpose.
 //!
 //! A test that never fails proves nothing. Each rule has a test that passes, and that fails
-//! when the rule's switch is on. The switches are on a volume, so that tests beside each other
-//! do not meet. Without the feature `sabotage` every one is the constant `false`, with a single
+//! when the rule's switch is on. The switches are on a volume or a pager, so that tests beside each other
+//! do not meet; [`Rule::ForkCheck`] is the process's. Without the feature `sabotage` every one is the constant `false`, with a single
 //! exception: [`Rule::Revalidate`], which the demo breaks in a scratch volume to show what it is for. Without the feature `inside`,
 //! which the demo requires, there is no exception, and nobody outside knows of any of this.
 
@@ -78,6 +78,17 @@ rules! {
     NoCopyUnderLock = "no-copy-under-lock",
     /// Broken: a dead pager leaves its mappings registered, and the last close fills them with zeros.
     CondemnBeforeClose = "condemn-before-close",
+    /// Broken: the addresses of a mapping go back to the kernel when the pager ends and nothing can be mapped in their place.
+    CondemnInPlace = "condemn-in-place",
+    /// Broken: the observer is told before a condemned mapping has left the map of regions, and its addresses go back first; after a panic of
+    /// the observer it is condemned again.
+    CondemnOnce = "condemn-once",
+    /// Broken: a range that could not be pointed elsewhere for lack of address ranges is taken for somebody else's, and its mapping given up.
+    MendWhatIsOurs = "mend-what-is-ours",
+    /// Broken: the addresses of the fake page table are accessed as if they were real.
+    MadeUpAddresses = "made-up-addresses",
+    /// Broken: a child of fork(2) takes handles of its parent for its own. For the whole process.
+    ForkCheck = "fork-check",
     /// Broken: dirty pages are protected first and forgotten afterwards.
     ForgetBeforeProtect = "forget-before-protect",
     /// Broken: a store through a mapping is not marked dirty.
@@ -87,6 +98,15 @@ rules! {
 /// Which rules are broken.
 #[derive(Default, Debug)]
 pub(crate) struct Switches(Tally);
+
+/// What is no pager's and no volume's.
+static EVERYWHERE: Switches = Switches(Tally::new(0));
+
+/// Whether a rule of the whole process is broken.
+#[inline]
+pub(crate) fn broken_everywhere(rule: Rule) -> bool {
+    EVERYWHERE.broken(rule)
+}
 
 impl Switches {
     fn bit(rule: Rule) -> u64 {
@@ -102,6 +122,9 @@ impl Switches {
 
     #[cfg(feature = "inside")]
     pub(crate) fn set(&self, rule: Rule, broken: bool) {
+        if rule == Rule::ForkCheck && !std::ptr::eq(self, &EVERYWHERE) {
+            return EVERYWHERE.set(rule, broken);
+        }
         if broken {
             self.0.fetch_or(Self::bit(rule), Ordering::Relaxed);
         } else {

@@ -49,7 +49,9 @@ fn faults_put_in_change_nothing() {
 /// What a process does around the library: one kind at a time, and all at once.
 #[test]
 fn neighbours_change_nothing() {
-    for kinds in ["masked", "forks", "scarcity", "stops", "memlock,shutdown", "neighbour"] {
+    let kinds =
+        ["masked", "forks", "scarcity", "stops", "memlock,shutdown", "exhaustion", "panics,made-up", "neighbour"];
+    for kinds in kinds {
         let output = stress(&format!("--inject {kinds} --seconds 3 --mix-seconds 1 --seed 61 --quiet"));
         assert_eq!(output.status.code(), Some(0), "{kinds}: {}{}", stdout(&output), stderr(&output));
     }
@@ -101,6 +103,26 @@ fn a_violation_is_told_in_full() {
     // the same with the rule intact
     let output = stress("--sabotage zero-new-block --intact --seed 5 --seconds 2 --quiet");
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+}
+
+/// What it is to write to memory that is not the library's, or to read it: each way that there was, switched on again, is named. A process
+/// beside may die of it before it sees a guard: that says what it did, and its signal.
+#[test]
+fn harm_is_found_and_named() {
+    for (rule, kinds, words) in [
+        ("condemn-in-place", "memlock", ["scene locked", "could be mapped by somebody else"]),
+        ("condemn-once", "panics", ["scene panics", "observer"]),
+        ("mend-what-is-ours", "exhaustion", ["scene exhaustion", ""]),
+        ("made-up-addresses", "made-up", ["scene made-up", "guard"]),
+        ("fork-check", "forks", ["a child of fork(2)", ""]),
+    ] {
+        let output = stress(&format!("--sabotage {rule} --seed 5 --seconds 30 --hang-seconds 5"));
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(1), "{rule}: {text}{}", stderr(&output));
+        assert!(text.contains(&format!("put in: {kinds}")), "{rule}: {text}");
+        words.iter().for_each(|word| assert!(text.contains(word), "{rule}, {word}: {text}"));
+        assert!(text.contains("harm"), "{rule}: {text}");
+    }
 }
 
 /// The rules that show soon, each broken once, and the unbroken pager run in the same way.

@@ -16,6 +16,7 @@ use crate::oracle::trace::{EVENTS, Entry};
 use crate::report::Output;
 use crate::run::{Config, page_bytes};
 use crate::sabotage::{Recipe, Selection, Which};
+use crate::scene;
 use crate::word::{SLOTS, THREADS_MAX};
 
 /// Threads that a person may ask for; one more compares everything at rest.
@@ -108,12 +109,16 @@ pub(crate) struct Args {
     /// What this program runs itself as, for --inject stops
     #[arg(long, hide = true)]
     stop_parent: bool,
+    /// What this program runs itself as, for what is done in processes beside
+    #[arg(long, hide = true, value_enum, value_name = "NAME")]
+    scene: Option<scene::Name>,
 }
 
 /// What is to be done.
 pub(crate) enum Task {
     Run { config: Box<Config>, json: Option<Output>, report: Option<Output> },
     Table(Selection),
+    Scene { name: scene::Name, seed: u64, rules: Vec<Rule>, limit: Duration },
     ListRules,
     StopParent,
 }
@@ -123,6 +128,11 @@ impl Args {
     pub(crate) fn task(self) -> anyhow::Result<Task> {
         if self.stop_parent {
             return Ok(Task::StopParent);
+        }
+        if let Some(name) = self.scene {
+            let rule = self.sabotage.as_deref().map(recipe_of).transpose()?.map(|recipe| recipe.rule);
+            let (seed, limit) = (self.seed.unwrap_or(0), Duration::from_secs(self.hang_seconds));
+            return Ok(Task::Scene { name, seed, rules: rule.into_iter().collect(), limit });
         }
         if self.list_rules {
             return Ok(Task::ListRules);
@@ -151,7 +161,7 @@ impl Args {
         match &mut task {
             Task::Run { json, report, .. } => (*json, *report) = (output(&self.json)?, output(&self.report)?),
             Task::Table(selection) => selection.json = output(&self.json)?,
-            Task::ListRules | Task::StopParent => {}
+            Task::Scene { .. } | Task::ListRules | Task::StopParent => {}
         }
         Ok(task)
     }
@@ -253,7 +263,11 @@ fn recipe_of(name: &str) -> anyhow::Result<Recipe> {
         bail!("--sabotage {name}: there is no such rule. There are: all, quick, {}", names.join(", "));
     };
     check_feature("--sabotage")?;
-    Ok(Recipe::of(*rule))
+    let recipe = Recipe::of(*rule);
+    if let Some(feature) = recipe.lacks() {
+        bail!("--sabotage {name} needs {feature}");
+    }
+    Ok(recipe)
 }
 
 fn check_feature(option: &str) -> anyhow::Result<()> {

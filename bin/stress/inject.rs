@@ -35,17 +35,32 @@ pub(crate) enum Inject {
     Forks,
     /// The process has next to no address ranges left, for moments
     Scarcity,
-    /// The process locks what it maps (mlockall; needs CAP_IPC_LOCK)
+    /// The process locks what it maps (mlockall; needs CAP_IPC_LOCK); in one beside, next to nothing may be locked
     Memlock,
-    /// Other pagers end under threads that load and store
+    /// Other pagers end under threads that load, store, copy and wait in calls
     Shutdown,
-    /// All that a process does around the library: from stops to shutdown
+    /// In a process beside, not one address range, or no address space, is left
+    Exhaustion,
+    /// In a process beside, an observer panics
+    Panics,
+    /// In a process beside, guards lie at the addresses of the fake page table (needs the feature fake)
+    MadeUp,
+    /// All that a process does around the library: from stops to made-up
     Neighbour,
 }
 
 /// What "neighbour" stands for; "all" is what comes before.
-const NEIGHBOURS: [Inject; 6] =
-    [Inject::Stops, Inject::Masked, Inject::Forks, Inject::Scarcity, Inject::Memlock, Inject::Shutdown];
+const NEIGHBOURS: [Inject; 9] = [
+    Inject::Stops,
+    Inject::Masked,
+    Inject::Forks,
+    Inject::Scarcity,
+    Inject::Memlock,
+    Inject::Shutdown,
+    Inject::Exhaustion,
+    Inject::Panics,
+    Inject::MadeUp,
+];
 
 /// How often a thread is held at a point, and how long.
 #[derive(Clone, Copy, Debug)]

@@ -20,6 +20,9 @@ mod raw;
 mod report;
 mod run;
 mod sabotage;
+#[path = "../common/scarce.rs"]
+mod scarce;
+mod scene;
 mod totals;
 mod watch;
 mod word;
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
             neighbour::stops::stop_parent();
             std::process::exit(0)
         }
+        Task::Scene { name, seed, rules, limit } => scene::run(name, seed, rules, limit).map(|()| true),
         Task::ListRules => {
             sabotage::list();
             Ok(true)
@@ -103,9 +107,7 @@ fn stress(config: &Config, json: Option<Output>, page: Option<Output>) -> anyhow
             say!("broken: {}; put in: {}", rules.join(", "), config.put.names().join(", "));
         }
     }
-    if let Some(lacking) = neighbour::lacking(&config.put) {
-        say!("{lacking}");
-    }
+    neighbour::lacking(&config.put).iter().for_each(|lacking| say!("{lacking}"));
     let outcome = run::run(config)?;
     // What was found is told, wherever else it was to be written.
     report::print(&outcome);

@@ -186,7 +186,7 @@ impl Run<'_> {
     ) -> anyhow::Result<Came> {
         let stop = Arc::new(AtomicBool::new(false));
         let workers = work::start(world, round, &stop)?;
-        let neighbours = Neighbours::start(&self.config.put, world, round)?;
+        let neighbours = Neighbours::start(self.config, world, round)?;
         let came = self.watch.until_ended(world, &workers, || {
             if Instant::now() >= ends || enough() {
                 stop.store(true, Ordering::Relaxed);
@@ -194,7 +194,7 @@ impl Run<'_> {
             stop.load(Ordering::Relaxed) || world.oracle.stop.load(Ordering::Relaxed)
         });
         stop.store(true, Ordering::Relaxed);
-        let ended = neighbours.end(&world.oracle, self.config.hang_after);
+        let ended = neighbours.end(&world.oracle);
         if came == Came::ToNothing || !self.join(world, workers) {
             return Ok(if ended { came } else { Came::ToNothing });
         }

@@ -104,8 +104,20 @@ impl Recipe {
                 let held = &[(Point::FaultRead, Delay { ppm: 2000, us_max: 3_000_000 })];
                 Self { change_limit: Some(Duration::from_secs(1)), ..messages(with(Scenario::Reuse, &[], held)) }
             }
+            // What is harmed is none of the files': the scenario is one that leaves most of the machine to the processes beside.
+            Rule::CondemnInPlace => slow(with(Scenario::ThreeParty, &[Inject::Memlock], &[])),
+            Rule::CondemnOnce => slow(with(Scenario::ThreeParty, &[Inject::Panics], &[])),
+            Rule::MendWhatIsOurs => slow(with(Scenario::ThreeParty, &[Inject::Exhaustion], &[])),
+            Rule::MadeUpAddresses => slow(with(Scenario::ThreeParty, &[Inject::MadeUp], &[])),
+            Rule::ForkCheck => slow(with(Scenario::ThreeParty, &[Inject::Forks], &[])),
             _ => with(Scenario::Reuse, &[], &[]),
         }
+    }
+
+    /// What this program was built without, and the rule can't be broken without.
+    pub(crate) fn lacks(&self) -> Option<&'static str> {
+        let fake = self.inject.contains(&Inject::MadeUp) && !cfg!(feature = "fake");
+        fake.then_some("the fake page table: build with --features sabotage,fake")
     }
 
     fn widened(&self) -> String {
@@ -147,8 +159,10 @@ pub(crate) fn list() {
 pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     let rules: Vec<Recipe> = Rule::ALL.iter().map(|rule| Recipe::of(*rule)).collect();
     let rules = rules.into_iter().filter(|recipe| selection.which.has(recipe));
+    let (left_out, rules): (Vec<Recipe>, Vec<Recipe>) = rules.partition(|recipe| recipe.lacks().is_some());
     let there_are = selection.pins.allow_messages();
-    let (rules, without): (Vec<Recipe>, Vec<Recipe>) = rules.partition(|recipe| there_are || !recipe.messages);
+    let (rules, without): (Vec<Recipe>, Vec<Recipe>) =
+        rules.into_iter().partition(|recipe| there_are || !recipe.messages);
     say!(
         "each rule broken {} times from seed {}, for {} s at most",
         selection.times,
@@ -167,6 +181,9 @@ pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
     );
     for recipe in &without {
         say!("{:<25} about messages: there are none where threads resolve their own faults", recipe.rule.name());
+    }
+    for recipe in &left_out {
+        say!("{:<25} LEFT OUT: it needs {}", recipe.rule.name(), recipe.lacks().unwrap_or_default());
     }
     let mut rows = Vec::new();
     for recipe in &rules {

@@ -34,8 +34,16 @@ impl Core {
             let mut change = inode.space.change();
             change.remove_window(&window);
             window.table.unwatch(window.base());
+            if self.switches.broken(Rule::CondemnOnce) && !window.is_lost() {
+                give_back(&window);
+                window.set_lost();
+                change.commit(&inode.store);
+                window.set_foreign(window.base(), window.bytes());
+                dropped.extend(regions.remove(&window));
+                continue;
+            }
             // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
-            let done = self.switches.broken(Rule::CondemnBeforeClose) || take_out_of_service(&window);
+            let done = self.switches.broken(Rule::CondemnBeforeClose) || self.take_out_of_service(&window);
             if done {
                 // Before an observer is told, which may panic: nothing is condemned twice.
                 dropped.extend(regions.remove(&window));
@@ -131,10 +139,25 @@ impl Core {
         if !Self::condemn_if_ours(&*window.table, hole, bytes) {
             window.set_foreign(hole, bytes);
         }
-        let done = take_out_of_service(window);
+        let done = self.take_out_of_service(window);
         change.commit(&inode.store);
         window.table.wake(window.base(), window.bytes());
         if done { regions.remove(window) } else { None }
+    }
+
+    /// Gives a mapping up that is all ours, and its addresses with it; all but a part, whose faults are nobody's from then on. For
+    /// [`Rule::MendWhatIsOurs`].
+    pub(crate) fn give_up_what_is_ours(&self, regions: &mut Regions, window: &Arc<Window>, part: Addr, bytes: u64) {
+        let Some(inode) = regions.of(window).map(|region| region.inode.clone()) else { return };
+        window.set_lost();
+        let mut change = inode.space.change();
+        change.remove_window(window);
+        window.table.unwatch(window.base());
+        window.set_foreign(part, bytes);
+        give_back(window);
+        window.set_foreign(window.base(), window.bytes());
+        change.commit(&inode.store);
+        drop(regions.remove(window));
     }
 
     /// An address range that no region has, and the map of regions held exclusively from before there is a range.
@@ -153,6 +176,14 @@ impl Core {
             let mut regions = self.regions.write();
             self.check_alive()?;
             let place = Place::reserve(table, bytes, align, rights).map_err(|errno| Error::system("mmap", errno))?;
+            #[cfg(feature = "sabotage")]
+            let place = {
+                let mut place = place;
+                if self.switches.broken(Rule::MadeUpAddresses) {
+                    place.take_for_real();
+                }
+                place
+            };
             let base = place.at();
             let Some(stale) = regions.overlapping(base, bytes).map(|region| region.window.clone()) else {
                 return Ok((regions, place));
@@ -184,25 +215,30 @@ impl Core {
         }
         true
     }
-}
 
-/// Makes every access to a mapping end in SIGBUS, with its addresses kept, under L2 held exclusively. `false` if the kernel has
-/// no room for that. The entries are gone even so.
-fn take_out_of_service(window: &Window) -> bool {
-    let mut done = true;
-    for (at, bytes) in window.own_parts() {
-        match window.table.condemn(at, bytes) {
-            Condemned::Sigbus => {}
-            // Calls that come from now on are an error; an access of ours that is under way ends in one.
-            Condemned::Segv => window.set_lost(),
-            Condemned::Refused => {
-                // Of what the application has unmapped the kernel has taken them.
-                let _ = window.table.zap(at, bytes);
-                done = false;
+    /// Makes every access to a mapping end in SIGBUS, with its addresses kept, under L2 held exclusively. `false` if the kernel has
+    /// no room for that. The entries are gone even so.
+    fn take_out_of_service(&self, window: &Window) -> bool {
+        let mut done = true;
+        for (at, bytes) in window.own_parts() {
+            match window.table.condemn(at, bytes) {
+                Condemned::Sigbus => {}
+                Condemned::Segv | Condemned::Refused if self.switches.broken(Rule::CondemnInPlace) => {
+                    window.table.unmap(at, bytes);
+                    window.set_foreign(at, bytes);
+                    window.set_lost();
+                }
+                // Calls that come from now on are an error; an access of ours that is under way ends in one.
+                Condemned::Segv => window.set_lost(),
+                Condemned::Refused => {
+                    // Of what the application has unmapped the kernel has taken them.
+                    let _ = window.table.zap(at, bytes);
+                    done = false;
+                }
             }
         }
+        done
     }
-    done
 }
 
 /// Gives the addresses of a mapping back, and wakes who waits there.

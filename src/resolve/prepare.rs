@@ -118,8 +118,8 @@ fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepar
             RwLockWriteGuard::unlock_fair(regions);
             Prepared::Ready
         }
-        Err(_) => {
-            mend(core, &mut regions, &need.window, range);
+        Err(errno) => {
+            mend(core, &mut regions, &need.window, range, errno);
             // Out of address ranges though the budget was kept: the application has them.
             evict(core, &mut regions);
             RwLockWriteGuard::unlock_fair(regions);
@@ -156,10 +156,13 @@ fn point(need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
 
 /// After a re-point has failed: makes sure that the range is ours and recorded as what it is, or gives the
 /// mapping up.
-fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRange) {
+fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRange, why: Errno) {
     let Some(region) = regions.of(window) else { return };
     let bytes = region.inode.page().bytes_of(range.pages());
     let at = window.addr_of(range.start);
+    if why == Errno::ENOMEM && region.inode.broken(Rule::MendWhatIsOurs) {
+        return core.give_up_what_is_ours(regions, window, at, bytes);
+    }
     match window.table.mend(at, bytes, window.rights()) {
         Ok(Mended::Zeros) => regions.repointed(window, range, Backing::Zeros),
         Ok(Mended::Untouched) => {}
@@ -196,6 +199,6 @@ fn evict(core: &Core, regions: &mut Regions) {
             regions.repointed(&window, span, Backing::Zeros);
             core.stats.add(&core.stats.evictions);
         }
-        Err(_) => mend(core, regions, &window, span),
+        Err(errno) => mend(core, regions, &window, span, errno),
     }
 }

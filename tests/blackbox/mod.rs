@@ -8,6 +8,7 @@ pub(crate) mod forking;
 pub(crate) mod guard;
 pub(crate) mod park;
 pub(crate) mod raw;
+#[path = "../../bin/common/scarce.rs"]
 pub(crate) mod scarce;
 
 use std::sync::Arc;

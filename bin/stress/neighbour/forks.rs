@@ -1,5 +1,5 @@
 //! Children of fork(2) that use what they have inherited: mappings, files and volumes are the parent's alone, and every call on one is
-//! to say so.
+//! to say so. The addresses of mappings are free in a child: a guard lies there.
 #![allow(unsafe_code)]
 
 use daxpager::Error;
@@ -9,6 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 
 use super::Neighbour;
+use super::guards::Guards;
 use crate::oracle::Kind;
 use crate::world::{Mapped, World};
 
@@ -17,10 +18,13 @@ const SECONDS: u32 = 10;
 
 type Call = fn(&World, &Mapped) -> Result<(), Error>;
 
+/// Words that calls in a child store: no byte of them is a guard's.
+const STORED: u64 = 0x0101_0101_0101_0101;
+
 /// What a child tries.
 const CALLS: &[(&str, Call)] = &[
     ("load", |_, mapped| mapped.mapping.load(0).map(drop)),
-    ("store", |_, mapped| mapped.mapping.store(0, 1)),
+    ("store", |_, mapped| mapped.mapping.store(0, STORED)),
     ("copy_in", |_, mapped| mapped.mapping.copy_in(0, &[1; 3])),
     ("Mapping::read_at", |_, mapped| mapped.mapping.read_at(&mut [0; 8], 0)),
     ("Mapping::write_at", |_, mapped| mapped.mapping.write_at(&[1; 8], 0)),
@@ -28,6 +32,7 @@ const CALLS: &[(&str, Call)] = &[
     ("File::write_at", |world, mapped| world.files[usize::from(mapped.file)].write_at(&[1; 8], 0).map(drop)),
     ("truncate", |world, mapped| world.files[usize::from(mapped.file)].truncate(1)),
     ("punch_hole", |world, mapped| world.files[usize::from(mapped.file)].punch_hole(0, 1 << 20)),
+    ("copy_out", |_, mapped| mapped.mapping.copy_out(0, &mut [0; 3])),
     ("create", |world, _| world.volume.create("child").map(drop)),
 ];
 
@@ -36,17 +41,62 @@ fn is_refusal(result: &Result<(), Error>) -> bool {
     result.as_ref().is_err_and(|error| format!("{error:?}").contains("Forked"))
 }
 
-/// The exit code: 0, or the number of the first call that was not refused, from 1 on.
+/// What a child had to complain about: the number of a call, and what came of it.
+#[derive(Clone, Copy)]
+enum Complaint {
+    /// It was not refused.
+    Done = 1,
+    /// It was not, and a guard has other bytes now.
+    Harmed,
+    /// A load gave a guard's bytes.
+    Read,
+    /// The drop of a mapping has taken a guard away.
+    Unmapped,
+}
+
+impl Complaint {
+    const BITS: i32 = 3;
+
+    fn text(code: i32) -> String {
+        let name = CALLS.get((code >> Self::BITS) as usize).map_or("?", |call| call.0);
+        match code & ((1 << Self::BITS) - 1) {
+            code if code == Self::Done as i32 => format!("{name} was not refused"),
+            code if code == Self::Harmed as i32 => {
+                format!("{name} was not refused, and has changed a guard at the mapping's addresses")
+            }
+            code if code == Self::Read as i32 => format!("{name} gave a guard's bytes, from the mapping's addresses"),
+            code if code == Self::Unmapped as i32 => "the drop of a mapping has taken a guard away".to_owned(),
+            code => format!("exit code {code}"),
+        }
+    }
+}
+
+/// The exit code: 0, or a [`Complaint`].
 fn as_child(world: &World, mapped: Mapped, first: usize) -> i32 {
     let _ = set_pdeathsig(Signal::SIGKILL);
     alarm::set(SECONDS);
+    let mut guards = Guards::none(first as u64);
+    let (at, bytes) = (mapped.mapping.as_ptr() as usize, mapped.mapping.len() as usize);
+    let is_guarded = guards.place(at, bytes, bytes).is_some();
     for number in (0..CALLS.len()).map(|number| (number + first) % CALLS.len()) {
-        if !is_refusal(&CALLS[number].1(world, &mapped)) {
-            return number as i32 + 1;
+        let complaint = |complaint: Complaint| (number as i32) << Complaint::BITS | complaint as i32;
+        let (name, call) = CALLS[number];
+        if name == "load" && is_guarded {
+            let guard = u64::from_ne_bytes(std::array::from_fn(|at| guards.placed_byte(at)));
+            if mapped.mapping.load(0) == Ok(guard) {
+                return complaint(Complaint::Read);
+            }
+        }
+        let refused = is_refusal(&call(world, &mapped));
+        if guards.harm().is_some() {
+            return complaint(Complaint::Harmed);
+        }
+        if !refused {
+            return complaint(Complaint::Done);
         }
     }
     drop(mapped);
-    0
+    if guards.harm().is_some() { Complaint::Unmapped as i32 } else { 0 }
 }
 
 pub(super) fn run(neighbour: &mut Neighbour) {
@@ -78,14 +128,16 @@ pub(super) fn run(neighbour: &mut Neighbour) {
         match waitpid(child, None) {
             Ok(WaitStatus::Exited(_, 0)) => {}
             Ok(WaitStatus::Exited(_, code)) => {
-                let name = CALLS.get(code as usize - 1).map_or("?", |call| call.0);
-                neighbour.report(Kind::Harm, expected, format!("{name} was not refused"));
+                neighbour.report(Kind::Harm, expected, format!("a child of fork(2): {}", Complaint::text(code)));
             }
             Ok(WaitStatus::Signaled(_, signal, _)) => {
                 neighbour.report(
                     Kind::Harm,
                     expected,
-                    format!("one was ended by {signal}, from {} on", CALLS[first].0),
+                    format!(
+                        "a child of fork(2) was ended by {signal}, as it made all calls from {} on",
+                        CALLS[first].0
+                    ),
                 );
             }
             other => neighbour.report(Kind::Error, expected, format!("{other:?}")),

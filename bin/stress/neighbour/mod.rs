@@ -1,10 +1,11 @@
 //! What a process does around the library while the threads of a mix are at work: it is stopped, it forks, it runs out of address
-//! ranges, it locks its memory, it ends other pagers. Some of what is its own has known content, which must be as it was.
+//! ranges, it locks its memory, it ends other pagers; and, in processes beside it, what is for the whole of one. Some of what is its own has known content, which must be as it was.
 //!
 //! All of it begins with a round and has ended before everything is compared.
 
+mod beside;
 mod forks;
-mod guards;
+pub(crate) mod guards;
 mod ranges;
 mod shutdown;
 pub(crate) mod stops;
@@ -15,12 +16,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use daxpager::sabotage::Rule;
 use fastrand::Rng;
 use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
 
 use crate::inject::{Inject, Put};
 use crate::op::Op;
 use crate::oracle::{Kind, Oracle};
+use crate::run::Config;
 use crate::work::REST;
 use crate::world::World;
 use guards::Guards;
@@ -33,6 +36,9 @@ pub(crate) struct Neighbour {
     /// Held while address ranges are scarce, and while a thread is started: one that finds no room for its stacks is a panic of
     /// the standard library's, and nothing to learn from.
     room: Arc<Mutex<()>>,
+    /// What is broken in processes beside this one, too.
+    rules: Vec<Rule>,
+    hang_after: Duration,
 }
 
 impl Neighbour {
@@ -62,6 +68,8 @@ pub(crate) struct Neighbours {
     threads: Vec<(&'static str, JoinHandle<()>)>,
     stopper: Option<Child>,
     guards: Option<Guards>,
+    /// How long one of them may take to end.
+    limit: Duration,
 }
 
 /// Whether memory may be locked without a limit: else whoever maps some would be refused, and that may be anybody.
@@ -73,8 +81,11 @@ fn may_lock() -> bool {
 }
 
 /// What was asked for and can't be done here.
-pub(crate) fn lacking(put: &Put) -> Option<&'static str> {
-    (put.has(Inject::Memlock) && !may_lock()).then_some("memlock is left out: it takes CAP_IPC_LOCK")
+pub(crate) fn lacking(put: &Put) -> Vec<&'static str> {
+    let memlock = put.has(Inject::Memlock) && !may_lock();
+    let made_up = put.has(Inject::MadeUp) && !cfg!(feature = "fake");
+    let memlock = memlock.then_some("memlock is left out but for its processes beside: it takes CAP_IPC_LOCK");
+    memlock.into_iter().chain(made_up.then_some("made-up is left out: it takes the feature fake")).collect()
 }
 
 fn locks(neighbour: &mut Neighbour) {
@@ -89,10 +100,12 @@ fn locks(neighbour: &mut Neighbour) {
 }
 
 impl Neighbours {
-    pub(crate) fn start(put: &Put, world: &Arc<World>, round: u64) -> anyhow::Result<Self> {
+    pub(crate) fn start(config: &Config, world: &Arc<World>, round: u64) -> anyhow::Result<Self> {
+        let (put, hang_after) = (&config.put, config.hang_after);
         let stop = Arc::new(AtomicBool::new(false));
         let guards = put.has_neighbours().then(|| Guards::new(round));
-        let mut this = Self { stop, threads: Vec::new(), stopper: None, guards };
+        let limit = hang_after + beside::limit(hang_after);
+        let mut this = Self { stop, threads: Vec::new(), stopper: None, guards, limit };
         let mut bodies: Vec<(&'static str, Body)> = Vec::new();
         let mut add = |kind, name, body: Body| {
             if put.has(kind) {
@@ -102,6 +115,12 @@ impl Neighbours {
         add(Inject::Forks, "forks", forks::run);
         add(Inject::Scarcity, "scarcity", ranges::run);
         add(Inject::Shutdown, "shutdown", shutdown::run);
+        add(Inject::Exhaustion, "exhaustion", beside::exhaustion);
+        add(Inject::Memlock, "memlock, beside", beside::locked);
+        add(Inject::Panics, "panics", beside::panics);
+        if cfg!(feature = "fake") {
+            add(Inject::MadeUp, "made-up", beside::made_up);
+        }
         if may_lock() {
             add(Inject::Memlock, "memlock", locks);
         }
@@ -109,7 +128,8 @@ impl Neighbours {
         for (number, (name, body)) in bodies.into_iter().enumerate() {
             let rng = Rng::with_seed(world.mix.seed ^ round << 16 ^ number as u64);
             let (world, stop, room) = (world.clone(), this.stop.clone(), room.clone());
-            let mut neighbour = Neighbour { world, stop, rng, room };
+            let rules = config.rules.clone();
+            let mut neighbour = Neighbour { world, stop, rng, room, rules, hang_after };
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&mut neighbour))?;
             this.threads.push((name, thread));
         }
@@ -120,13 +140,13 @@ impl Neighbours {
     }
 
     /// Ends them all; `false` if one of them does not end, and can't be joined.
-    pub(crate) fn end(mut self, oracle: &Oracle, limit: Duration) -> bool {
+    pub(crate) fn end(mut self, oracle: &Oracle) -> bool {
         self.stop.store(true, Ordering::Relaxed);
         self.end_stopper();
         let start = Instant::now();
         for (name, thread) in std::mem::take(&mut self.threads) {
             while !thread.is_finished() {
-                if start.elapsed() > limit {
+                if start.elapsed() > self.limit {
                     let found = format!("{name} goes on");
                     oracle.report_text(Kind::Hang, Op::Inspect, REST, "an end of all neighbours", found);
                     return false;

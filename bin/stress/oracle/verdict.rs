@@ -44,6 +44,13 @@ impl Kind {
         }
     }
 
+    /// The one of that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        use Kind::*;
+        let all = [Foreign, Stale, Lost, Torn, Sigbus, NoSigbus, Dirty, Blocks, Hang, Harm, Error];
+        all.into_iter().find(|kind| kind.name() == name)
+    }
+
     fn sentence(self) -> &'static str {
         match self {
             Kind::Foreign => "another file's or another page's bytes",

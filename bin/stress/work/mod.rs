@@ -267,7 +267,7 @@ impl Hand {
 }
 
 /// Of address ranges: by the variant's name, or by what mmap(2) and mremap(2) say.
-fn names_a_shortage(error: &Error) -> bool {
+pub(crate) fn names_a_shortage(error: &Error) -> bool {
     let enomem = nix::errno::Errno::ENOMEM as i32;
     matches!(error, Error::System { errno, .. } if *errno == enomem) || format!("{error:?}").contains("AddressRanges")
 }

@@ -1,4 +1,5 @@
 //! A process that runs out of address ranges.
+#![allow(dead_code, reason = "each program uses its part")]
 #![allow(unsafe_code)]
 
 /// Mappings that serve nothing, and take every address range that the process has left.
