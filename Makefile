@@ -2,9 +2,12 @@
 # make test    build and run every test; with DAXPAGER_LONG=1, as CI does, those that repeat do so more often
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
 # make bench   what a fault costs, beside the kernel's own; or what ARGS says, as in ARGS=--bars or ARGS="--help"
-# make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000; and make miri
-# make miri    the unit tests that make no system call, under Miri
-# make check   formatting, lints, documentation, the tests, some schedules, the audit: what CI runs
+# make ship    the other targets: all tests with musl; for aarch64 a build, and what needs no kernel under qemu
+# make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000; and the three that follow
+# make miri    the core on the fake page table and the unit tests that make no system call, under Miri
+# make tsan    the library's tests and the stress harness under ThreadSanitizer
+# make asan    the same under AddressSanitizer
+# make check   formatting, lints, documentation, the tests, some schedules, the other targets, the audit: what CI runs
 # make audit   licences, doubles and advisories of the dependencies, with cargo-deny
 # make help    this list
 # Each installs what is missing first, and says what.
@@ -14,7 +17,7 @@ CARGO ?= cargo
 STRESS = $(CARGO) run --release --features sabotage,fake --bin daxpager-stress --
 BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 
-.PHONY: demo test stress bench model schedules miri check audit help setup fmt lint doc clean
+.PHONY: demo test stress bench ship model schedules miri tsan asan check audit help setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --features inside --bin daxpager-demo
@@ -46,13 +49,20 @@ endif
 # What the checkers say of the schedules that fail on purpose goes to a file, and is shown if one fails that must not.
 model: setup schedules
 	$(CARGO) test --no-default-features --features loom --test loom
-	@if tools/setup-miri; then $(MAKE) --no-print-directory miri; else echo "LEFT OUT: Miri. See above for why"; fi
+	@tools/with-nightly miri tsan asan
 
 # Two cases of each property: Miri is some hundred times slower than the CPU.
 miri: setup
-	@tools/setup-miri
+	@tools/setup-nightly miri rust-src
 	PROPTEST_CASES=2 MIRIFLAGS=-Zmiri-disable-isolation \
-		cargo +nightly miri test --no-default-features --features fake,sabotage --lib
+		cargo +nightly miri test --no-default-features --features fake,sabotage --lib --test fake_smoke
+
+tsan asan: setup
+	@tools/setup-nightly rust-src
+	tools/sanitize $@
+
+ship: setup
+	tools/ship
 
 # A part of it, for every change.
 schedules: setup
@@ -60,7 +70,7 @@ schedules: setup
 	$(CARGO) test --no-default-features --features shuttle --test model -- --nocapture --test-threads 1 2>target/model.log \
 		|| { tail -n 40 target/model.log; false; }
 
-check: setup fmt lint doc test schedules
+check: setup fmt lint doc test schedules ship
 	@tools/audit --if-there
 
 audit:
@@ -74,8 +84,9 @@ fmt:
 
 lint:
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --lib --no-default-features -- -D warnings
-	$(CARGO) clippy --no-default-features --features shuttle,loom --lib --test model --test loom -- -D warnings
+	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
+	tools/each-feature $(CARGO) clippy --no-default-features --lib --bins
+	$(CARGO) clippy --no-default-features --features shuttle,loom --test model --test loom -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --lib

@@ -169,9 +169,9 @@ nix::ioctl_readwrite!(ioctl_continue, 0xaa, 0x07, Ranged);
 nix::ioctl_readwrite!(ioctl_scan, b'f', 16, Scan);
 
 const _: () = {
-    assert!(nix::request_code_readwrite!(0xaa, 0x00, size_of::<Ranged>()) == 0xc020_aa00);
-    assert!(nix::request_code_readwrite!(0xaa, 0x06, size_of::<Protect>()) == 0xc018_aa06);
-    assert!(nix::request_code_readwrite!(b'f', 16, size_of::<Scan>()) == 0xc060_6610);
+    assert!(nix::request_code_readwrite!(0xaa, 0x00, size_of::<Ranged>()) as u32 == 0xc020_aa00);
+    assert!(nix::request_code_readwrite!(0xaa, 0x06, size_of::<Protect>()) as u32 == 0xc018_aa06);
+    assert!(nix::request_code_readwrite!(b'f', 16, size_of::<Scan>()) as u32 == 0xc060_6610);
 };
 
 /// A userfaultfd.

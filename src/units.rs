@@ -192,25 +192,30 @@ impl PageSize {
 mod tests {
     use super::*;
 
+    /// What machines have.
+    const SIZES: [u64; 3] = [4 << 10, 16 << 10, 64 << 10];
+
     #[test]
     fn slices_cover_exactly_the_bytes() {
-        let page = PageSize::new(4096);
-        let got: Vec<_> = page.slices(4000..12300).collect();
-        assert_eq!(
-            got,
-            vec![(PageIndex(0), 4000..4096), (PageIndex(1), 0..4096), (PageIndex(2), 0..4096), (PageIndex(3), 0..12),]
-        );
-        assert_eq!(page.slices(8192..8192).count(), 0);
+        for size in SIZES {
+            let page = PageSize::new(size);
+            let got: Vec<_> = page.slices(size - 96..3 * size + 12).collect();
+            let of = |page, bytes| (PageIndex(page), bytes);
+            assert_eq!(got, vec![of(0, size - 96..size), of(1, 0..size), of(2, 0..size), of(3, 0..12)]);
+            assert_eq!(page.slices(2 * size..2 * size).count(), 0);
+        }
     }
 
     #[test]
     fn whole_and_touched_differ_at_the_edges() {
-        let page = PageSize::new(4096);
-        assert_eq!(page.whole(&(1..8191)).pages(), 0);
-        assert_eq!(page.whole(&(0..8192)).pages(), 2);
-        assert_eq!(page.touched(&(1..8191)).pages(), 2);
-        assert_eq!(page.ceil(0), PageIndex(0));
-        assert_eq!(page.ceil(1), PageIndex(1));
-        assert_eq!(page.ceil(MAX_FILE_BYTES), PageIndex((MAX_FILE_BYTES >> 12) + 1));
+        for size in SIZES {
+            let page = PageSize::new(size);
+            assert_eq!(page.whole(&(1..2 * size - 1)).pages(), 0);
+            assert_eq!(page.whole(&(0..2 * size)).pages(), 2);
+            assert_eq!(page.touched(&(1..2 * size - 1)).pages(), 2);
+            assert_eq!(page.ceil(0), PageIndex(0));
+            assert_eq!(page.ceil(1), PageIndex(1));
+            assert_eq!(page.ceil(MAX_FILE_BYTES), PageIndex(MAX_FILE_BYTES / size + 1));
+        }
     }
 }

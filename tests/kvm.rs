@@ -1,6 +1,7 @@
 //! A virtual machine whose memory is a mapping: what a guest sees of the file, and what KVM_RUN says of a page past its end.
 //!
-//! The guest is a few bytes of ring-3 code. A machine without /dev/kvm runs none of this, and says so.
+//! The guest is a few bytes of ring-3 code of x86-64, and so are these tests. A machine without /dev/kvm runs none of this, and says so.
+#![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code)]
 
 mod blackbox;

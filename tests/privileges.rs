@@ -8,6 +8,7 @@ mod blackbox;
 use blackbox::child::assert_is_child;
 use blackbox::*;
 use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, PagerBuilder, Resolve, Result, Tracking, Volume};
+use nix::sys::resource::{RLIM_INFINITY, Resource};
 
 /// With any number of descriptors left, `start` and `map_with` work, or name `RLIMIT_NOFILE` and leave nothing open.
 #[test]
@@ -181,13 +182,13 @@ mod inside {
         let (_volume, file) = volume();
         // Made beforehand: what it opens is not the test's business.
         drop(everything_prepared().start().unwrap());
-        let plenty = raw_limits::get(libc::RLIMIT_NOFILE);
+        let plenty = raw_limits::get(Resource::RLIMIT_NOFILE);
         let _fillers = raw_limits::without_gaps();
         let (open, threads) = (count("fd") as u64, count("task"));
         let mut worked = 0;
         for more in 0..30 {
             // `count` has the directory open.
-            raw_limits::set(libc::RLIMIT_NOFILE, open - 1 + more);
+            raw_limits::set(Resource::RLIMIT_NOFILE, open - 1 + more);
             let started = everything_prepared().start();
             let refused = started.is_err();
             if refused {
@@ -200,7 +201,7 @@ mod inside {
                     assert_works(&file, &pager.map_with(&file, 0..17 * p, &options).unwrap());
                 }
             }
-            raw_limits::set(libc::RLIMIT_NOFILE, plenty);
+            raw_limits::set(Resource::RLIMIT_NOFILE, plenty);
             assert_none_left("fd", open as usize);
             assert_none_left("task", threads);
         }
@@ -210,16 +211,16 @@ mod inside {
         let _fillers = raw_limits::without_gaps();
         let (open, threads) = (count("fd"), count("task"));
         for options in &ways()[1..] {
-            raw_limits::set(libc::RLIMIT_NOFILE, open as u64 - 1);
+            raw_limits::set(Resource::RLIMIT_NOFILE, open as u64 - 1);
             assert_limit(pager.map_with(&file, 0..p, options), "RLIMIT_NOFILE");
             assert_works(&file, &pager.map(&file, 0..17 * p).unwrap());
-            raw_limits::set(libc::RLIMIT_NOFILE, plenty);
+            raw_limits::set(Resource::RLIMIT_NOFILE, plenty);
             assert_none_left("fd", open);
             assert_none_left("task", threads);
         }
-        raw_limits::set(libc::RLIMIT_NOFILE, open as u64 - 1);
+        raw_limits::set(Resource::RLIMIT_NOFILE, open as u64 - 1);
         assert_limit(Device::memfd("short", p), "RLIMIT_NOFILE");
-        raw_limits::set(libc::RLIMIT_NOFILE, plenty);
+        raw_limits::set(Resource::RLIMIT_NOFILE, plenty);
         for options in ways() {
             assert_works(&file, &pager.map_with(&file, 0..17 * p, &options).unwrap());
         }
@@ -306,7 +307,7 @@ mod inside {
         let pager = everything_prepared().start().unwrap();
         let open = count("fd");
         let limit = raw_limits::status("VmData:") + (64 << 20);
-        raw_limits::set(libc::RLIMIT_DATA, limit);
+        raw_limits::set(Resource::RLIMIT_DATA, limit);
         for options in ways() {
             let (allowed, wanted) = assert_limit(pager.map_with(&file, 0..GIB, &options), "RLIMIT_DATA");
             assert_eq!(allowed, limit);
@@ -322,7 +323,7 @@ mod inside {
         }
         assert!(raw_limits::ranges() < ranges + 20, "address ranges are left");
         assert_eq!((count("fd"), pager.mappings()), (open, 0));
-        raw_limits::set(libc::RLIMIT_DATA, libc::RLIM_INFINITY);
+        raw_limits::set(Resource::RLIMIT_DATA, RLIM_INFINITY);
         for options in ways() {
             assert_works(&file, &pager.map_with(&file, 0..GIB, &options).unwrap());
         }
@@ -336,7 +337,7 @@ mod inside {
         let (_volume, file) = volume();
         let pager = everything_prepared().start().unwrap();
         let open = count("fd");
-        raw_limits::set(libc::RLIMIT_AS, raw_limits::status("VmSize:") + (256 << 20));
+        raw_limits::set(Resource::RLIMIT_AS, raw_limits::status("VmSize:") + (256 << 20));
         for options in ways() {
             assert_limit(pager.map_with(&file, 0..GIB, &options), "RLIMIT_AS");
             assert_works(&file, &pager.map_with(&file, 0..17 * p, &options).unwrap());
@@ -344,14 +345,14 @@ mod inside {
         // A device takes no addresses.
         drop(Device::memfd("large", GIB).unwrap());
         assert_none_left("fd", open);
-        raw_limits::set(libc::RLIMIT_AS, libc::RLIM_INFINITY);
+        raw_limits::set(Resource::RLIMIT_AS, RLIM_INFINITY);
         assert_works(&file, &pager.map(&file, 0..GIB).unwrap());
     }
 
     /// Starts that are refused for `name`, with one thread or more of them already there, and then one that is not.
     fn assert_starts_are_refused_for(
         name: &str,
-        limit: libc::__rlimit_resource_t,
+        limit: Resource,
         values: impl Iterator<Item = u64>,
         builder: &PagerBuilder,
     ) {
@@ -383,7 +384,7 @@ mod inside {
         assert_is_child();
         let used = raw_limits::status("VmSize:");
         let values = (0..10).map(|step| used + (1 << 20) + step * (3 << 20));
-        assert_starts_are_refused_for("RLIMIT_AS", libc::RLIMIT_AS, values, &everything_prepared());
+        assert_starts_are_refused_for("RLIMIT_AS", Resource::RLIMIT_AS, values, &everything_prepared());
     }
 
     #[test]
@@ -392,7 +393,7 @@ mod inside {
         assert_is_child();
         raw_limits::become_nobody();
         // Of which there may be others, but so few not.
-        assert_starts_are_refused_for("RLIMIT_NPROC", libc::RLIMIT_NPROC, 0..3, &Pager::builder());
+        assert_starts_are_refused_for("RLIMIT_NPROC", Resource::RLIMIT_NPROC, 0..3, &Pager::builder());
     }
 
     #[test]
@@ -403,7 +404,7 @@ mod inside {
         let (_volume, file) = volume();
         let pager = everything_prepared().start().unwrap();
         raw_limits::become_nobody();
-        raw_limits::set(libc::RLIMIT_MEMLOCK, 4 << 20);
+        raw_limits::set(Resource::RLIMIT_MEMLOCK, 4 << 20);
         raw_limits::lock_all_that_comes();
         let (open, threads) = (count("fd"), count("task"));
         assert_limit(pager.map(&file, 0..GIB), "RLIMIT_MEMLOCK");
@@ -420,7 +421,7 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn without_room_for_signals_a_full_volume_is_an_error() {
         assert_is_child();
-        raw_limits::set(libc::RLIMIT_SIGPENDING, 0);
+        raw_limits::set(Resource::RLIMIT_SIGPENDING, 0);
         let p = host_page();
         let pager = everything_prepared().start().unwrap();
         for options in ways() {
@@ -450,7 +451,7 @@ mod inside {
         let p = host_page();
         let path = std::path::PathBuf::from(format!("/dev/shm/daxpager-fsize-{}", std::process::id()));
         drop(Device::open(&path, 8 * p).unwrap());
-        raw_limits::set(libc::RLIMIT_FSIZE, 16 * p);
+        raw_limits::set(Resource::RLIMIT_FSIZE, 16 * p);
         let expected = (16 * p, 17 * p);
         assert_eq!(assert_limit(Device::memfd("large", 17 * p), "RLIMIT_FSIZE"), expected);
         assert_eq!(assert_limit(Device::open(&path, 17 * p), "RLIMIT_FSIZE"), expected);
@@ -471,23 +472,18 @@ mod inside {
 mod raw_limits {
     #![allow(unsafe_code)]
 
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
     use super::NOBODY;
 
-    pub(crate) fn get(resource: libc::__rlimit_resource_t) -> u64 {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the struct outlives the call.
-        assert_eq!(unsafe { libc::getrlimit(resource, &mut limit) }, 0);
-        limit.rlim_cur
+    pub(crate) fn get(resource: Resource) -> u64 {
+        getrlimit(resource).unwrap().0
     }
 
     /// The soft limit; the hard one stays.
-    pub(crate) fn set(resource: libc::__rlimit_resource_t, value: u64) {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the struct outlives the call.
-        assert_eq!(unsafe { libc::getrlimit(resource, &mut limit) }, 0);
-        limit.rlim_cur = value.min(limit.rlim_max);
-        // SAFETY: the struct outlives the call.
-        assert_eq!(unsafe { libc::setrlimit(resource, &limit) }, 0);
+    pub(crate) fn set(resource: Resource, value: u64) {
+        let (_, hard) = getrlimit(resource).unwrap();
+        setrlimit(resource, value.min(hard), hard).unwrap();
     }
 
     /// Bytes of a line of `/proc/self/status`.

@@ -22,7 +22,8 @@ fn interrupted<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> 
     let task = {
         let (thread, done, stay) = (thread.clone(), done.clone(), stay.clone());
         spawn(move || {
-            thread.store(pthread_self(), Ordering::SeqCst);
+            // With musl it is a pointer.
+            thread.store(pthread_self() as u64, Ordering::SeqCst);
             let result = body();
             done.store(true, Ordering::SeqCst);
             // A signal is never sent to a thread that has ended.

@@ -11,7 +11,6 @@ use crate::pager::threads::{caught, record};
 use crate::probe::Point;
 use crate::resolve::{Attempt, attempt};
 use crate::sync::Arc;
-use crate::sys::limits::{self, Wanted};
 use crate::sys::{MESSAGES_PER_READ, Message, PageTable, RawFault, Resolver, Verdict, process};
 
 impl Resolver for Core {
@@ -92,9 +91,7 @@ impl Pager {
         }
         let table = (self.open_direct)()?;
         let own = table.clone();
-        let spawned = self.spawn("courier", move |core| courier(core, &*own));
-        let thread = spawned.map_err(|error| limits::explain(error, Wanted::Thread))?;
-        *courier_thread = Some(thread);
+        *courier_thread = Some(self.spawn("courier", move |core| courier(core, &*own))?);
         self.core.set_direct(table.clone());
         Ok(table)
     }

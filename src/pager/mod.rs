@@ -248,6 +248,11 @@ impl Pager {
 
     /// `part` tells the thread from the pager's others.
     fn spawn(&self, part: &str, body: impl FnOnce(&Core) + Send + 'static) -> Result<thread::JoinHandle<()>> {
+        // Here: once threads that were started have ended, there may be room again, and no limit in sight.
+        self.try_spawn(part, body).map_err(|error| limits::explain(error, Wanted::Thread))
+    }
+
+    fn try_spawn(&self, part: &str, body: impl FnOnce(&Core) + Send + 'static) -> Result<thread::JoinHandle<()>> {
         limits::check_thread()?;
         let core = Arc::clone(&self.core);
         thread::Builder::new()

@@ -51,7 +51,7 @@ pub(super) struct WriteProtect {
 pub(super) const UFFD_API: u64 = 0xaa;
 pub(super) const USER_MODE_ONLY: i32 = 1;
 /// Of `/dev/userfaultfd`.
-pub(super) const USERFAULTFD_IOC_NEW: libc::c_ulong = request_code_none!(0xaa, 0x00);
+pub(super) const USERFAULTFD_IOC_NEW: u32 = request_code_none!(0xaa, 0x00) as u32;
 
 /// Of UFFDIO_COPY, CONTINUE and POISON alike.
 #[cfg(feature = "sabotage")]
@@ -149,14 +149,15 @@ nix::ioctl_readwrite!(uffdio_writeprotect, 0xaa, 0x06, WriteProtect);
 nix::ioctl_readwrite!(uffdio_continue, 0xaa, 0x07, Continue);
 nix::ioctl_readwrite!(uffdio_poison, 0xaa, 0x08, Continue);
 
+// A code is 32 bits; musl has it in a c_int, and others in a c_ulong.
 const _: () = {
-    assert!(request_code_readwrite!(0xaa, 0x3f, size_of::<Api>()) == 0xc018_aa3f);
-    assert!(request_code_readwrite!(0xaa, 0x03, size_of::<Copy>()) == 0xc028_aa03);
-    assert!(request_code_readwrite!(0xaa, 0x06, size_of::<WriteProtect>()) == 0xc018_aa06);
-    assert!(request_code_readwrite!(0xaa, 0x07, size_of::<Continue>()) == 0xc020_aa07);
-    assert!(request_code_readwrite!(0xaa, 0x08, size_of::<Continue>()) == 0xc020_aa08);
-    assert!(request_code_none!(0xaa, 0x00) == 0xaa00);
-    assert!(request_code_readwrite!(b'f', 16, size_of::<PmScan>()) == 0xc060_6610);
+    assert!(request_code_readwrite!(0xaa, 0x3f, size_of::<Api>()) as u32 == 0xc018_aa3f);
+    assert!(request_code_readwrite!(0xaa, 0x03, size_of::<Copy>()) as u32 == 0xc028_aa03);
+    assert!(request_code_readwrite!(0xaa, 0x06, size_of::<WriteProtect>()) as u32 == 0xc018_aa06);
+    assert!(request_code_readwrite!(0xaa, 0x07, size_of::<Continue>()) as u32 == 0xc020_aa07);
+    assert!(request_code_readwrite!(0xaa, 0x08, size_of::<Continue>()) as u32 == 0xc020_aa08);
+    assert!(request_code_none!(0xaa, 0x00) as u32 == 0xaa00);
+    assert!(request_code_readwrite!(b'f', 16, size_of::<PmScan>()) as u32 == 0xc060_6610);
     assert!(size_of::<PageRegion>() == 24);
     assert!(size_of::<Range>() == 16);
     assert!(std::mem::offset_of!(Copy, copied) == 32);

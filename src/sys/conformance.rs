@@ -310,11 +310,13 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
+    #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does(steps in steps()) {
         compare(&steps, false)?;
     }
 
     #[test]
+    #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does_asynchronously(steps in steps()) {
         compare(&steps, true)?;
     }
@@ -354,6 +356,7 @@ fn refused_while_an_event_is_unread(subject: &Subject) -> Vec<Seen> {
 }
 
 #[test]
+#[cfg_attr(emulated, ignore = "needs userfaultfd")]
 fn both_refuse_while_an_event_is_unread() {
     let kernel = refused_while_an_event_is_unread(&Subject::kernel(false));
     assert_eq!(kernel[..6], vec![Seen::Outcome(Ok(Outcome::Retry)); 6]);

@@ -231,6 +231,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(emulated, ignore = "needs the kernel's MADV_WIPEONFORK")]
     fn children_and_grandchildren_are_told_apart() {
         let parents = Home::here().unwrap();
         assert!(parents.is_here());
@@ -252,6 +253,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(emulated, ignore = "needs the kernel's MADV_WIPEONFORK")]
     fn a_child_drops_nothing() {
         let value = Rc::new(());
         let kept = Home::here().unwrap().keep(value.clone());
@@ -265,6 +267,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(emulated, ignore = "needs the kernel's MADV_WIPEONFORK")]
     fn a_child_makes_its_own_value() {
         static VALUE: PerProcess<AtomicU64> = PerProcess::new(|| AtomicU64::new(5));
         assert!(VALUE.get().is_none());

@@ -57,7 +57,7 @@ const CALLS_MAX: u32 = 10_000;
 const PAUSE: std::time::Duration = std::time::Duration::from_micros(100);
 
 fn entry_of(at: Addr, bytes: u64) -> usize {
-    debug_assert!(bytes.is_power_of_two() && (at.0 as u64).is_multiple_of(bytes) && bytes >= 4096);
+    debug_assert!(bytes.is_power_of_two() && (at.0 as u64).is_multiple_of(bytes) && bytes > 63);
     at.0 | bytes.trailing_zeros() as usize
 }
 

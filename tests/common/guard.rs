@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle, ScopedJoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// What is waited for happens in microseconds; after this long it is a hang.
-pub const HANG: Duration = Duration::from_secs(30);
+pub const HANG: Duration = Duration::from_secs(if cfg!(miri) { 600 } else { 30 });
 
 /// Names of threads that may outlive their test: those of pagers, and of tests that have hung because a rule was broken. The
 /// kernel keeps 15 bytes of a name.
@@ -58,6 +58,8 @@ static LAST_WORDS: Mutex<Vec<Weak<LastWords>>> = Mutex::new(Vec::new());
 
 type LastWords = dyn Fn() -> String + Send + Sync;
 
+/// Under Miri everything takes long, and nothing is known of threads.
+#[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = start_watchdog;
@@ -74,9 +76,10 @@ extern "C" fn start_watchdog() {
     unsafe { libc::sigfillset(&raw mut all) };
     // SAFETY: both sets are ours.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
-    let mut thread = 0;
+    // A number with glibc, a pointer with musl.
+    let mut thread = std::mem::MaybeUninit::<libc::pthread_t>::uninit();
     // SAFETY: the function takes no argument, and lives as long as the program.
-    let started = unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), watch, std::ptr::null_mut()) };
+    let started = unsafe { libc::pthread_create(thread.as_mut_ptr(), std::ptr::null(), watch, std::ptr::null_mut()) };
     // SAFETY: the set that was there before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if started != 0 {

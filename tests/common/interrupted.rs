@@ -48,11 +48,12 @@ pub fn load(address: usize) -> Load {
     unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
     let (tx, rx) = mpsc::channel();
     let task = spawn(move || {
-        tx.send(pthread_self()).unwrap();
+        // With musl it is a pointer, which is not `Send`.
+        tx.send(pthread_self() as usize).unwrap();
         // SAFETY: something is mapped there whenever this thread is not held in the handler.
         unsafe { (address as *const u64).read_volatile() }
     });
-    let thread = receive(&rx);
+    let thread = receive(&rx) as Pthread;
     Load { task, thread, ours: ManuallyDrop::new(ours), _handlers: ManuallyDrop::new(handlers), _turn: turn }
 }
 

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, fstatfs};
+
+/// Not in the crate `nix` for musl.
+const XFS_SUPER_MAGIC: FsType = FsType(0x5846_5342);
 
 pub struct RealFile {
     file: File,

@@ -145,7 +145,8 @@ pub(crate) fn spawn(
             SigSet::all().thread_block().expect("every signal there is");
         }
         // Whoever sees the one sees the other.
-        hand.beat.pthread.store(pthread_self(), Ordering::SeqCst);
+        // With musl it is a pointer.
+        hand.beat.pthread.store(pthread_self() as u64, Ordering::SeqCst);
         hand.beat.tid.store(nix::unistd::gettid().as_raw() as u64, Ordering::SeqCst);
         body(&mut hand);
         hand.beat.tid.store(0, Ordering::SeqCst);

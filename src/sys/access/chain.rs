@@ -172,6 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(emulated, ignore = "needs the kernel's MADV_WIPEONFORK")]
     fn a_child_waits_for_nobody_who_was_installing() {
         let _held = INSTALLING.get_or_make().unwrap().lock().unwrap();
         // SAFETY: the child allocates at most, which glibc sees to, and ends without destructors.

@@ -26,6 +26,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, pthre
 use super::chain::{self, Before};
 use super::routines::{self, Routines};
 use crate::sync::plain::Ordering;
+use crate::sys::memory::base_page_bytes;
 use crate::sys::sent::{self, Met};
 use crate::sys::{Verdict, passing, trap};
 
@@ -73,7 +74,9 @@ impl Interrupted {
     /// Whether the thread is about to make the access that faulted at `addr`.
     fn is_about_to_access(&self, routines: &Routines, addr: usize) -> bool {
         // A copy is interrupted anywhere in the page: the CPU takes it in pieces of its own size.
-        let near = |operand: usize| operand >> 12 == addr >> 12;
+        // The C library keeps the size in memory, and so may be asked in here.
+        let page = base_page_bytes() as usize;
+        let near = |operand: usize| operand / page == addr / page;
         match self.at {
             at if routines.access_a_word_at(at) => self.operands[0] == addr,
             at if routines.copy_at(at) => self.operands.into_iter().any(near),

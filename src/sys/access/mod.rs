@@ -153,3 +153,75 @@ pub mod checked {
         unsafe { super::copy_to(at, from) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use memmap2::{MmapOptions, MmapRaw};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+    use crate::sys::memory::base_page_bytes;
+
+    const WORD: u64 = 0x0123_4567_89ab_cdef;
+
+    /// Two pages of a file that has one: the second is a SIGBUS. Where each of them begins.
+    fn one_page_of_two() -> (MmapRaw, usize, usize) {
+        enable().unwrap();
+        let page = base_page_bytes() as usize;
+        let file = memfd_create("access", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, page as i64).unwrap();
+        let map = MmapOptions::new().len(2 * page).map_raw(&file).unwrap();
+        let at = map.as_ptr() as usize;
+        (map, at, at + page)
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "assembler")]
+    fn a_word_is_loaded_stored_and_exchanged() {
+        let (_map, at, _) = one_page_of_two();
+        // SAFETY: an aligned word of the first page, which nothing in Rust borrows.
+        assert_eq!(done(unsafe { routines::store(at + 8, WORD) }).map(drop), Ok(()));
+        // SAFETY: as above.
+        assert_eq!(done(unsafe { routines::load(at + 8) }), Ok(WORD));
+        // SAFETY: as above.
+        assert_eq!(done(unsafe { routines::exchange(at + 8, WORD, 7) }), Ok(WORD));
+        // SAFETY: as above.
+        assert_eq!(done(unsafe { routines::exchange(at + 8, WORD, 9) }), Ok(7), "it is another by now");
+        // SAFETY: as above.
+        assert_eq!([0, 8, 16].map(|word| done(unsafe { routines::load(at + word) })), [Ok(0), Ok(7), Ok(0)]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "assembler")]
+    fn a_word_that_is_not_there_is_named() {
+        let (_map, _, at) = one_page_of_two();
+        // SAFETY: an aligned word of the mapping: a SIGBUS, which is caught.
+        assert_eq!(done(unsafe { routines::load(at + 8) }), Err(at + 8));
+        // SAFETY: as above.
+        assert_eq!(done(unsafe { routines::store(at + 16, 1) }), Err(at + 16));
+        // SAFETY: as above.
+        assert_eq!(done(unsafe { routines::exchange(at, 0, 1) }), Err(at));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "assembler")]
+    fn a_copy_ends_where_the_bytes_do() {
+        let (_map, at, end) = one_page_of_two();
+        let bytes: Vec<u8> = (1..=13).collect();
+        let mut back = [0; 13];
+        // SAFETY: thirteen bytes of the first page, which nothing in Rust borrows, and as many of a vector's.
+        assert_eq!(done(unsafe { routines::copy(at + 3, bytes.as_ptr() as usize, 13) }).map(drop), Ok(()));
+        // SAFETY: the same the other way round, into an array.
+        assert_eq!(done(unsafe { routines::copy(back.as_mut_ptr() as usize, at + 3, 13) }).map(drop), Ok(()));
+        assert_eq!(back, bytes[..]);
+        // SAFETY: nothing is accessed.
+        assert_eq!(done(unsafe { routines::copy(end, end, 0) }).map(drop), Ok(()));
+
+        // SAFETY: within the mapping; past its file's end is a SIGBUS, which is caught.
+        assert_eq!(done(unsafe { routines::copy(end - 5, bytes.as_ptr() as usize, 13) }).map(drop), Err(end));
+        back.fill(0);
+        // SAFETY: as above, into an array.
+        assert_eq!(done(unsafe { routines::copy(back.as_mut_ptr() as usize, end - 5, 13) }).map(drop), Err(end));
+        assert_eq!((&back[..5], &back[5..]), (&bytes[..5], &[0; 8][..]), "what came before is copied");
+    }
+}

@@ -2,9 +2,9 @@
 
 use nix::errno::Errno;
 
+use super::Shared;
 use super::entries::Entry;
-use super::space::{Backing, Space, pages};
-use super::{BASE_PAGE, Shared};
+use super::space::{Backing, Space};
 use crate::sync::Arc;
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
@@ -29,7 +29,7 @@ impl Space {
     /// PAGEMAP_SCAN, page by page, of what lets stores through by itself.
     pub(super) fn scan(&mut self, scan: Scan, at: Addr, bytes: u64) -> Vec<Addr> {
         let mut found = Vec::new();
-        for page in pages(at, bytes) {
+        for page in self.base.pages(at, bytes) {
             if !self.backing(page).is_some_and(|backing| backing.lets_stores_through()) {
                 continue;
             }
@@ -86,7 +86,7 @@ impl Twin for Shared {
 
     fn scan_unnoticed(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
         let found = self.state.lock().space.scan(scan, at, bytes);
-        found.into_iter().for_each(|page| each(page, BASE_PAGE));
+        found.into_iter().for_each(|page| each(page, self.base_page));
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
-use super::space::{Backing, Space, is_whole, page_of, pages};
-use super::{BASE_PAGE, FakeEntry};
+use super::FakeEntry;
+use super::space::{Backing, Space};
 use crate::sync::{Arc, Ordering};
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{FaultKind, Outcome};
@@ -56,7 +56,7 @@ pub(super) type Answer = (Result<Outcome, Errno>, u64);
 
 impl Space {
     pub(super) fn is_present(&self, at: usize) -> bool {
-        matches!(self.entries.get(&page_of(at)), Some(Entry::Present { .. }))
+        matches!(self.entries.get(&self.base.of(at)), Some(Entry::Present { .. }))
     }
 
     pub(super) fn entries(&self) -> Vec<FakeEntry> {
@@ -85,14 +85,14 @@ impl Space {
             Backing::Device(..) => FaultKind::Minor,
             Backing::Condemned => return Look::Bus,
         };
-        match self.entries.get_mut(&page_of(at)) {
+        match self.entries.get_mut(&self.base.of(at)) {
             Some(Entry::Poison) => Look::Bus,
             Some(Entry::Present { protected: true, .. }) if op.is_store() && !backing.lets_stores_through() => {
                 Look::Fault(FaultKind::WriteProtect, backing)
             }
             Some(Entry::Present { page, protected }) => {
                 *protected &= !op.is_store();
-                Look::Done(page.perform(at - page_of(at), op))
+                Look::Done(page.perform(at - self.base.of(at), op))
             }
             Some(Entry::Marker) | None => Look::Fault(fault, backing),
         }
@@ -100,7 +100,7 @@ impl Space {
 
     /// The kernel's last look before a thread falls asleep. It takes markers, and poison, for no entry.
     pub(super) fn must_wait(&self, at: usize, kind: FaultKind) -> bool {
-        match self.entries.get(&page_of(at)) {
+        match self.entries.get(&self.base.of(at)) {
             Some(Entry::Present { protected, .. }) => kind == FaultKind::WriteProtect && *protected,
             Some(Entry::Marker | Entry::Poison) | None => true,
         }
@@ -109,19 +109,19 @@ impl Space {
     /// Puts `entry` in every page of a range, up to the first that `taken` says is.
     fn fill(&mut self, at: Addr, bytes: u64, taken: fn(&Entry) -> bool, entry: impl Fn(u64) -> Entry) -> Answer {
         let mut done = 0;
-        for page in pages(at, bytes) {
+        for page in self.base.pages(at, bytes) {
             if self.entries.get(&page).is_some_and(taken) {
                 return (Ok(Outcome::AlreadyPresent), done);
             }
             self.entries.insert(page, entry(done));
-            done += BASE_PAGE;
+            done += self.base.0;
         }
         (Ok(Outcome::Installed), done)
     }
 
     /// UFFDIO_CONTINUE.
     pub(super) fn install(&mut self, at: Addr, bytes: u64, protected: bool) -> Answer {
-        if !is_whole(at, bytes) {
+        if !self.base.is_whole(at, bytes) {
             return (Err(Errno::EINVAL), 0);
         }
         let (memory, offset) = match self.one_area(at, bytes) {
@@ -139,7 +139,7 @@ impl Space {
 
     /// UFFDIO_COPY of a page of zeros, write-protected.
     pub(super) fn install_zeros(&mut self, at: Addr) -> Answer {
-        if !is_whole(at, BASE_PAGE) {
+        if !self.base.is_whole(at, self.base.0) {
             return (Err(Errno::EINVAL), 0);
         }
         match self.backing(at.0) {
@@ -149,12 +149,12 @@ impl Space {
             Some(Backing::Condemned) | None => return (Ok(Outcome::Gone), 0),
         }
         let taken = |entry: &Entry| matches!(entry, Entry::Present { .. });
-        self.fill(at, BASE_PAGE, taken, |_| Entry::Present { protected: true, page: Page::Private(BTreeMap::new()) })
+        self.fill(at, self.base.0, taken, |_| Entry::Present { protected: true, page: Page::Private(BTreeMap::new()) })
     }
 
     /// UFFDIO_POISON.
     pub(super) fn poison(&mut self, at: Addr, bytes: u64) -> Answer {
-        if !is_whole(at, bytes) {
+        if !self.base.is_whole(at, bytes) {
             return (Err(Errno::EINVAL), 0);
         }
         match self.one_area(at, bytes) {
@@ -165,11 +165,11 @@ impl Space {
 
     /// UFFDIO_WRITEPROTECT, on or off. Other than the installs it serves several VMAs at once.
     pub(super) fn write_protect(&mut self, at: Addr, bytes: u64, on: bool) -> Answer {
-        if !is_whole(at, bytes) {
+        if !self.base.is_whole(at, bytes) {
             return (Err(Errno::EINVAL), 0);
         }
         let mut outcome = Outcome::Gone;
-        for page in pages(at, bytes) {
+        for page in self.base.pages(at, bytes) {
             match self.backing(page) {
                 Some(backing @ (Backing::Zeros | Backing::Device(..))) => {
                     outcome = Outcome::Installed;

@@ -22,9 +22,10 @@ use crate::sync::{Arc, Condvar, Mutex, thread};
 use crate::units::Addr;
 use direct::Direct;
 use entries::Op;
-use space::Space;
+use space::{BasePage, Space};
 use threads::{Sleeper, Thread};
 
+/// That of x86-64.
 const BASE_PAGE: u64 = 4096;
 
 /// An access that ended in a signal.
@@ -66,18 +67,30 @@ pub struct FakePageTable {
 const DIRECT: usize = 1 << 44;
 
 impl FakePageTable {
-    /// An empty address space.
+    /// An empty address space with base pages of 4 KiB.
     #[expect(clippy::new_without_default, reason = "an address space is no neutral value")]
     pub fn new() -> Self {
+        Self::with_base_page(BASE_PAGE)
+    }
+
+    /// An empty address space with base pages of `bytes` bytes, as aarch64 has of 4, 16 or 64 KiB.
+    ///
+    /// # Panics
+    /// If `bytes` is no power of two, or less than 4096.
+    pub fn with_base_page(bytes: u64) -> Self {
+        assert!(bytes.is_power_of_two() && bytes >= BASE_PAGE, "{bytes} is no page size");
         let of = |state| Shared {
+            base_page: bytes,
             state: Mutex::new(state),
             readable: Condvar::new(),
             woken: Condvar::new(),
             event_read: Condvar::new(),
             before_sleep: Mutex::new(None),
         };
-        let direct = State { direct: Some(Direct::default()), space: Space::from(DIRECT), ..State::default() };
-        Self { shared: Arc::new(of(State::default())), direct: Arc::new(of(direct)) }
+        let base = BasePage(bytes);
+        let shared = State { space: Space::new(space::FIRST, base), ..State::default() };
+        let direct = State { space: Space::new(DIRECT, base), direct: Some(Direct::default()), ..State::default() };
+        Self { shared: Arc::new(of(shared)), direct: Arc::new(of(direct)) }
     }
 
     fn half(&self, at: usize) -> &Shared {
@@ -221,6 +234,7 @@ struct State {
 type Hook = Arc<dyn Fn(usize) + Send + Sync>;
 
 struct Shared {
+    base_page: u64,
     /// See [`FakePageTable::before_sleep`]. A leaf, for the time of a copy.
     before_sleep: Mutex<Option<Hook>>,
     /// Taken for one step at a time and never held over a wait: a leaf.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
-use super::BASE_PAGE;
 #[cfg(feature = "shuttle")]
 use super::FakeEntry;
 use super::asynchronous::Stores;
@@ -54,6 +53,7 @@ struct Area {
 }
 
 pub(super) struct Space {
+    pub(super) base: BasePage,
     /// By first address. They never overlap.
     areas: BTreeMap<usize, Area>,
     /// By address of the base page.
@@ -64,34 +64,38 @@ pub(super) struct Space {
 }
 
 /// Where the first reservation goes. Any huge-page border would do.
-const FIRST: usize = 1 << 40;
+pub(super) const FIRST: usize = 1 << 40;
+
+/// The size of a base page in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct BasePage(pub(super) u64);
+
+impl BasePage {
+    pub(super) fn is_whole(self, at: Addr, bytes: u64) -> bool {
+        at.0.is_multiple_of(self.0 as usize) && bytes.is_multiple_of(self.0) && bytes > 0
+    }
+
+    pub(super) fn pages(self, at: Addr, bytes: u64) -> impl Iterator<Item = usize> {
+        (at.0..at.plus(bytes).0).step_by(self.0 as usize)
+    }
+
+    pub(super) fn of(self, at: usize) -> usize {
+        Addr(at).align_down(self.0).0
+    }
+}
 
 impl Default for Space {
     fn default() -> Self {
-        Self::from(FIRST)
+        Self::new(FIRST, BasePage(super::BASE_PAGE))
     }
-}
-
-impl From<usize> for Space {
-    /// With the first reservation at `next`.
-    fn from(next: usize) -> Self {
-        Self { areas: BTreeMap::new(), entries: BTreeMap::new(), given_back: Vec::new(), next }
-    }
-}
-
-pub(super) fn is_whole(at: Addr, bytes: u64) -> bool {
-    at.0.is_multiple_of(BASE_PAGE as usize) && bytes.is_multiple_of(BASE_PAGE) && bytes > 0
-}
-
-pub(super) fn pages(at: Addr, bytes: u64) -> impl Iterator<Item = usize> {
-    (at.0..at.plus(bytes).0).step_by(BASE_PAGE as usize)
-}
-
-pub(super) fn page_of(at: usize) -> usize {
-    Addr(at).align_down(BASE_PAGE).0
 }
 
 impl Space {
+    /// With the first reservation at `next`.
+    pub(super) fn new(next: usize, base: BasePage) -> Self {
+        Self { base, areas: BTreeMap::new(), entries: BTreeMap::new(), given_back: Vec::new(), next }
+    }
+
     /// The area that holds `at`, and where it begins.
     fn area(&self, at: usize) -> Option<(usize, &Area)> {
         let (start, area) = self.areas.range(..=at).next_back()?;
@@ -100,13 +104,13 @@ impl Space {
 
     /// Whether all of a range is mapped, and not condemned.
     pub(super) fn is_mapped(&self, at: Addr, bytes: u64) -> bool {
-        pages(at, bytes).all(|page| !matches!(self.backing(page), Some(Backing::Condemned) | None))
+        self.base.pages(at, bytes).all(|page| !matches!(self.backing(page), Some(Backing::Condemned) | None))
     }
 
     /// What the page that holds `at` points at.
     pub(super) fn backing(&self, at: usize) -> Option<Backing> {
         let (start, area) = self.area(at)?;
-        Some(area.backing.plus((page_of(at) - start) as u64))
+        Some(area.backing.plus((self.base.of(at) - start) as u64))
     }
 
     /// What the page that holds `at` allows.
@@ -130,7 +134,7 @@ impl Space {
     }
 
     pub(super) fn reserve(&mut self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
-        if bytes == 0 || !bytes.is_multiple_of(BASE_PAGE) {
+        if bytes == 0 || !bytes.is_multiple_of(self.base.0) {
             return Err(Errno::EINVAL);
         }
         let fits = |at: Addr, size: u64| size == bytes && at.align_down(align) == at && self.is_free(at, bytes);
@@ -146,7 +150,7 @@ impl Space {
     fn fresh(&mut self, bytes: u64, align: u64) -> Result<Addr, Errno> {
         let at = self.next.checked_next_multiple_of(align as usize).ok_or(Errno::ENOMEM)?;
         // A page between ranges that nothing is mapped at: an access past the end is noticed.
-        let end = at.checked_add(bytes as usize).and_then(|end| end.checked_add(BASE_PAGE as usize));
+        let end = at.checked_add(bytes as usize).and_then(|end| end.checked_add(self.base.0 as usize));
         self.next = end.ok_or(Errno::ENOMEM)?;
         Ok(Addr(at))
     }
@@ -191,10 +195,10 @@ impl Space {
 
     /// Areas and entries go elsewhere, and nothing stays behind. None if there is a gap in the range.
     pub(super) fn move_away(&mut self, at: Addr, bytes: u64) -> Option<Addr> {
-        if !is_whole(at, bytes) || pages(at, bytes).any(|page| self.area(page).is_none()) {
+        if !self.base.is_whole(at, bytes) || self.base.pages(at, bytes).any(|page| self.area(page).is_none()) {
             return None;
         }
-        let to = self.fresh(bytes, BASE_PAGE).ok()?;
+        let to = self.fresh(bytes, self.base.0).ok()?;
         let end = at.plus(bytes).0;
         self.split(at.0);
         self.split(end);
@@ -203,7 +207,7 @@ impl Space {
             let area = self.areas.remove(&start).map(|area| Area { moved: true, ..area });
             self.areas.extend(area.map(|area| (start - at.0 + to.0, area)));
         }
-        for page in pages(at, bytes) {
+        for page in self.base.pages(at, bytes) {
             let entry = self.entries.remove(&page);
             self.entries.extend(entry.map(|entry| (page - at.0 + to.0, entry)));
         }

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::asynchronous::Stores;
 use super::entries::Answer;
 use super::space::{Backing, Space};
-use super::{BASE_PAGE, Shared, State};
+use super::{Shared, State};
 use crate::error::Result;
 use crate::sync::{Arc, MutexGuard};
 use crate::sys::asynchronous::Asynchronous;
@@ -68,7 +68,7 @@ impl Shared {
 
 impl PageTable for Shared {
     fn base_page(&self) -> u64 {
-        BASE_PAGE
+        self.base_page
     }
 
     fn serves_kernel_faults(&self) -> bool {
@@ -88,7 +88,7 @@ impl PageTable for Shared {
     }
 
     fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno> {
-        self.state.lock().space.reserve(bytes, align.max(BASE_PAGE), rights)
+        self.state.lock().space.reserve(bytes, align.max(self.base_page), rights)
     }
 
     fn point_at_device(

@@ -34,6 +34,8 @@ use crate::sys::access;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Bytes that are read first where zeros are looked for: most pages that have any others begin with some.
 const GLANCE_BYTES: usize = 64;
+/// And then at a time.
+const PIECE_BYTES: usize = 4096;
 
 pub(super) struct DeviceFile {
     file: Flock<File>,
@@ -329,7 +331,7 @@ impl DeviceFile {
 
     /// Whether a range is nothing but zeros or holes.
     fn reads_as_zeros(&self, offset: u64, bytes: u64) -> Result<bool> {
-        let mut buffer = [0u8; 4096];
+        let mut buffer = [0u8; PIECE_BYTES];
         let end = offset + bytes;
         let mut at = offset;
         let mut step = GLANCE_BYTES as u64;
@@ -340,7 +342,7 @@ impl DeviceFile {
                 return Ok(false);
             }
             at += piece.len() as u64;
-            step = 4096;
+            step = PIECE_BYTES as u64;
         }
         Ok(true)
     }

@@ -239,10 +239,8 @@ fn check_size(bytes: u64, block_bytes: u64) -> Result<()> {
 
 /// The machine's base page in bytes.
 pub(crate) fn base_page_bytes() -> u64 {
-    match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
-        Ok(Some(bytes)) => bytes as u64,
-        _ => 4096,
-    }
+    let bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    bytes.ok().flatten().expect("sysconf(3): POSIX has _SC_PAGE_SIZE") as u64
 }
 
 /// An array of zeros that takes memory only where it is touched. A short one is from the heap: a mapping of
@@ -295,19 +293,22 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "a system call")]
     fn odd_ranges_of_a_memfd_touch_only_their_bytes() {
-        touch_only_their_bytes(&DeviceMemory::memfd("odd", 4096).unwrap());
+        touch_only_their_bytes(&DeviceMemory::memfd("odd", base_page_bytes()).unwrap());
     }
 
     #[cfg(feature = "fake")]
     #[test]
     fn odd_ranges_of_the_heap_touch_only_their_bytes() {
-        touch_only_their_bytes(&DeviceMemory::heap(4096, 4096).unwrap());
+        for bytes in [4 << 10, 16 << 10, 64 << 10] {
+            touch_only_their_bytes(&DeviceMemory::heap(bytes, bytes).unwrap());
+        }
     }
 
     fn touch_only_their_bytes(memory: &DeviceMemory) {
-        let mut model = vec![0u8; 4096];
+        let bytes = memory.len_bytes() as usize;
+        let mut model = vec![0u8; bytes];
         for (round, (offset, len)) in
-            [(0, 4096), (3, 2), (5, 9), (7, 1), (8, 8), (17, 30), (4090, 6)].into_iter().enumerate()
+            [(0, bytes), (3, 2), (5, 9), (7, 1), (8, 8), (17, 30), (bytes - 6, 6)].into_iter().enumerate()
         {
             let bytes = vec![round as u8 + 1; len];
             memory.write(offset as u64, &bytes).unwrap();
@@ -315,7 +316,7 @@ mod tests {
             memory.zero(offset as u64 + 1, len as u64 / 2).unwrap();
             model[offset + 1..offset + 1 + len / 2].fill(0);
         }
-        let mut got = vec![0; 4096];
+        let mut got = vec![0; bytes];
         memory.read(0, &mut got).unwrap();
         assert_eq!(got, model);
     }

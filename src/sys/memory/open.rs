@@ -184,11 +184,14 @@ fn file_system(fd: &impl AsFd, path: &Path) -> Result<(FsType, u64)> {
     }
 }
 
+/// Not in the crate `nix` for musl.
+const XFS_SUPER_MAGIC: FsType = FsType(0x5846_5342);
+
 fn file_system_name(kind: FsType) -> String {
     use nix::sys::statfs;
     let known = [
         (statfs::EXT4_SUPER_MAGIC, "ext4"),
-        (statfs::XFS_SUPER_MAGIC, "XFS"),
+        (XFS_SUPER_MAGIC, "XFS"),
         (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
         (statfs::OVERLAYFS_SUPER_MAGIC, "overlayfs"),
         (statfs::NFS_SUPER_MAGIC, "NFS"),

@@ -1,7 +1,11 @@
 //! What the registers of an interrupted thread say of its fault.
 
-use crate::sys::{Access, FaultKind, RawFault, Tid};
-use crate::units::Addr;
+use crate::sys::RawFault;
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    sys::{Access, FaultKind, Tid},
+    units::Addr,
+};
 
 /// Whether this machine tells a handler what kind of access has faulted.
 pub(in crate::sys) const SUPPORTED: bool = cfg!(target_arch = "x86_64");

@@ -48,7 +48,7 @@ fn open_by_device(flags: i32) -> Result<OwnedFd, Errno> {
     let device = File::options().read(true).write(true).open(DEVICE);
     let device = device.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
     // SAFETY: USERFAULTFD_IOC_NEW takes flags only.
-    let fd = Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), abi::USERFAULTFD_IOC_NEW, flags) })?;
+    let fd = Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), abi::USERFAULTFD_IOC_NEW as _, flags) })?;
     // SAFETY: what the call has just answered.
     Ok(unsafe { owned(fd) })
 }
