@@ -81,8 +81,11 @@ impl Change<'_> {
 
     /// Takes the entries of `range` away from every mapping.
     pub(crate) fn zap(&mut self, range: PageRange) {
-        if !range.is_empty() {
-            self.pending.zap.push(range);
+        match self.pending.zap.last_mut() {
+            _ if range.is_empty() => {}
+            // Page after page of a write: one call for all.
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.pending.zap.push(range),
         }
     }
 
