@@ -340,9 +340,9 @@ pub fn text(output: &Output) -> String {
 
 /// How long a test's child may take before it says who waits where. Some serve tens of thousands of faults, beside whatever the
 /// machine has to do.
-const CHILD_SECONDS: &str = "240";
+const CHILD_SECONDS: &str = "540";
 /// How long a program may take that a test runs: one that is not over then is killed, and a failure.
-pub const PROGRAM: Duration = Duration::from_secs(270);
+pub const PROGRAM: Duration = Duration::from_secs(570);
 
 /// Runs a program to its end.
 #[track_caller]
