@@ -20,6 +20,7 @@
 //! ```
 
 mod around;
+mod broken;
 pub(crate) mod populate;
 mod prepare;
 mod refuse;
@@ -32,14 +33,14 @@ use crate::blocks::store::Wanted;
 use crate::inode::Inode;
 use crate::inode::grace::Grace;
 use crate::options::Resolve;
-use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
+use crate::policy::{Backing, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::{Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
-use around::{Answer, Reach, reach, reach_of_store};
+use around::{Answer, reach, reach_of_store};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, given_up, lost_page, stranger};
@@ -161,7 +162,7 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
         }
         need.inode.probe(Point::Prepared, need.page, None);
         if let Some(decision) = need.stale_decision(&raw) {
-            return match act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
+            return match broken::act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
                 Ok(Attempt::Done) => Served::Done,
                 _ => Served::Again(handed),
             };
@@ -214,7 +215,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         return stranger(core, raw);
     }
     let page = window.page_at(raw.addr);
-    let size_seen = size_before_lock(inode, page);
+    let size_seen = broken::size_before_lock(inode, page);
     let Some(shared) = lock_space(inode, patience) else { return Attempt::Busy };
     if !window.is_alive() {
         return given_up(core, raw, window, region.layout.backing(page));
@@ -232,7 +233,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         return Attempt::Prepare(Need { inode, window, page, what });
     }
     let reach = reach(region, &shared, &view, decision, raw.tid);
-    if lets_go(inode) {
+    if broken::lets_go(inode) {
         let (inode, window) = (region.inode.clone(), region.window.clone());
         drop(shared);
         drop(regions);
@@ -273,22 +274,7 @@ fn lock_space(inode: &Inode, patience: Patience) -> Option<Shared<'_>> {
     }
 }
 
-/// Whether a broken rule has every lock dropped between the decision and the install.
-fn lets_go(inode: &Inode) -> bool {
-    inode.broken(Rule::Revalidate) || inode.broken(Rule::GuardThroughInstall) || inode.broken(Rule::UnmapUnderLock)
-}
-
-/// The size as the thread's patch reads it: before any lock. Only for a broken rule.
-fn size_before_lock(inode: &Inode, page: PageIndex) -> Option<u64> {
-    if !inode.broken(Rule::SizeUnderLock) {
-        return None;
-    }
-    let size = inode.space.shared().size();
-    inode.probe(Point::SizeSeen, page, None);
-    Some(size)
-}
-
-/// The fault table, or what a broken rule makes of it.
+/// The fault table, as it is for a mapping of this kind.
 fn decide_for(inode: &Inode, window: &Window, fault: Fault, view: &View) -> Decision {
     let decision = match decide(fault, view) {
         // The kernel lets the store through. Unprotected for a message that its thread has left behind, the page would be dirty
@@ -296,15 +282,7 @@ fn decide_for(inode: &Inode, window: &Window, fault: Fault, view: &View) -> Deci
         Decision::Unprotect if window.is_asynchronous() => Decision::Retry,
         decision => decision,
     };
-    if fault.kind == FaultKind::WriteProtect {
-        if inode.broken(Rule::SizeOnMkwrite) && decision == Decision::Sigbus {
-            return Decision::Unprotect;
-        }
-        if inode.broken(Rule::MkwriteNeverAllocates) && decision == Decision::Retry {
-            return Decision::Allocate;
-        }
-    }
-    decision
+    broken::decision(inode, fault, decision)
 }
 
 /// What has to be put in place before the decision can be acted upon, for a fault of `tid`.
@@ -338,33 +316,6 @@ impl Need {
     fn takes_a_block(&self) -> bool {
         matches!(self.what, What::Allocate(..) | What::Convert(_))
     }
-
-    /// What the fault deserved before the preparation, where a broken rule acts upon it.
-    fn stale_decision(&self, raw: &RawFault) -> Option<Decision> {
-        let mkwrite_allocates = self.inode.broken(Rule::MkwriteNeverAllocates) && raw.kind == FaultKind::WriteProtect;
-        match (&self.what, raw.access) {
-            // A block has been put into the file, and the entry still names the one that was taken away.
-            (What::Allocate(..), _) if mkwrite_allocates => Some(Decision::InstallWritable),
-            _ if !self.inode.broken(Rule::Revalidate) => None,
-            (What::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
-            (What::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
-            (What::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
-            (What::Allocate(..) | What::Convert(_) | What::Keep(_) | What::Poison(_), _) => None,
-        }
-    }
-}
-
-fn act_unguarded(
-    core: &Core,
-    raw: &RawFault,
-    window: &Window,
-    inode: &Inode,
-    page: PageIndex,
-    decision: Decision,
-) -> Result<Attempt, InTheWay> {
-    let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros };
-    let answer = Answer { window, inode, view, decision, reach: Reach::one(page) };
-    act(core, raw, &answer, &inode.space.unguarded())
 }
 
 /// Does what was decided, under the guard it was decided under.
@@ -384,38 +335,32 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
         Decision::InstallReadOnly => (answer.install(core, shared, Protection::ReadOnly, false), &stats.runs),
         Decision::InstallWritable => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
         Decision::Unprotect => (answer.unprotect(core, shared, mark), &stats.unprotects),
-        Decision::Retry => {
-            if !inode.broken(Rule::WakeOnRetry) && !window.is_direct() {
-                core.wake(raw);
-            }
-            (Ok(Outcome::Installed), &stats.retries)
-        }
+        // It looks again. What it finds then is true then.
+        Decision::Retry => (Ok(Outcome::Installed), &stats.retries),
         Decision::Repoint(_) | Decision::Allocate | Decision::Convert(_) => {
             unreachable!("{decision:?} is prepared, not acted upon")
         }
     };
-    let attempt = match outcome {
+    // An install wakes whoever waits for the page. Everything else that ends a fault ends in a wake of ours (rule 6).
+    let (attempt, wake) = match outcome {
         Ok(Outcome::Installed) => {
             stats.add(counter);
-            Attempt::Done
+            (Attempt::Done, decision == Decision::Retry && !inode.broken(Rule::WakeOnRetry))
         }
         Ok(Outcome::AlreadyPresent) => {
             // Another thread's fault was first. The kernel has woken nobody, and the thread may be
-            // asleep on an entry that is there: everything ends in a wake (rule 6).
+            // asleep on an entry that is there.
             stats.add(&stats.retries);
-            if !inode.broken(Rule::WakeAfterEexist) && !window.is_direct() {
-                core.wake(raw);
-            }
-            Attempt::Done
+            (Attempt::Done, !inode.broken(Rule::WakeAfterEexist))
         }
-        Ok(Outcome::Gone) => {
-            core.wake(raw);
-            Attempt::Done
-        }
-        Ok(Outcome::Retry) => Attempt::Again,
-        Err(Errno::ENOMEM) => Attempt::NoMemory,
-        Err(_) => lost_page(core, raw, window, view, shared)?,
+        Ok(Outcome::Gone) => (Attempt::Done, true),
+        Ok(Outcome::Retry) => (Attempt::Again, false),
+        Err(Errno::ENOMEM) => (Attempt::NoMemory, false),
+        Err(_) => (lost_page(core, raw, window, view, shared)?, false),
     };
+    if wake && !window.is_direct() {
+        core.wake(raw);
+    }
     if matches!(attempt, Attempt::Done) {
         inode.probe(Point::Answered, page, None);
     }
