@@ -2,7 +2,9 @@
 
 pub(crate) mod bare_handler;
 pub(crate) mod bare_loop;
+#[path = "dax/world.rs"]
 pub(crate) mod dax;
+#[path = "dax/special.rs"]
 pub(crate) mod dax_special;
 pub(crate) mod kernel;
 pub(crate) mod other;

@@ -1,11 +1,12 @@
 //! What was measured, for people and programs.
 
-#[path = "../../bin/common/escape.rs"]
+#[path = "../../bin/common/html.rs"]
 mod escape;
 mod html;
 #[path = "../../bin/common/output.rs"]
 mod output;
 mod plots;
+#[path = "axes.rs"]
 mod svg;
 mod tables;
 

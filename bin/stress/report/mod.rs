@@ -1,6 +1,6 @@
 //! What a person or a script sees of a run: a table on stdout, a JSON file, and an HTML page.
 
-#[path = "../../common/escape.rs"]
+#[path = "../../common/html.rs"]
 mod escape;
 #[cfg(test)]
 mod example;
@@ -12,9 +12,11 @@ mod output;
 #[cfg(test)]
 mod output_tests;
 mod rates;
+#[path = "../../common/svg.rs"]
 mod svg;
 mod tables;
 mod text;
+#[path = "../../common/units.rs"]
 mod units;
 
 use std::io::{IsTerminal, Write};
