@@ -20,10 +20,11 @@ use daxpager::sabotage::Rule;
 use fastrand::Rng;
 use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
 
+use crate::config::Config;
 use crate::inject::{Inject, Put};
+use crate::machine::mask_of;
 use crate::op::Op;
 use crate::oracle::{Kind, Oracle};
-use crate::run::Config;
 use crate::work::REST;
 use crate::world::World;
 use guards::Guards;
@@ -75,9 +76,7 @@ pub(crate) struct Neighbours {
 /// Whether memory may be locked without a limit: else whoever maps some would be refused, and that may be anybody.
 fn may_lock() -> bool {
     const CAP_IPC_LOCK: u64 = 14;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1)
+    mask_of("CapEff:") >> CAP_IPC_LOCK & 1 == 1
 }
 
 /// What was asked for and can't be done here.

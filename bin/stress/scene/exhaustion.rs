@@ -9,8 +9,8 @@ use daxpager::{Mapping, Pager, Result};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Scene, Stage, byte_of, call::Call, check_ended, wait_for};
+use crate::machine::page_bytes;
 use crate::oracle::Kind;
-use crate::run::page_bytes;
 use crate::scarce::{Hoard, limit};
 use crate::work::names_a_shortage;
 

@@ -6,8 +6,8 @@ use nix::sys::resource::Resource;
 use nix::sys::signal::Signal;
 
 use super::{Scene, Stage, call::Call, check_ended};
+use crate::machine::page_bytes;
 use crate::oracle::Kind;
-use crate::run::page_bytes;
 use crate::{raw, scarce};
 
 /// More than may be locked, and so be mapped.

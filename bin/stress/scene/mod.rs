@@ -22,9 +22,9 @@ use daxpager::{Device, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volu
 use fastrand::Rng;
 use nix::sys::prctl;
 
+use crate::machine::page_bytes;
 use crate::neighbour::guards::{GUARD, Guards};
 use crate::oracle::Kind;
-use crate::run::page_bytes;
 
 /// What a process beside does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
