@@ -29,6 +29,7 @@ mod run;
 mod sabotage;
 #[path = "../common/scarce.rs"]
 mod scarce;
+#[path = "scene/stage.rs"]
 mod scene;
 #[path = "../common/svg.rs"]
 mod svg;
