@@ -29,7 +29,6 @@ mod run;
 mod sabotage;
 #[path = "../common/scarce.rs"]
 mod scarce;
-#[path = "scene/stage.rs"]
 mod scene;
 #[path = "../common/svg.rs"]
 mod svg;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::Neighbour;
+use super::one::Neighbour;
 use crate::ends;
 use crate::oracle::{Kind, lock};
 use crate::scene::{FOUND, Name, STEP};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use daxpager::{Mapping, Result};
 
-use super::{Scene, wait_for};
+use super::stage::{Scene, wait_for};
 use crate::machine::page_bytes;
 use crate::oracle::Kind;
 

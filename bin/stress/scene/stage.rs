@@ -1,79 +1,29 @@
-//! Scenes: what can't be done to the process that judges, because it is for the whole of a process and may end it. The address ranges
-//! run out, the address space or the memory that may be locked is limited, an observer panics, addresses are made up. Each runs in a process beside the
-//! harness (`neighbour::beside`), once, with a pager and files of its own, and says on its standard output what it did and what was wrong.
-//!
-//! All bytes that go into files here are below [`GUARD`], all of guards are not: a guard's byte is known wherever it comes out.
-
-mod call;
-mod exhaustion;
-mod locked;
-#[cfg(feature = "fake")]
-mod made_up;
-mod panics;
+//! What scenes stand on: a pager with files, what is said of it, and what must not be harmed.
 
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use daxpager::probe::Probe;
 use daxpager::sabotage::Rule;
 use daxpager::{Device, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
 use fastrand::Rng;
-use nix::sys::prctl;
 
 use crate::machine::page_bytes;
 use crate::neighbour::guards::{GUARD, Guards};
 use crate::oracle::Kind;
-
-/// What a process beside does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Name {
-    /// No address range, or no address space, is left
-    Exhaustion,
-    /// What is mapped is locked, and next to nothing may be
-    Locked,
-    /// An observer panics
-    Panics,
-    /// The addresses of the fake page table
-    MadeUp,
-}
-
-impl Name {
-    pub(crate) fn text(self) -> String {
-        self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
-    }
-}
 
 /// What begins a line that says what is done next, and one that says what was wrong.
 pub(crate) const STEP: &str = "step";
 pub(crate) const FOUND: &str = "found";
 
 /// One scene, under way.
-struct Scene {
-    rng: Rng,
-    guards: Guards,
-    rules: Vec<Rule>,
+pub(super) struct Scene {
+    pub(super) rng: Rng,
+    pub(super) guards: Guards,
+    pub(super) rules: Vec<Rule>,
     /// A call that takes longer hangs.
-    limit: Duration,
-}
-
-/// Runs a scene. What was wrong is on the standard output.
-pub(crate) fn run(name: Name, seed: u64, rules: Vec<Rule>, limit: Duration) -> anyhow::Result<()> {
-    // An image of a process that has crashed on purpose is of no use to anybody.
-    let _ = prctl::set_dumpable(false);
-    let mut scene = Scene { rng: Rng::with_seed(seed), guards: Guards::new(seed), rules, limit };
-    match name {
-        Name::Exhaustion => exhaustion::run(&mut scene)?,
-        Name::Locked => locked::run(&mut scene)?,
-        Name::Panics => panics::run(&mut scene)?,
-        #[cfg(feature = "fake")]
-        Name::MadeUp => made_up::run(&mut scene)?,
-        #[cfg(not(feature = "fake"))]
-        Name::MadeUp => anyhow::bail!("built without the feature fake"),
-    }
-    scene.check_guards("the whole scene");
-    Ok(())
+    pub(super) limit: Duration,
 }
 
 /// One line; nobody to hear it is nothing to fail for.
@@ -84,16 +34,16 @@ fn line(words: [&str; 4]) {
 }
 
 impl Scene {
-    fn step(&self, text: &str) {
+    pub(super) fn step(&self, text: &str) {
         line([STEP, text, "", ""]);
     }
 
-    fn found(&self, kind: Kind, expected: &str, found: &str) {
+    pub(super) fn found(&self, kind: Kind, expected: &str, found: &str) {
         line([FOUND, kind.name(), expected, found]);
     }
 
     #[cfg(feature = "sabotage")]
-    fn break_rules(&self, volume: &Volume, pager: &Pager) {
+    pub(super) fn break_rules(&self, volume: &Volume, pager: &Pager) {
         for rule in &self.rules {
             volume.sabotage(*rule, true);
             pager.sabotage(*rule, true);
@@ -101,18 +51,18 @@ impl Scene {
     }
 
     #[cfg(not(feature = "sabotage"))]
-    fn break_rules(&self, _volume: &Volume, _pager: &Pager) {
+    pub(super) fn break_rules(&self, _volume: &Volume, _pager: &Pager) {
         debug_assert!(self.rules.is_empty(), "refused with the arguments");
     }
 
-    fn check_guards(&self, after: &str) {
+    pub(super) fn check_guards(&self, after: &str) {
         if let Some(harm) = self.guards.harm() {
             self.found(Kind::Harm, "bytes that nobody has written to", &format!("{harm}, after {after}"));
         }
     }
 
     /// Bytes that came out of a mapping or a file of ours.
-    fn check_bytes(&self, bytes: &[u8], from: &str) {
+    pub(super) fn check_bytes(&self, bytes: &[u8], from: &str) {
         if let Some(at) = bytes.iter().position(|byte| *byte >= GUARD) {
             let found = format!("{:#x}, a guard's, at byte {at} of {} from {from}", bytes[at], bytes.len());
             self.found(Kind::Harm, "the bytes of a file", &found);
@@ -120,7 +70,7 @@ impl Scene {
     }
 
     /// Puts guards where a mapping is, if its addresses are free: they must not be, while it lives.
-    fn place_guards(&mut self, map: &Mapping, why: &str) {
+    pub(super) fn place_guards(&mut self, map: &Mapping, why: &str) {
         let (at, bytes) = (map.as_ptr() as usize, map.len() as usize);
         // Not all of it: where memory is short, what is harmed and whoever sees it need some, too.
         if let Some(placed) = self.guards.place(at, bytes.min(4 * GUARD_BYTES), GUARD_BYTES) {
@@ -131,23 +81,23 @@ impl Scene {
 }
 
 /// Guards are placed in pieces: not all of a mapping may have come free, nor be to be had.
-const GUARD_BYTES: usize = 64 << 10;
+pub(super) const GUARD_BYTES: usize = 64 << 10;
 
 /// A pager, two files, and a mapping of all of one.
-struct Stage {
-    volume: Volume,
-    file: File,
-    pager: Pager,
-    map: Arc<Mapping>,
+pub(super) struct Stage {
+    pub(super) volume: Volume,
+    pub(super) file: File,
+    pub(super) pager: Pager,
+    pub(super) map: Arc<Mapping>,
 }
 
 /// The byte that is all over a page.
-fn byte_of(page: u64) -> u8 {
+pub(super) fn byte_of(page: u64) -> u8 {
     1 + (page % 100) as u8
 }
 
 impl Stage {
-    fn new(scene: &mut Scene, pages: u64, probe: Option<Arc<dyn Probe>>) -> daxpager::Result<Self> {
+    pub(super) fn new(scene: &mut Scene, pages: u64, probe: Option<Arc<dyn Probe>>) -> daxpager::Result<Self> {
         let page = page_bytes();
         let resolve = if scene.rng.bool() && cfg!(target_arch = "x86_64") {
             Resolve::FaultingThread
@@ -179,7 +129,7 @@ impl Stage {
     }
 
     /// Loads a word of each page; those of `changed` may have any value that is a file's.
-    fn load_all(&self, scene: &Scene, changed: &[u64]) {
+    pub(super) fn load_all(&self, scene: &Scene, changed: &[u64]) {
         for index in 0..self.map.len() / page_bytes() {
             match self.map.load(index * page_bytes()) {
                 Ok(word) if changed.contains(&index) => {
@@ -197,7 +147,7 @@ impl Stage {
 }
 
 /// Every access is an error once the pager has ended.
-fn check_ended(scene: &Scene, map: &Mapping, file: &File) {
+pub(super) fn check_ended(scene: &Scene, map: &Mapping, file: &File) {
     let page = page_bytes();
     let mut bytes = [0; 64];
     let loaded = map.load(0).map(|word| format!("load: {word:#x}"));
@@ -214,7 +164,7 @@ fn check_ended(scene: &Scene, map: &Mapping, file: &File) {
 }
 
 /// Waits for something, as long as a call may take.
-fn wait_for(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+pub(super) fn wait_for(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     while !is_so() {
         if Instant::now() >= end {
