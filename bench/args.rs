@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::case::{Regime, Work};
-use crate::report::Output;
+use crate::output::Output;
 
 /// Measures what a page fault costs.
 ///

@@ -1,8 +1,8 @@
 //! What the project wants to reach, and whether it does.
 
 use crate::case::{Case, Contender, Options, Outcome, Regime, Sample, Tracking, Work};
-use crate::plan::Scale;
-use crate::run::{Results, Spread};
+use crate::results::{Results, Spread};
+use crate::scale::Scale;
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -233,6 +233,16 @@ pub(crate) struct Case {
     pub(crate) contender: Contender,
 }
 
+impl Case {
+    /// The pages that its file has.
+    pub(crate) fn file_pages(&self) -> u64 {
+        match self.work {
+            Work::SparseRead { file_pages } => file_pages,
+            _ => self.pages,
+        }
+    }
+}
+
 /// What one process has measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -12,23 +12,37 @@ mod ends;
 #[cfg(test)]
 #[path = "../tests/common/guard.rs"]
 mod guard;
+#[path = "../bin/common/html.rs"]
+mod html;
 mod laps;
+#[path = "../bin/common/machine.rs"]
+mod machine;
+#[path = "../bin/common/output.rs"]
+mod output;
 mod plan;
 mod raw;
 mod report;
+mod results;
 mod run;
+mod scale;
+#[path = "../bin/common/svg.rs"]
+mod svg;
+#[path = "../bin/common/table.rs"]
+mod table;
+#[path = "../bin/common/terminal.rs"]
+mod terminal;
+#[path = "../bin/common/units.rs"]
+mod units;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use args::{Args, Command};
 use clap::Parser;
+use machine::{MISUSE, NO_USERFAULTFD};
 
 const SHORT: u8 = 1;
-const MISUSE: u8 = 2;
-/// As automake and many others say "skipped".
-const NO_USERFAULTFD: u8 = 77;
 /// How long one turn of a contender may take.
 const SECONDS_MAX: u32 = 300;
 
@@ -50,8 +64,7 @@ fn main() -> ExitCode {
         Ok(false) => SHORT.into(),
         Err(error) => {
             eprintln!("daxpager-bench: {error:#}");
-            let machine = contenders::dax_special::is_machine(&error);
-            if machine { NO_USERFAULTFD.into() } else { MISUSE.into() }
+            if machine::is_lacking(&error) { NO_USERFAULTFD.into() } else { MISUSE.into() }
         }
     }
 }
@@ -78,7 +91,7 @@ fn bench(args: &Args) -> anyhow::Result<bool> {
     let is_whole = results.ended_by.is_none();
     let verdicts = if args.bars && is_whole { bars::verdicts(&plan.scale, &results) } else { Vec::new() };
     let summary = report::Summary::new(args, &results, &verdicts);
-    report::print(&summary, std::io::stdout().is_terminal());
+    report::print(&summary);
     if let Some(json) = json {
         json.write((serde_json::to_string(&report::Document::new(&summary))? + "\n").as_bytes())?;
     }

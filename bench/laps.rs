@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::case::{Case, Regime, Sample, Work};
+use crate::case::{Case, Regime, Sample};
 use crate::raw::{self, Cpu, View};
 
 /// As many laps as fit in this, but at least one and at most so many.
@@ -45,10 +45,7 @@ impl Ground for raw::Mapped {
 
 /// The pages that each thread touches, in order. The same for every contender.
 pub(crate) fn orders(case: &Case) -> Vec<Vec<u64>> {
-    let file_pages = match case.work {
-        Work::SparseRead { file_pages } => file_pages,
-        _ => case.pages,
-    };
+    let file_pages = case.file_pages();
     // The first page is touched before.
     let mut pages: Vec<u64> = (1..file_pages).collect();
     if case.work.is_random() {

@@ -5,47 +5,7 @@ use std::collections::BTreeSet;
 use crate::args::Args;
 use crate::bars;
 use crate::case::{Case, Contender, Options, Regime, Tracking, Work};
-
-/// How large everything is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Scale {
-    /// Pages touched of most things.
-    pub(crate) pages: u64,
-    /// Pages of the file of which a few are read.
-    pub(crate) sparse_file_pages: u64,
-    /// Pages touched of a file of many extents.
-    pub(crate) extent_pages: u64,
-    /// The most extents.
-    pub(crate) extents_max: u64,
-    /// Pages in use of the terabyte.
-    pub(crate) terabyte_pages: u64,
-    /// Pages of 4 KiB read of huge pages.
-    pub(crate) huge_pages: u64,
-}
-
-impl Scale {
-    pub(crate) fn new(args: &Args) -> Self {
-        let pages = args.pages();
-        match args.quick {
-            true => Self {
-                pages,
-                sparse_file_pages: 16 * pages,
-                extent_pages: 256,
-                extents_max: 1000,
-                terabyte_pages: 4096,
-                huge_pages: 4096,
-            },
-            false => Self {
-                pages,
-                sparse_file_pages: 16 * pages,
-                extent_pages: 2048,
-                extents_max: 1_000_000,
-                terabyte_pages: 262_144,
-                huge_pages: 12_288,
-            },
-        }
-    }
-}
+use crate::scale::Scale;
 
 /// Cases in groups: those of one group are compared, and run one after the other.
 #[derive(Debug)]

@@ -144,6 +144,29 @@ fn a_file_in_no_room_is_named() {
 }
 
 #[test]
+fn a_module_of_the_files_own_is_an_import_without_a_use_line() {
+    let round = [("main.rs", "mod a;\nfn main() {\n    a::go()\n}"), ("a.rs", "use crate::CONSTANT;")];
+    assert_eq!(circle(&house(&round)), Some(vec!["a.rs".into(), "main.rs".into(), "a.rs".into()]));
+    let straight = [("main.rs", "mod a;\nfn main() {\n    a::go(b::a::C)\n}"), ("a.rs", "")];
+    assert_eq!(circle(&house(&straight)), None);
+}
+
+#[test]
+fn what_is_mounted_from_elsewhere_is_read_there() {
+    let folder = std::env::temp_dir().join(format!("daxpager-rooms-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("one")).unwrap();
+    let files = [
+        ("one/main.rs", "#[path = \"../both.rs\"]\nmod shared;\nmod a;\n"),
+        ("one/a.rs", "use crate::shared::S;"),
+        ("both.rs", "use crate::a::A;"),
+    ];
+    files.iter().for_each(|(name, text)| std::fs::write(folder.join(name), text).unwrap());
+    let found = circle(&Tree::read(&folder.join("one")));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(found, Some(vec!["a.rs".into(), "shared.rs".into(), "a.rs".into()]));
+}
+
+#[test]
 fn circles_are_found() {
     let straight = [("main.rs", "mod a;\nmod b;\nuse a::A;"), ("a.rs", "use crate::b::B;"), ("b.rs", "")];
     assert_eq!(circle(&house(&straight)), None);

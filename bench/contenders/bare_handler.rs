@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 use super::bare_loop::registered;
-use super::{answer_for, memory};
+use super::floor::{answer_for, memory};
 use crate::case::{Case, Work};
 use crate::laps::{Contestant, Counts, Ground};
 use crate::raw::{self, Mapped, Memory, Uffd, View};

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 
-use super::{answer_for, file_pages, memory};
+use super::floor::{answer_for, memory};
 use crate::case::{Case, Work};
 use crate::laps::{Contestant, Counts, Ground};
 use crate::raw::{self, Answer, Mapped, Memory, Uffd, View};
@@ -61,7 +61,7 @@ impl BareLoop {
             let shared = shared.clone();
             move || serve(&shared, answer)
         });
-        Ok(Self { work: case.work, pages: file_pages(case), memory: memory(case)?, shared, thread: Some(thread) })
+        Ok(Self { work: case.work, pages: case.file_pages(), memory: memory(case)?, shared, thread: Some(thread) })
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::{file_pages, memory};
+use super::floor::memory;
 use crate::case::{Case, Contender, Sample, Work};
 use crate::laps::{Contestant, Ground, median};
 use crate::raw::{self, Mapped, Memory, Uffd};
@@ -27,7 +27,7 @@ impl Kernel {
             _ => None,
         };
         let uffd = features.map(Uffd::open).transpose().context("userfaultfd with write-protect on shared memory")?;
-        let (work, pages) = (case.work, file_pages(case));
+        let (work, pages) = (case.work, case.file_pages());
         Ok(Self { contender: case.contender.clone(), work, pages, memory: memory(case)?, uffd })
     }
 }

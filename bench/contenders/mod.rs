@@ -3,13 +3,13 @@
 pub(crate) mod bare_handler;
 pub(crate) mod bare_loop;
 pub(crate) mod dax;
-pub(crate) mod dax_special;
+mod floor;
 pub(crate) mod kernel;
 pub(crate) mod other;
 
 use crate::case::{Case, Contender, Outcome, Regime, Work};
 use crate::laps;
-use crate::raw::{self, Answer, Cpu};
+use crate::raw::{self, Cpu};
 
 /// Measures a case in this process.
 pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
@@ -32,29 +32,4 @@ pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
         (Contender::Other(_, path), _) => return other::measure(case, path),
     };
     Ok(Outcome::Measured(sample))
-}
-
-/// What the bare contenders answer a fault of this work with.
-fn answer_for(work: Work) -> Answer {
-    match work {
-        Work::WriteAfterProtect => Answer::Unprotect,
-        Work::HoleWrite => Answer::Zero,
-        _ => Answer::Continue,
-    }
-}
-
-/// The pages that the file of a case has.
-fn file_pages(case: &Case) -> u64 {
-    match case.work {
-        Work::SparseRead { file_pages } => file_pages,
-        _ => case.pages,
-    }
-}
-
-/// The memory of the contenders that are not the library.
-fn memory(case: &Case) -> anyhow::Result<raw::Memory> {
-    match case.work {
-        Work::HoleWrite => raw::Memory::sparse(file_pages(case)),
-        _ => raw::Memory::resident(file_pages(case)),
-    }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::svg::{Axis, Curve, draw};
+use super::axes::{Axis, Curve, draw};
 use super::tables::{number, title};
 use crate::case::{Case, Contender, Regime, Work};
-use crate::run::{Group, Results};
+use crate::results::{Group, Results};
+use crate::units::trimmed;
 
 /// A drawing under its title.
 pub(crate) struct Plot {
@@ -138,6 +139,5 @@ fn count_label(count: f64) -> String {
 }
 
 fn short(value: f64) -> String {
-    let text = format!("{value:.2}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    trimmed(&format!("{value:.2}")).to_owned()
 }

@@ -1,16 +1,10 @@
 //! What was measured, as rows and columns.
 
-use std::fmt::Write;
-
 use crate::bars::Verdict;
 use crate::case::{Case, Contender, Outcome, Sample, quantile};
-use crate::run::{Group, Results, Spread};
-
-pub(crate) struct Table {
-    pub(crate) title: String,
-    pub(crate) columns: Vec<String>,
-    pub(crate) rows: Vec<Vec<String>>,
-}
+use crate::results::{Group, Results, Spread};
+use crate::table::{self, Table};
+use crate::units::thousands;
 
 /// One table for each thing that was done.
 pub(crate) fn all(results: &Results) -> Vec<Table> {
@@ -53,9 +47,9 @@ fn time(sample: &Sample) -> Option<f64> {
 
 fn table(group: &Group, cases: &[&Case]) -> Table {
     let references = references(cases);
-    let mut columns: Vec<String> = ["", "ns/page", "min..max"].map(String::from).into();
-    columns.extend(references.iter().map(|case| format!("× {}", case.contender.name())));
-    columns.extend(["p50", "p99", "p99.9", "faults/page", "calls/fault", "switches/fault"].map(String::from));
+    let mut columns = vec![table::text(""), table::number("ns/page"), table::number("min..max")];
+    columns.extend(references.iter().map(|case| table::number(format!("× {}", case.contender.name()))));
+    columns.extend(["p50", "p99", "p99.9", "faults/page", "calls/fault", "switches/fault"].map(table::number));
     let rows = cases.iter().map(|case| row(group, case, &references)).collect();
     Table { title: title(cases[0]), columns, rows }
 }
@@ -99,7 +93,9 @@ fn lack(outcome: Option<&Outcome>) -> &'static str {
 
 /// The bars, a line each.
 pub(crate) fn bars(verdicts: &[Verdict]) -> Table {
-    let columns = ["bar", "figure", "min..max", "wanted", "calls/fault", "switches/fault", ""].map(String::from).into();
+    let mut columns = vec![table::text("bar")];
+    columns.extend(["figure", "min..max", "wanted", "calls/fault", "switches/fault"].map(table::number));
+    columns.push(table::text(""));
     let optional = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.2}"));
     let row = |verdict: &Verdict| {
         vec![
@@ -124,38 +120,12 @@ pub(crate) fn number(value: f64) -> String {
     if value < 100.0 {
         return format!("{value:.1}");
     }
-    let digits = format!("{value:.0}");
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// Columns padded to the same width: the first and the last to the left, numbers to the right.
-pub(crate) fn aligned(table: &Table) -> String {
-    let lines: Vec<&Vec<String>> = std::iter::once(&table.columns).chain(&table.rows).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
-    let mut out = String::new();
-    for line in lines {
-        let mut text = String::new();
-        for (index, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            let is_text = index == 0 || table.columns[index].is_empty();
-            let _ = if is_text { write!(text, "  {cell:<width$}") } else { write!(text, "  {cell:>width$}") };
-        }
-        out.push_str(text.trim_end());
-        out.push('\n');
-    }
-    out
+    thousands(value.round_ties_even() as u64)
 }
 
 /// The verdicts in colour, for a terminal.
 pub(crate) fn coloured(text: &str, colours: bool) -> String {
-    if !colours || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+    if !colours {
         return text.to_owned();
     }
     let line = |line: &str| match line.rsplit_once("  ") {
@@ -173,13 +143,5 @@ mod tests {
     #[test]
     fn numbers_have_commas() {
         assert_eq!([0.0, 99.94, 100.4, 1234.0, 1_234_567.0].map(number), ["0.0", "99.9", "100", "1,234", "1,234,567"]);
-    }
-
-    #[test]
-    fn columns_stand_below_each_other() {
-        let row = |cells: [&str; 2]| cells.map(String::from).to_vec();
-        let table =
-            Table { title: String::new(), columns: row(["", "ns"]), rows: vec![row(["× a", "1"]), row(["b", "10"])] };
-        assert_eq!(aligned(&table), "       ns\n  × a   1\n  b    10\n");
     }
 }

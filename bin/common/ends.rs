@@ -7,13 +7,16 @@
 use std::io::{Error, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
+
+use crate::machine::mask_of;
 
 const TAKEN: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 /// Tells a child whose it is.
@@ -34,7 +37,8 @@ pub(crate) fn take_signals() -> std::io::Result<()> {
     let (pipe, write) = UnixStream::pair()?;
     let signal = Arc::new(AtomicUsize::new(0));
     let again = Arc::new(AtomicBool::new(false));
-    let ignored = ignored();
+    // One bit each.
+    let ignored = mask_of("SigIgn:");
     for taken in TAKEN.into_iter().filter(|taken| ignored >> (*taken as u64 - 1) & 1 == 0) {
         let number = taken as i32;
         // In this order: the second one finds the flag set.
@@ -45,13 +49,6 @@ pub(crate) fn take_signals() -> std::io::Result<()> {
     }
     let _ = NOTED.set(Noted { signal, pipe });
     Ok(())
-}
-
-/// The signals that this process ignores, one bit each.
-fn ignored() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// The signal that asked the program to end, if one has.
@@ -77,6 +74,23 @@ pub(crate) fn this_program() -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.env(PARENT, getpid().to_string());
     Ok(command)
+}
+
+/// How a child ends. One that goes on for longer than `limit`, or when a signal asks this process to end, is killed, and nothing is
+/// told. What it says must fit into its pipes.
+pub(crate) fn end_of(child: &mut Child, limit: Duration, look_every: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        match child.try_wait()? {
+            Some(status) => return Ok(Some(status)),
+            None if start.elapsed() > limit || asked().is_some() => {
+                child.kill()?;
+                child.wait()?;
+                return Ok(None);
+            }
+            None => std::thread::sleep(look_every),
+        }
+    }
 }
 
 /// To be called first: a child that was made by [`this_program`] is killed when its parent ends, however that ends. What

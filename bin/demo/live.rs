@@ -8,8 +8,8 @@ use daxpager::{Kind, Pager, Stats};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::ends;
-use crate::load::Tally;
 use crate::table::say;
+use crate::tally::Tally;
 
 /// How often the line on a terminal changes.
 const LIVE_EVERY: Duration = Duration::from_millis(250);

@@ -6,15 +6,16 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use daxpager::{Error, File, Mapping, Pager};
 
 use crate::live::Live;
-use crate::page_bytes;
+use crate::machine::page_bytes;
 use crate::stage::Actor;
+use crate::tally::Tally;
 
 /// Pages of each file that are stored to, truncated and punched.
 pub(crate) const ARENA_PAGES: u64 = 96;
@@ -116,24 +117,6 @@ fn hash_of(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
-}
-
-/// What the threads have done and seen.
-#[derive(Default)]
-pub(crate) struct Tally {
-    /// Loads of zero, and of words stored before.
-    pub(crate) zeros: AtomicU64,
-    pub(crate) words: AtomicU64,
-    pub(crate) stores: AtomicU64,
-    pub(crate) invalidations: AtomicU64,
-    /// Loads and stores above the floor that ended in SIGBUS: the end of the file was lower.
-    pub(crate) past_end: AtomicU64,
-    /// Content pages compared.
-    pub(crate) content: AtomicU64,
-    /// The first word of somebody else's.
-    pub(crate) foreign: OnceLock<String>,
-    /// The first call that failed as it must not.
-    pub(crate) failure: OnceLock<String>,
 }
 
 /// What every thread of the load has.

@@ -11,26 +11,26 @@ mod guard;
 mod import;
 mod live;
 mod load;
+#[path = "../common/machine.rs"]
+mod machine;
 mod race;
 mod stage;
 mod table;
+mod tally;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
 use daxpager::{Device, Error, File, Pager, Volume};
 use import::{Input, Refusal, sha_of_file, sha_of_mapping};
-use load::{ARENA_PAGES, SPARE_BLOCKS, Tally, Target, words_of_page};
-use nix::unistd::{SysconfVar, sysconf};
+use load::{ARENA_PAGES, SPARE_BLOCKS, Target, words_of_page};
+use machine::{MISUSE, NO_USERFAULTFD, page_bytes};
 use table::{Checks, bytes, heading, paragraph, say};
+use tally::Tally;
 
 const FAILED: u8 = 1;
-const MISUSE: u8 = 2;
-/// As automake and many others say "skipped".
-const NO_USERFAULTFD: u8 = 77;
 
 /// Shows what daxpager does, and checks it while it shows it.
 ///
@@ -79,15 +79,6 @@ fn main() -> ExitCode {
         Some(Error::MissingFeature { .. } | Error::NoUserfaultfd { .. }) => NO_USERFAULTFD.into(),
         _ => FAILED.into(),
     }
-}
-
-/// The size of a page, and so of a block.
-fn page_bytes() -> u64 {
-    static BYTES: LazyLock<u64> = LazyLock::new(|| match sysconf(SysconfVar::PAGE_SIZE) {
-        Ok(Some(bytes)) => bytes as u64,
-        _ => 4096,
-    });
-    *BYTES
 }
 
 /// Everything, in order; whether all checks held.

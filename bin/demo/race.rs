@@ -9,7 +9,7 @@ use anyhow::Context;
 use daxpager::probe::{Event, Point};
 use daxpager::{Backing, BlockIndex, Device, Error, File, Kind, Mapping, Pager, Volume};
 
-use crate::page_bytes;
+use crate::machine::page_bytes;
 use crate::stage::{Actor, CHANGER, PAGER_THREADS, Party, Stage};
 use crate::table::{Checks, Columns, hex, paragraph, say, subheading};
 

@@ -8,13 +8,14 @@ use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use daxpager::sabotage::Rule;
 
+use crate::config::Config;
 use crate::inject::{Inject, Put};
+use crate::machine::{memory_available, page_bytes};
 use crate::manner::{self, Pins};
 use crate::mix::{DEVICE_BLOCKS_MAX, FILE_PAGES_MAX, Scenario, THREADS_MIN};
 use crate::oracle::history::{EVENTS_MAX, Event};
 use crate::oracle::trace::{EVENTS, Entry};
-use crate::report::Output;
-use crate::run::{Config, page_bytes};
+use crate::output::Output;
 use crate::sabotage::{Recipe, Selection, Which};
 use crate::scene;
 use crate::word::{SLOTS, THREADS_MAX};
@@ -282,13 +283,6 @@ pub(crate) fn memory_bytes_max(config: &Config) -> u64 {
     let page = SLOTS * EVENTS_MAX * size_of::<Event>() + EVENTS * size_of::<Entry>();
     let device = config.device_bytes.unwrap_or(DEVICE_BLOCKS_MAX * page_bytes());
     device.saturating_add(FILE_PAGES_MAX * page as u64)
-}
-
-/// Memory that is to be had now, as the kernel reckons; `None` if it does not say.
-fn memory_available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn check_memory(config: &Config) -> anyhow::Result<()> {

@@ -4,18 +4,25 @@
 //! to be had.
 
 mod args;
+mod config;
 #[path = "../common/ends.rs"]
 mod ends;
 #[cfg(test)]
 #[path = "../../tests/common/guard.rs"]
 mod guard;
+#[path = "../common/html.rs"]
+mod html;
 mod inject;
+#[path = "../common/machine.rs"]
+mod machine;
 mod manner;
 mod mix;
 mod neighbour;
 mod op;
 mod oracle;
 mod outcome;
+#[path = "../common/output.rs"]
+mod output;
 mod raw;
 mod report;
 mod run;
@@ -23,7 +30,15 @@ mod sabotage;
 #[path = "../common/scarce.rs"]
 mod scarce;
 mod scene;
+#[path = "../common/svg.rs"]
+mod svg;
+#[path = "../common/table.rs"]
+mod table;
+#[path = "../common/terminal.rs"]
+mod terminal;
 mod totals;
+#[path = "../common/units.rs"]
+mod units;
 mod watch;
 mod word;
 mod work;
@@ -33,14 +48,12 @@ use std::process::ExitCode;
 
 use args::{Args, Task};
 use clap::Parser;
-use daxpager::Error;
-use report::{Output, say};
-use run::Config;
+use config::Config;
+use machine::{MISUSE, NO_USERFAULTFD};
+use output::Output;
+use terminal::say;
 
 const VIOLATION: u8 = 1;
-const MISUSE: u8 = 2;
-/// As automake and many others say "skipped".
-const NO_USERFAULTFD: u8 = 77;
 
 fn main() -> ExitCode {
     let begun = ends::end_with_parent().and_then(|()| ends::take_signals()).map_err(anyhow::Error::from);
@@ -83,12 +96,7 @@ fn no_result(error: &anyhow::Error) -> u8 {
     if let Some(sabotage::NotRun(code)) = error.downcast_ref() {
         return if *code == i32::from(NO_USERFAULTFD) { NO_USERFAULTFD } else { MISUSE };
     }
-    match error.downcast_ref() {
-        Some(Error::MissingFeature { .. } | Error::NoUserfaultfd { .. } | Error::NoKernelFaults { .. }) => {
-            NO_USERFAULTFD
-        }
-        _ => MISUSE,
-    }
+    if machine::is_lacking(error) { NO_USERFAULTFD } else { MISUSE }
 }
 
 /// One run; whether it found nothing.

@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use daxpager::sabotage::Rule;
 use nix::sys::signal::Signal;
 
+use crate::config::Config;
 use crate::ends;
-use crate::inject::{Inject, Put};
-use crate::manner::Pins;
+use crate::inject::Inject;
+use crate::machine::{kernel, page_bytes};
 use crate::mix::{Mix, Scenario};
 use crate::neighbour::Neighbours;
 use crate::op::Op;
@@ -23,28 +23,6 @@ use crate::word::describe;
 use crate::work::{self, REST, Worker};
 use crate::world::World;
 
-/// How a run is to be.
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) scenario: Scenario,
-    pub(crate) seed: u64,
-    pub(crate) length: Duration,
-    pub(crate) operations_max: Option<u64>,
-    pub(crate) threads: Option<usize>,
-    pub(crate) device_bytes: Option<u64>,
-    pub(crate) pins: Pins,
-    pub(crate) put: Put,
-    pub(crate) rules: Vec<Rule>,
-    pub(crate) hang_after: Duration,
-    /// The same for changes of files, if it is another.
-    pub(crate) change_limit: Option<Duration>,
-    pub(crate) mix_length: Duration,
-    /// The command that runs it again, but for the seed.
-    pub(crate) again: String,
-    /// Neither a bar nor lines while it runs.
-    pub(crate) quiet: bool,
-}
-
 /// Threads run so long before everything is compared at rest.
 const ROUND: Duration = Duration::from_millis(1500);
 
@@ -54,24 +32,6 @@ struct Run<'a> {
     watch: Watch,
     outcome: Outcome,
     start: Instant,
-}
-
-impl Config {
-    pub(crate) fn mix(&self, seed: u64, page_bytes: u64) -> Mix {
-        let scenario = self.scenario.of_mix(seed.wrapping_sub(self.seed));
-        let mut mix = Mix::draw(scenario, seed, self.threads, &self.pins);
-        if let Some(bytes) = self.device_bytes {
-            mix.set_device(bytes / page_bytes);
-        }
-        mix
-    }
-}
-
-pub(crate) fn page_bytes() -> u64 {
-    match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
-        Ok(Some(bytes)) => bytes as u64,
-        _ => 4096,
-    }
 }
 
 /// Runs it all.
@@ -281,8 +241,6 @@ impl Run<'_> {
 
     fn finish(mut self) -> Outcome {
         let config = self.config;
-        let uname = nix::sys::utsname::uname();
-        let kernel = uname.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
         let mut faults = std::mem::take(&mut self.outcome.faults);
         faults.iter_mut().for_each(totals::quantiles);
         let longest = self.outcome.operations.iter().max_by_key(|count| count.longest_ns);
@@ -294,7 +252,7 @@ impl Run<'_> {
         let seed = if self.outcome.violation_count > 0 { self.outcome.seed } else { config.seed };
         Outcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel,
+            kernel: kernel(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             scenario: config.scenario.name(),
             sabotage: config.rules.iter().map(|rule| rule.name().to_owned()).collect(),

@@ -17,7 +17,8 @@ use crate::ends;
 use crate::inject::{Delay, Inject, Put};
 use crate::manner::Pins;
 use crate::mix::Scenario;
-use crate::report::{Output, say};
+use crate::output::Output;
+use crate::terminal::say;
 
 /// Which rules are broken, how often, and for how long at most.
 pub(crate) struct Selection {
@@ -307,17 +308,7 @@ fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     // A pager broken badly enough does not even let the harness end.
     let limit = Duration::from_secs(seconds + 60);
-    let status = loop {
-        match child.try_wait()? {
-            Some(status) => break Some(status),
-            None if start.elapsed() > limit || ends::asked().is_some() => {
-                child.kill()?;
-                child.wait()?;
-                break None;
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
+    let status = ends::end_of(&mut child, limit, Duration::from_millis(10))?;
     let text = std::fs::read(&json).unwrap_or_default();
     let _ = std::fs::remove_file(&json);
     // Also if the signal went to the whole process group, and reached the child first.

@@ -9,12 +9,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::Signal;
 
+use crate::config::Config;
 use crate::op::Op;
 use crate::oracle::trace::EVENTS;
 use crate::oracle::{Evidence, Kind, Oracle};
 use crate::outcome::{PageLook, PageMap, PageRow, Sample};
-use crate::report::say_line;
-use crate::run::Config;
+use crate::terminal::say_line;
 use crate::work::{Worker, pthread_of};
 use crate::world::World;
 

@@ -23,7 +23,7 @@ impl Tree {
         Self { texts: files.collect() }
     }
 
-    /// All `.rs` files below a folder.
+    /// All `.rs` files below a folder, and those that they mount from elsewhere (`#[path]`), by the names of their modules.
     pub(crate) fn read(folder: &Path) -> Self {
         fn add(texts: &mut BTreeMap<String, String>, root: &Path, folder: &Path) {
             for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -38,6 +38,12 @@ impl Tree {
         }
         let mut texts = BTreeMap::new();
         add(&mut texts, folder, folder);
+        let mounts: Vec<(String, String)> = texts
+            .iter()
+            .flat_map(|(file, text)| mounts(file, text).into_iter().map(|mount| (file.clone(), mount)))
+            .map(|(file, (module, path))| (module, fs::read_to_string(folder.join(file).with_file_name(path)).unwrap()))
+            .collect();
+        texts.extend(mounts);
         Self { texts }
     }
 
@@ -49,7 +55,9 @@ impl Tree {
     pub(crate) fn imports(&self) -> Vec<Import> {
         let mut imports: Vec<Import> = Vec::new();
         for (from, text) in &self.texts {
-            for (line, path) in paths(&code(text)) {
+            let module = module_of(from);
+            let own = |name: &str| self.file_of(&[&module[..], &[name.to_owned()]].concat()).is_some();
+            for (line, path) in paths(&code(text), own) {
                 let Some(to) = self.target(from, &path) else { continue };
                 let same = |import: &Import| import.from == *from && import.line == line && import.to == to;
                 if to != *from && !imports.iter().any(same) {
@@ -104,6 +112,19 @@ impl Tree {
 /// What cargo begins with.
 fn is_root(file: &str) -> bool {
     ["lib.rs", "main.rs", "fault.rs"].contains(&file)
+}
+
+/// The modules that a file mounts from outside of its folder, by the names of the files that they would be, and where they are.
+fn mounts(file: &str, text: &str) -> Vec<(String, String)> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mount = |at: usize| {
+        let path = lines[at].strip_prefix("#[path = \"")?.strip_suffix("\"]")?;
+        let is_for_tests = at > 0 && lines[at - 1] == "#[cfg(test)]";
+        let name = lines.get(at + 1)?.rsplit(' ').next()?.strip_suffix(';')?;
+        let module = [module_of(file), vec![name.to_owned()]].concat().join("/");
+        (path.starts_with("../") && !is_for_tests).then(|| (format!("{module}.rs"), path.to_owned()))
+    };
+    (0..lines.len()).filter_map(mount).collect()
 }
 
 fn module_of(file: &str) -> Vec<String> {
@@ -176,8 +197,8 @@ fn blank_comments_and_strings(text: &str) -> String {
     out
 }
 
-/// The paths of `use` items, and those from `crate` or `super` anywhere else, with their lines.
-fn paths(code: &str) -> Vec<(usize, String)> {
+/// The paths of `use` items, and those from `crate`, `super` or a module of the file's own anywhere else, with their lines.
+fn paths(code: &str, is_own: impl Fn(&str) -> bool) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut plain = String::new();
     let mut rest = code;
@@ -194,25 +215,30 @@ fn paths(code: &str) -> Vec<(usize, String)> {
     }
     plain.push_str(rest);
     for (index, text) in plain.lines().enumerate() {
-        for word in ["crate::", "super::"] {
-            let mut from = text;
-            while let Some(at) = next_word(from, word) {
-                let path = &from[at..];
-                let end = path.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(path.len());
-                found.push((index + 1, path[..end].trim_end_matches(':').to_owned()));
-                from = &path[end.max(1)..];
+        let mut from = text;
+        while let Some(at) = from.find("::") {
+            let start = from[..at].rfind(|c| !is_of_path(c)).map_or(0, |at| at + 1);
+            let end = from[at..].find(|c| !is_of_path(c)).map_or(from.len(), |end| at + end);
+            let path = from[start..end].trim_end_matches(':');
+            let first = path.split("::").next().unwrap_or_default();
+            if ["crate", "super"].contains(&first) || is_own(first) {
+                found.push((index + 1, path.to_owned()));
             }
+            from = &from[end..];
         }
     }
     found
 }
 
+fn is_of_path(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == ':'
+}
+
 /// Where a word is that nothing is glued to in front; and behind, if it is one of letters.
 fn next_word(text: &str, word: &str) -> Option<usize> {
-    let glued = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let fits = |at: usize| {
         let behind = text[at + word.len()..].chars().next();
-        !text[..at].chars().next_back().is_some_and(glued)
+        !text[..at].chars().next_back().is_some_and(is_of_path)
             && (word.ends_with(':') || behind.is_some_and(char::is_whitespace))
     };
     text.match_indices(word).map(|(at, _)| at).find(|at| fits(*at))

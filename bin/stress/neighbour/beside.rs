@@ -3,11 +3,11 @@
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::Neighbour;
+use super::one::Neighbour;
 use crate::ends;
 use crate::oracle::{Kind, lock};
 use crate::scene::{FOUND, Name, STEP};
@@ -66,19 +66,7 @@ fn scene(neighbour: &Neighbour, name: Name, seed: u64) -> std::io::Result<()> {
         let _room = lock(&neighbour.room);
         command(neighbour, name, seed)?.spawn()?
     };
-    let end = Instant::now() + limit(neighbour.hang_after);
-    // It says less than a pipe holds.
-    let status = loop {
-        match child.try_wait()? {
-            Some(status) => break Some(status),
-            None if Instant::now() > end || ends::asked().is_some() => {
-                child.kill()?;
-                child.wait()?;
-                break None;
-            }
-            None => std::thread::sleep(Duration::from_millis(2)),
-        }
-    };
+    let status = ends::end_of(&mut child, limit(neighbour.hang_after), Duration::from_millis(2))?;
     if ends::asked().is_some() {
         return Ok(());
     }

@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 
-use super::Neighbour;
 use super::guards::Guards;
+use super::one::Neighbour;
 use crate::oracle::Kind;
 use crate::world::{Mapped, World};
 

@@ -6,6 +6,7 @@
 mod beside;
 mod forks;
 pub(crate) mod guards;
+mod one;
 mod ranges;
 mod shutdown;
 pub(crate) mod stops;
@@ -16,48 +17,18 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use daxpager::sabotage::Rule;
 use fastrand::Rng;
 use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
 
+use crate::config::Config;
 use crate::inject::{Inject, Put};
+use crate::machine::mask_of;
 use crate::op::Op;
 use crate::oracle::{Kind, Oracle};
-use crate::run::Config;
 use crate::work::REST;
 use crate::world::World;
 use guards::Guards;
-
-/// What every neighbour has that is a thread.
-pub(crate) struct Neighbour {
-    world: Arc<World>,
-    stop: Arc<AtomicBool>,
-    rng: Rng,
-    /// Held while address ranges are scarce, and while a thread is started: one that finds no room for its stacks is a panic of
-    /// the standard library's, and nothing to learn from.
-    room: Arc<Mutex<()>>,
-    /// What is broken in processes beside this one, too.
-    rules: Vec<Rule>,
-    hang_after: Duration,
-}
-
-impl Neighbour {
-    fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Sleeps for some milliseconds, or until it is to end.
-    fn pause(&mut self, ms: std::ops::Range<u64>) {
-        let end = Instant::now() + Duration::from_millis(self.rng.u64(ms));
-        while self.goes_on() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1).min(end.saturating_duration_since(Instant::now())));
-        }
-    }
-
-    fn report(&self, kind: Kind, expected: &str, found: String) {
-        self.world.oracle.report_text(kind, Op::Inspect, REST, expected, found);
-    }
-}
+use one::Neighbour;
 
 /// What one of them does until it is to end.
 type Body = fn(&mut Neighbour);
@@ -75,9 +46,7 @@ pub(crate) struct Neighbours {
 /// Whether memory may be locked without a limit: else whoever maps some would be refused, and that may be anybody.
 fn may_lock() -> bool {
     const CAP_IPC_LOCK: u64 = 14;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1)
+    mask_of("CapEff:") >> CAP_IPC_LOCK & 1 == 1
 }
 
 /// What was asked for and can't be done here.

@@ -2,7 +2,7 @@
 
 use memmap2::{Mmap, MmapMut};
 
-use super::Neighbour;
+use super::one::Neighbour;
 use crate::oracle::lock;
 
 /// Ranges that are left: the harness's own allocations, and threads that the pagers start, have to find some.

@@ -11,8 +11,8 @@ use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume}
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::Neighbour;
 use super::guards::{GUARD, Guards};
+use super::one::Neighbour;
 use crate::oracle::{Kind, lock};
 
 const PAGES: u64 = 16;

@@ -7,6 +7,7 @@
 
 pub(crate) mod dirty;
 pub(crate) mod history;
+mod kind;
 pub(crate) mod sizes;
 pub(crate) mod trace;
 mod verdict;
@@ -18,9 +19,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use history::{Event, History, Judgement, UNDER_WAY, Wrong};
+pub(crate) use kind::{Evidence, Kind};
 use sizes::Sizes;
 use trace::{End, Entry, Trace, What};
-pub(crate) use verdict::{Evidence, Kind};
 
 use crate::op::{Op, Tallies};
 use crate::outcome::Violation;

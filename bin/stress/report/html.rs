@@ -2,11 +2,10 @@
 
 use std::fmt::Write;
 
-use super::escape::escape;
-use super::tables::{self, Table};
-use super::units::{counted, seconds, thousands};
-use super::{latency, map, rates};
+use super::{latency, map, rates, tables};
+use crate::html::{escape, push_end, push_facts, push_head, push_heading, push_note, push_table};
 use crate::outcome::{Outcome, Violation};
+use crate::units::{counted, seconds, thousands};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -18,21 +17,14 @@ pub(crate) fn page(outcome: &Outcome) -> String {
     over_time(&mut out, outcome);
     latencies(&mut out, outcome);
     numbers(&mut out, outcome);
-    out.push_str("</body>\n</html>\n");
+    push_end(&mut out);
     out
 }
 
 fn head(out: &mut String, outcome: &Outcome) {
-    let title = escape(&format!("daxpager-stress: {}, seed {}", outcome.verdict, outcome.seed));
-    // The policy is a promise that the browser keeps: whatever a name contains, nothing is loaded and no script run.
-    let _ = write!(
-        out,
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>daxpager-stress</h1>\n"
-    );
+    let title = format!("daxpager-stress: {}, seed {}", outcome.verdict, outcome.seed);
+    push_head(out, &title, STYLE);
+    out.push_str("<h1>daxpager-stress</h1>\n");
     let class = if tables::is_ok(outcome) { "good" } else { "bad" };
     let _ = writeln!(out, "<p class=\"verdict {class}\">{}</p>", escape(&tables::verdict(outcome)));
     let cpus = if outcome.cpus > 0 { outcome.cpus.to_string() } else { String::new() };
@@ -62,36 +54,18 @@ fn head(out: &mut String, outcome: &Outcome) {
     }
 }
 
-/// Names and values; those without a value are left out.
-fn push_facts(out: &mut String, facts: &[(&str, String)]) {
-    out.push_str("<dl>\n");
-    for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
-        let class = if matches!(*name, "address" | "bytes") { " class=\"mono\"" } else { "" };
-        let _ = writeln!(out, "<dt>{}</dt><dd{class}>{}</dd>", escape(name), escape(value));
-    }
-    out.push_str("</dl>\n");
-}
-
-fn heading(out: &mut String, text: &str) {
-    let _ = writeln!(out, "<h2>{}</h2>", escape(text));
-}
-
-fn note(out: &mut String, text: &str) {
-    let _ = writeln!(out, "<p class=\"note\">{}</p>", escape(text));
-}
-
 fn violations(out: &mut String, outcome: &Outcome) {
     let count = tables::violation_count(outcome);
     if count == 0 {
         return;
     }
-    heading(out, "Violations");
+    push_heading(out, "Violations");
     for (index, violation) in outcome.violations.iter().enumerate() {
         push_violation(out, outcome, index, violation);
     }
     match count - outcome.violations.len() as u64 {
         0 => {}
-        more => note(out, &format!("and {}, of which only the number is known.", counted(more, "more violation"))),
+        more => push_note(out, &format!("and {}, of which only the number is known.", counted(more, "more violation"))),
     }
 }
 
@@ -106,7 +80,7 @@ fn push_violation(out: &mut String, outcome: &Outcome, index: usize, violation: 
     let events = tables::events(violation);
     if !events.rows.is_empty() {
         let _ = writeln!(out, "<h3>{}</h3>", events.title);
-        push_table(out, &events);
+        push_table(out, &events, |_| None);
     }
     if let Some(pager) = &violation.pager {
         let _ = writeln!(out, "<h3>The pager</h3>\n<pre>{}</pre>", escape(pager));
@@ -115,24 +89,24 @@ fn push_violation(out: &mut String, outcome: &Outcome, index: usize, violation: 
 }
 
 fn pages(out: &mut String, outcome: &Outcome) {
-    heading(out, "Pages over time");
+    push_heading(out, "Pages over time");
     let Some((map, svg)) = outcome.map.as_ref().and_then(|map| Some((map, map::draw(map)?))) else {
-        return note(out, "No pages have been recorded.");
+        return push_note(out, "No pages have been recorded.");
     };
     let times = match map.mark {
         Some(_) => "Times are those before and after the violation, which is marked in red.",
         None => "Times are those since the start of the run.",
     };
     let file = if map.file.is_empty() { String::new() } else { format!("Of {}. ", map.file) };
-    note(out, &format!("{file}Each column is one moment; they need not be equally far apart. {times}"));
+    push_note(out, &format!("{file}Each column is one moment; they need not be equally far apart. {times}"));
     out.push_str(&map::legend());
     out.push_str(&svg);
 }
 
 fn over_time(out: &mut String, outcome: &Outcome) {
-    heading(out, "Rates over time");
+    push_heading(out, "Rates over time");
     let Some((svg, samples)) = rates::draw(outcome) else {
-        return note(out, "Too few samples for a drawing.");
+        return push_note(out, "Too few samples for a drawing.");
     };
     let mut text = String::from("Time is since the start of the run.");
     if tables::violation_count(outcome) > 0 {
@@ -141,50 +115,32 @@ fn over_time(out: &mut String, outcome: &Outcome) {
     if samples > 1 {
         let _ = write!(text, " Each step is the mean over {}.", counted(samples as u64, "sample"));
     }
-    note(out, &text);
+    push_note(out, &text);
     out.push_str(&svg);
 }
 
 fn latencies(out: &mut String, outcome: &Outcome) {
-    heading(out, "How long faults took");
+    push_heading(out, "How long faults took");
     let Some(svg) = latency::draw(outcome) else {
-        return note(out, "No fault has been timed.");
+        return push_note(out, "No fault has been timed.");
     };
-    note(out, "From the message to the answer. Bars count faults; both axes are logarithmic.");
+    push_note(out, "From the message to the answer. Bars count faults; both axes are logarithmic.");
     out.push_str(&svg);
 }
 
 fn numbers(out: &mut String, outcome: &Outcome) {
-    heading(out, "Numbers");
+    push_heading(out, "Numbers");
     let tables = tables::all(outcome);
     if tables.is_empty() {
-        return note(out, "Nothing has been counted.");
+        return push_note(out, "Nothing has been counted.");
     }
     out.push_str("<div class=\"tables\">\n");
     for table in &tables {
         let _ = writeln!(out, "<div><h3>{}</h3>", table.title);
-        push_table(out, table);
+        push_table(out, table, |_| None);
         out.push_str("</div>\n");
     }
     out.push_str("</div>\n");
-}
-
-fn push_table(out: &mut String, table: &Table) {
-    let classes: Vec<&str> =
-        table.columns.iter().map(|column| if column.is_text { " class=\"text\"" } else { "" }).collect();
-    out.push_str("<div class=\"scroll\"><table>\n<tr>");
-    for (column, class) in table.columns.iter().zip(&classes) {
-        let _ = write!(out, "<th{class}>{}</th>", column.name);
-    }
-    out.push_str("</tr>\n");
-    for row in &table.rows {
-        out.push_str("<tr>");
-        for (cell, class) in row.iter().zip(&classes) {
-            let _ = write!(out, "<td{class}>{}</td>", escape(cell));
-        }
-        out.push_str("</tr>\n");
-    }
-    out.push_str("</table></div>\n");
 }
 
 #[cfg(test)]

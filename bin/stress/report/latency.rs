@@ -1,8 +1,8 @@
 //! The drawing of how long faults took: one panel for each kind, all with the same axes.
 
-use super::svg::{Anchor, Area, Svg, WIDTH};
-use super::units::{counted, duration, short, thousands};
 use crate::outcome::{FaultKind, Outcome};
+use crate::svg::{Anchor, Area, Svg, WIDTH};
+use crate::units::{counted, duration, short, thousands};
 
 /// What the axis shows. Shorter and longer times are at its ends.
 const SHORTEST_NS: f64 = 100.0;

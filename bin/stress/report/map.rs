@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::svg::{Anchor, Area, Svg, WIDTH, number, time_label};
-use super::units::{offset, thousands};
 use crate::outcome::{PageLook, PageMap};
+use crate::svg::{Anchor, Area, Svg, WIDTH, number, time_label};
+use crate::units::{offset, thousands};
 
 const TOP: f64 = 16.0;
 const AXIS: f64 = 26.0;

@@ -1,46 +1,24 @@
 //! What a person or a script sees of a run: a table on stdout, a JSON file, and an HTML page.
 
-#[path = "../../common/escape.rs"]
-mod escape;
 #[cfg(test)]
 mod example;
 mod html;
 mod latency;
 mod map;
-#[path = "../../common/output.rs"]
-mod output;
 #[cfg(test)]
 mod output_tests;
 mod rates;
-mod svg;
 mod tables;
 mod text;
-mod units;
-
-use std::io::{IsTerminal, Write};
-
-pub(crate) use output::Output;
 
 use crate::outcome::Outcome;
+use crate::output::Output;
+use crate::terminal::{has_colours, say_line};
 
 /// Prints the tables, the verdict, and what has been found. A program whose output nobody can read has shown
 /// nothing, so it ends there, as failed: files are to be written before.
 pub(crate) fn print(outcome: &Outcome) {
-    let out = std::io::stdout();
-    // As no-color.org has it: an empty variable is as good as none.
-    let colours = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    say_line(text::render(outcome, colours).trim_end());
-}
-
-/// Prints a line. Whoever has closed stdout does not want it, and gets the exit code all the same.
-macro_rules! say {
-    ($($text:tt)*) => { $crate::report::say_line(&format!($($text)*)) };
-}
-pub(crate) use say;
-
-pub(crate) fn say_line(line: &str) {
-    let mut out = std::io::stdout();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    say_line(text::render(outcome, has_colours()).trim_end());
 }
 
 /// Writes the outcome as it is: the field names are those of [`Outcome`].

@@ -9,7 +9,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use super::example::Directory;
-use super::output::Output;
+use crate::output::Output;
 
 fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     Output::check(path)?.write(content)

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::svg::{Anchor, Area, Svg, WIDTH, number, step, time_label, time_step};
-use super::units::{counted, seconds, short};
 use crate::outcome::{Outcome, Sample};
+use crate::svg::{Anchor, Area, Svg, WIDTH, number, step, time_label, time_step};
+use crate::units::{counted, seconds, short};
 
 const LEFT: f64 = 64.0;
 const PANEL: f64 = 64.0;

@@ -1,28 +1,8 @@
 //! The tables and sentences that the text and the page have in common.
 
-use super::units::{counted, duration, per, seconds, thousands, total};
 use crate::outcome::{Outcome, Violation};
-
-/// A table whose first column are names, and whose others are numbers unless `is_text` says otherwise.
-pub(crate) struct Table {
-    pub(crate) title: &'static str,
-    pub(crate) columns: Vec<Column>,
-    pub(crate) rows: Vec<Vec<String>>,
-}
-
-pub(crate) struct Column {
-    pub(crate) name: &'static str,
-    /// Texts begin at the left, numbers end at the right.
-    pub(crate) is_text: bool,
-}
-
-fn text(name: &'static str) -> Column {
-    Column { name, is_text: true }
-}
-
-fn number(name: &'static str) -> Column {
-    Column { name, is_text: false }
-}
+use crate::table::{Table, number, text};
+use crate::units::{counted, duration, per, seconds, thousands, total};
 
 /// Those that have something in them.
 pub(crate) fn all(outcome: &Outcome) -> Vec<Table> {
@@ -47,7 +27,7 @@ fn operations(outcome: &Outcome) -> Table {
         rows.push(row("all", all_operations(outcome), refused, list.iter().map(|it| it.longest_ns).max().unwrap_or(0)));
     }
     let columns = vec![text("operation"), number("count"), number("per second"), number("refused"), number("longest")];
-    Table { title: "Operations", columns, rows }
+    Table { title: "Operations".to_owned(), columns, rows }
 }
 
 fn faults(outcome: &Outcome) -> Table {
@@ -58,13 +38,17 @@ fn faults(outcome: &Outcome) -> Table {
     });
     let columns =
         vec![text("fault"), number("count"), number("p50"), number("p99"), number("p99.9"), number("longest")];
-    Table { title: "Faults", rows: rows.collect(), columns }
+    Table { title: "Faults".to_owned(), rows: rows.collect(), columns }
 }
 
-fn per_fault(outcome: &Outcome, title: &'static str, what: &'static str, list: &[(String, u64)]) -> Table {
+fn per_fault(outcome: &Outcome, title: &str, what: &str, list: &[(String, u64)]) -> Table {
     let faults = all_faults(outcome) as f64;
     let rows = list.iter().map(|(name, count)| vec![name.clone(), thousands(*count), per(*count, faults)]);
-    Table { title, rows: rows.collect(), columns: vec![text(what), number("count"), number("per fault")] }
+    Table {
+        title: title.to_owned(),
+        rows: rows.collect(),
+        columns: vec![text(what), number("count"), number("per fault")],
+    }
 }
 
 /// A page's last events, oldest first.
@@ -74,7 +58,7 @@ pub(crate) fn events(violation: &Violation) -> Table {
         vec![thousands(event.ticket), time, event.thread.clone(), event.what.clone()]
     });
     let columns = vec![number("ticket"), number("seconds"), text("thread"), text("what")];
-    Table { title: "The page's last events", rows: rows.collect(), columns }
+    Table { title: "The page's last events".to_owned(), rows: rows.collect(), columns }
 }
 
 pub(crate) fn all_faults(outcome: &Outcome) -> u64 {

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::tables::{self, Table};
-use super::units::counted;
+use super::tables;
 use crate::outcome::{Outcome, Violation};
+use crate::units::counted;
 
 /// How many violations are printed in full: the first has broken what the later ones found.
 const SHOWN: usize = 3;
@@ -13,8 +13,8 @@ const LABEL: usize = 14;
 pub(crate) fn render(outcome: &Outcome, colours: bool) -> String {
     let mut out = String::new();
     for table in tables::all(outcome) {
-        heading(&mut out, table.title);
-        push_table(&mut out, &table, "");
+        heading(&mut out, &table.title);
+        out.push_str(&table.aligned(""));
     }
     heading(&mut out, "Result");
     push_fact(&mut out, "", "oracle", &tables::oracle(outcome));
@@ -64,26 +64,6 @@ fn push_line(out: &mut String, line: &str) {
     out.push('\n');
 }
 
-fn push_table(out: &mut String, table: &Table, indent: &str) {
-    let widths: Vec<usize> = (0..table.columns.len())
-        .map(|column| {
-            let cells = table.rows.iter().map(|row| row[column].chars().count());
-            cells.chain([table.columns[column].name.chars().count()]).max().unwrap_or(0)
-        })
-        .collect();
-    let names = table.columns.iter().map(|column| column.name.to_owned()).collect();
-    for row in std::iter::once(&names).chain(&table.rows) {
-        let mut line = indent.to_owned();
-        for ((cell, column), &width) in row.iter().zip(&table.columns).zip(&widths) {
-            let _ = match column.is_text {
-                true => write!(line, "{cell:<width$}  "),
-                false => write!(line, "{cell:>width$}  "),
-            };
-        }
-        push_line(out, &line);
-    }
-}
-
 fn push_violation(out: &mut String, outcome: &Outcome, number: usize, violation: &Violation) {
     heading(out, &format!("Violation {number} of {}: {}", tables::violation_count(outcome), violation.kind));
     push_line(out, &violation.what);
@@ -94,7 +74,7 @@ fn push_violation(out: &mut String, outcome: &Outcome, number: usize, violation:
     let events = tables::events(violation);
     if !events.rows.is_empty() {
         let _ = writeln!(out, "\n  {}:\n", events.title);
-        push_table(out, &events, "    ");
+        out.push_str(&events.aligned("    "));
     }
     if let Some(pager) = &violation.pager {
         let _ = writeln!(out, "\n  The pager:\n");

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use daxpager::{Mapping, Result};
 
-use super::{Scene, wait_for};
+use super::stage::{Scene, wait_for};
+use crate::machine::page_bytes;
 use crate::oracle::Kind;
-use crate::run::page_bytes;
 
 /// What is read into a mapping.
 pub(super) const READ: u8 = 0x77;

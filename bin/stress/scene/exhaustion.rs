@@ -8,9 +8,10 @@ use std::time::Duration;
 use daxpager::{Mapping, Pager, Result};
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::{Scene, Stage, byte_of, call::Call, check_ended, wait_for};
+use super::call::Call;
+use super::stage::{GUARD_BYTES, Scene, Stage, byte_of, check_ended, wait_for};
+use crate::machine::page_bytes;
 use crate::oracle::Kind;
-use crate::run::page_bytes;
 use crate::scarce::{Hoard, limit};
 use crate::work::names_a_shortage;
 
@@ -94,7 +95,7 @@ fn accessed(scene: &mut Scene, stage: Stage, call: Call) -> anyhow::Result<()> {
     let hold = hold(scene);
     let ended = wait_for(hold / 4, || accessing.is_finished());
     let (at, bytes) = (stage.map.as_ptr() as usize, stage.map.len() as usize);
-    let given_back = !ended && scene.guards.place(at, bytes, super::GUARD_BYTES).is_some();
+    let given_back = !ended && scene.guards.place(at, bytes, GUARD_BYTES).is_some();
     wait_for(hold, || accessing.is_finished());
     drop(shortage);
     scene.step("there is room again");

@@ -5,9 +5,10 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::Resource;
 use nix::sys::signal::Signal;
 
-use super::{Scene, Stage, call::Call, check_ended};
+use super::call::Call;
+use super::stage::{Scene, Stage, check_ended};
+use crate::machine::page_bytes;
 use crate::oracle::Kind;
-use crate::run::page_bytes;
 use crate::{raw, scarce};
 
 /// More than may be locked, and so be mapped.

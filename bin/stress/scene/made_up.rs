@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use daxpager::fake::FakePageTable;
 use daxpager::{Device, MapOptions, Mapping, Pager, Resolve, Result, Volume};
 
-use super::{GUARD_BYTES, Scene, byte_of, call::READ};
+use super::call::READ;
+use super::stage::{GUARD_BYTES, Scene, byte_of};
 use crate::oracle::Kind;
 
 const PAGE: u64 = 4096;

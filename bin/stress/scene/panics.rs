@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use daxpager::Error;
 use daxpager::probe::{Event, Point, Probe};
 
-use super::{GUARD_BYTES, Scene, Stage, call::Call, check_ended, wait_for};
+use super::call::Call;
+use super::stage::{GUARD_BYTES, Scene, Stage, check_ended, wait_for};
+use crate::machine::page_bytes;
 use crate::neighbour::guards::Guards;
 use crate::oracle::{Kind, lock};
-use crate::run::page_bytes;
 
 const PAGES: u64 = 64;
 const SAID: &str = "an observer that panics";

@@ -1,8 +1,9 @@
-//! Drawings inside of the page. Colours are classes of its style sheet, so that they follow its light or dark.
+//! Drawings inside of a page. Colours are classes of its style sheet, so that they follow its light or dark.
+#![allow(dead_code, reason = "each program uses its part")]
 
 use std::fmt::Write;
 
-use super::escape::escape;
+use crate::html::escape;
 
 /// The width of every drawing, in its own units; the page scales it.
 pub(crate) const WIDTH: f64 = 960.0;
@@ -70,6 +71,18 @@ impl Svg {
         if !path.is_empty() {
             let _ = write!(self.body, r#"<path class="{class}" d="{path}"/>"#);
         }
+    }
+
+    /// A path that shows `title` under the pointer.
+    pub(crate) fn titled_path(&mut self, class: &str, path: &str, title: &str) {
+        if !path.is_empty() {
+            let _ = write!(self.body, r#"<path class="{class}" d="{path}"><title>{}</title></path>"#, escape(title));
+        }
+    }
+
+    pub(crate) fn dot(&mut self, class: &str, at: (f64, f64)) {
+        let (x, y) = (number(at.0), number(at.1));
+        let _ = write!(self.body, r#"<circle class="{class}" cx="{x}" cy="{y}" r="3"/>"#);
     }
 
     /// A triangle that points down at `tip`.

@@ -1,10 +1,7 @@
 //! Drawings of curves on two axes. Colours are classes of the page's style sheet.
 
-use std::fmt::Write;
+use crate::svg::{Anchor, Svg, WIDTH, number, step};
 
-use super::escape::escape;
-
-const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 200.0;
@@ -63,9 +60,7 @@ impl Scale {
 
     fn ticks(&self) -> Vec<f64> {
         if !self.logarithmic {
-            let raw = (self.to - self.from) / 8.0;
-            let power = 10f64.powf(raw.log10().floor());
-            let step = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| raw <= factor * power).unwrap_or(10.0) * power;
+            let step = step(self.to - self.from, 8.0);
             let first = (self.from / step).ceil() as i64;
             return (first..).map(|index| index as f64 * step).take_while(|tick| *tick <= self.to + 1e-9).collect();
         }
@@ -84,39 +79,33 @@ pub(crate) fn draw(label: &str, curves: &[Curve], x: &Axis, y: &Axis) -> String 
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let at_x = |value: f64| LEFT + across.share(value) * (right - LEFT);
     let at_y = |value: f64| bottom - up.share(value) * (bottom - TOP);
-    let mut body = String::new();
+    let mut svg = Svg::default();
     for tick in across.ticks() {
         let at = at_x(tick);
-        line(&mut body, "grid", (at, TOP), (at, bottom));
-        text(&mut body, "tick", (at, bottom + 16.0), "middle", &(x.label)(tick));
+        svg.line("grid", (at, TOP), (at, bottom));
+        svg.text("tick", (at, bottom + 16.0), Anchor::Middle, &(x.label)(tick));
     }
     for tick in up.ticks() {
         let at = at_y(tick);
-        line(&mut body, "grid", (LEFT, at), (right, at));
-        text(&mut body, "tick", (LEFT - 6.0, at + 4.0), "end", &(y.label)(tick));
+        svg.line("grid", (LEFT, at), (right, at));
+        svg.text("tick", (LEFT - 6.0, at + 4.0), Anchor::End, &(y.label)(tick));
     }
-    line(&mut body, "axis", (LEFT, bottom), (right, bottom));
-    text(&mut body, "note", ((LEFT + right) / 2.0, HEIGHT - 8.0), "middle", x.name);
-    text(&mut body, "note", (LEFT, TOP - 4.0), "start", y.name);
+    svg.line("axis", (LEFT, bottom), (right, bottom));
+    svg.text("note", ((LEFT + right) / 2.0, HEIGHT - 8.0), Anchor::Middle, x.name);
+    svg.text("note", (LEFT, TOP - 4.0), Anchor::Start, y.name);
     for (index, curve) in curves.iter().enumerate() {
         let class = index % COLOURS;
         let place = |point: &(f64, f64)| (at_x(point.0), at_y(point.1));
         let path = path(curve.points.iter().map(place));
-        if !path.is_empty() {
-            let dashes = if index >= COLOURS { " dashed" } else { "" };
-            let title = escape(&curve.name);
-            let _ =
-                write!(body, "\n<path class=\"curve s{class}{dashes}\" d=\"M{}\"><title>{title}</title></path>", path);
-        }
-        for (x, y) in curve.points.iter().filter(|_| curve.marked).map(place) {
-            let _ = write!(body, r#"<circle class="dot s{class}" cx="{x:.1}" cy="{y:.1}" r="3"/>"#);
-        }
+        let dashes = if index >= COLOURS { " dashed" } else { "" };
+        svg.titled_path(&format!("curve s{class}{dashes}"), &path, &curve.name);
+        curve.points.iter().filter(|_| curve.marked).for_each(|point| svg.dot(&format!("dot s{class}"), place(point)));
         let y = TOP + 10.0 + index as f64 * 18.0;
-        line(&mut body, &format!("curve s{class}"), (right + 14.0, y - 4.0), (right + 34.0, y - 4.0));
-        text(&mut body, "tick", (right + 40.0, y), "start", &curve.name);
+        svg.line(&format!("curve s{class}"), (right + 14.0, y - 4.0), (right + 34.0, y - 4.0));
+        svg.text("tick", (right + 40.0, y), Anchor::Start, &curve.name);
     }
     let height = HEIGHT.max(TOP + 20.0 + curves.len() as f64 * 18.0);
-    format!("<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {WIDTH} {height}\">{body}</svg>\n", escape(label))
+    svg.finish(height, label)
 }
 
 /// Points that nobody could tell apart are left out, but for the last.
@@ -129,20 +118,8 @@ fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
             kept.push(point);
         }
     }
-    kept.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect::<Vec<_>>().join("L")
-}
-
-fn line(out: &mut String, class: &str, from: (f64, f64), to: (f64, f64)) {
-    let _ = write!(
-        out,
-        "\n<line class=\"{class}\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
-        from.0, from.1, to.0, to.1
-    );
-}
-
-fn text(out: &mut String, class: &str, at: (f64, f64), anchor: &str, text: &str) {
-    let (x, y, text) = (at.0, at.1, escape(text));
-    let _ = write!(out, r#"<text class="{class}" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{text}</text>"#);
+    let places: Vec<String> = kept.iter().map(|(x, y)| format!("{} {}", number(*x), number(*y))).collect();
+    if places.is_empty() { String::new() } else { format!("M{}", places.join("L")) }
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use daxpager::{Device, File, MapOptions, Mapping, Pager, Volume};
 
-use super::{dax_special as special, file_pages};
-use crate::case::{Case, Options, Outcome, Resolve, Tracking, Work};
-use crate::laps::{self, Contestant, Counts, Ground};
+use crate::case::{Options, Resolve, Tracking};
+use crate::laps::Counts;
 use crate::raw::{PAGE, View};
 
 /// How much is written at a time.
@@ -33,22 +32,6 @@ pub(crate) fn map(pager: &Pager, file: &File, range: Range<u64>, options: Option
     Ok(pager.map_with(file, range, &asked(options))?)
 }
 
-pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> {
-    let measured = match case.work {
-        Work::Collect => special::collect(case, options).map(Outcome::Measured),
-        Work::Punch | Work::Truncate => special::take_away(case, options).map(Outcome::Measured),
-        Work::Extents { extents, blocks } => special::extents(case, options, (extents, blocks)),
-        Work::MapSparse => special::map_sparse(case, options).map(Outcome::Measured),
-        Work::HugeRead => special::huge(case, options),
-        Work::ReadBesidePuncher => special::beside_puncher(case, options).map(Outcome::Measured),
-        _ => Dax::new(case, options).and_then(|mut dax| laps::run(case, &mut dax)).map(Outcome::Measured),
-    };
-    match measured {
-        Err(error) if special::is_machine(&error) => Ok(Outcome::Skipped(format!("{error:#}"))),
-        measured => measured,
-    }
-}
-
 /// A volume of blocks that are all in memory, and a pager.
 pub(crate) struct World {
     pub(crate) volume: Volume,
@@ -61,7 +44,7 @@ impl World {
     }
 
     /// With a reader that stays awake for a millisecond after each fault.
-    fn awake(self) -> anyhow::Result<Self> {
+    pub(crate) fn awake(self) -> anyhow::Result<Self> {
         Ok(Self { pager: Pager::builder().busy_poll(Duration::from_millis(1)).start()?, ..self })
     }
 
@@ -90,56 +73,6 @@ pub(crate) fn fill(file: &File, bytes: Range<u64>) -> anyhow::Result<()> {
 /// Stores to every page, which maps each writable.
 pub(crate) fn store_all(view: View<'_>) {
     (0..view.pages()).for_each(|page| view.store(page));
-}
-
-/// The six patterns, and the read of a sparse few.
-struct Dax {
-    world: World,
-    file: File,
-    pages: u64,
-    work: Work,
-    options: Options,
-}
-
-impl Dax {
-    fn new(case: &Case, options: Options) -> anyhow::Result<Self> {
-        let pages = file_pages(case);
-        let world = World::memfd(pages)?;
-        let world = if options.busy { world.awake()? } else { world };
-        let file = world.file("bench", pages)?;
-        Ok(Self { world, file, pages, work: case.work, options })
-    }
-}
-
-impl Contestant for Dax {
-    fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
-        if self.work == Work::HoleWrite {
-            // The blocks go back, and stay in memory.
-            self.file.truncate(0)?;
-            self.file.truncate(self.pages * PAGE)?;
-        }
-        let map = map(&self.world.pager, &self.file, 0..self.pages * PAGE, self.options)?;
-        if self.work == Work::WriteAfterProtect {
-            store_all(View::of(&map));
-            map.take_dirty()?;
-        }
-        Ok(Box::new(Mapped { map, pager: &self.world.pager }))
-    }
-}
-
-struct Mapped<'a> {
-    map: Mapping,
-    pager: &'a Pager,
-}
-
-impl Ground for Mapped<'_> {
-    fn view(&self) -> View<'_> {
-        View::of(&self.map)
-    }
-
-    fn counts(&self) -> Option<Counts> {
-        Some(counts(self.pager))
-    }
 }
 
 /// What has been called for faults. What changes of the file have zapped is not.

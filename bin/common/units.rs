@@ -1,4 +1,5 @@
 //! Numbers for readers.
+#![allow(dead_code, reason = "each program uses its part")]
 
 /// With commas between thousands.
 pub(crate) fn thousands(count: u64) -> String {
@@ -88,10 +89,14 @@ pub(crate) fn short(value: f64) -> String {
         ..999.5e6 => (value / 1e6, " M"),
         _ => (value / 1e9, " G"),
     };
-    let digits = three_digits(scaled);
+    format!("{}{suffix}", trimmed(&three_digits(scaled)))
+}
+
+/// Digits without the zeros that end a fraction.
+pub(crate) fn trimmed(digits: &str) -> &str {
     match digits.contains('.') {
-        true => format!("{}{suffix}", digits.trim_end_matches('0').trim_end_matches('.')),
-        false => format!("{digits}{suffix}"),
+        true => digits.trim_end_matches('0').trim_end_matches('.'),
+        false => digits,
     }
 }
 

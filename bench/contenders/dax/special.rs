@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
-use daxpager::{Device, Error};
+use daxpager::Device;
 
-use super::dax::{self, World, fill, map, store_all};
+use super::world::{self, World, fill, map, store_all};
 use crate::case::{Case, Options, Outcome, Sample, Work};
 use crate::laps::{self, Contestant, Ground, median};
+use crate::machine::{bytes_of, memory_available};
 use crate::raw::{self, PAGE, View};
 
 const LAPS: usize = 5;
@@ -84,7 +85,7 @@ impl Ground for Again<'_> {
     }
 
     fn counts(&self) -> Option<laps::Counts> {
-        Some(dax::counts(self.pager))
+        Some(world::counts(self.pager))
     }
 }
 
@@ -226,21 +227,5 @@ fn on_huge_pages(case: &Case, options: Options, device: Device, blocks: u64) -> 
 
 /// Resident memory of this process in bytes, exactly; "Anonymous:" is what is neither a file's nor the device's.
 fn resident(name: &str) -> anyhow::Result<u64> {
-    field("/proc/self/smaps_rollup", name).context("/proc/self/smaps_rollup says nothing of memory")
-}
-
-fn memory_available() -> Option<u64> {
-    field("/proc/meminfo", "MemAvailable:")
-}
-
-fn field(path: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// Whether an error of the library says that this machine cannot run it.
-pub(crate) fn is_machine(error: &anyhow::Error) -> bool {
-    use Error::{MissingFeature, NoKernelFaults, NoUserfaultfd};
-    matches!(error.downcast_ref(), Some(MissingFeature { .. } | NoUserfaultfd { .. } | NoKernelFaults { .. }))
+    bytes_of("/proc/self/smaps_rollup", name).context("/proc/self/smaps_rollup says nothing of memory")
 }

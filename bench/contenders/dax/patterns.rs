@@ -1,0 +1,62 @@
+//! The library, in the patterns that every contender has.
+
+use daxpager::{File, Mapping, Pager};
+
+use super::world::{World, counts, map, store_all};
+use crate::case::{Case, Options, Sample, Work};
+use crate::laps::{self, Contestant, Counts, Ground};
+use crate::raw::{PAGE, View};
+
+pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Sample> {
+    laps::run(case, &mut Dax::new(case, options)?)
+}
+
+/// The six patterns, and the read of a sparse few.
+struct Dax {
+    world: World,
+    file: File,
+    pages: u64,
+    work: Work,
+    options: Options,
+}
+
+impl Dax {
+    fn new(case: &Case, options: Options) -> anyhow::Result<Self> {
+        let pages = case.file_pages();
+        let world = World::memfd(pages)?;
+        let world = if options.busy { world.awake()? } else { world };
+        let file = world.file("bench", pages)?;
+        Ok(Self { world, file, pages, work: case.work, options })
+    }
+}
+
+impl Contestant for Dax {
+    fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
+        if self.work == Work::HoleWrite {
+            // The blocks go back, and stay in memory.
+            self.file.truncate(0)?;
+            self.file.truncate(self.pages * PAGE)?;
+        }
+        let map = map(&self.world.pager, &self.file, 0..self.pages * PAGE, self.options)?;
+        if self.work == Work::WriteAfterProtect {
+            store_all(View::of(&map));
+            map.take_dirty()?;
+        }
+        Ok(Box::new(Mapped { map, pager: &self.world.pager }))
+    }
+}
+
+struct Mapped<'a> {
+    map: Mapping,
+    pager: &'a Pager,
+}
+
+impl Ground for Mapped<'_> {
+    fn view(&self) -> View<'_> {
+        View::of(&self.map)
+    }
+
+    fn counts(&self) -> Option<Counts> {
+        Some(counts(self.pager))
+    }
+}
