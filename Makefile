@@ -2,7 +2,7 @@
 # make test    build and run every test; with DAXPAGER_LONG=1, as CI does, those that repeat do so more often
 # make stress  the stress harness: a minute of everything; or what ARGS says, as in ARGS="--help"
 # make bench   what a fault costs, beside the kernel's own; or what ARGS says, as in ARGS=--bars or ARGS="--help"
-# make ship    the other targets: all tests with musl; for aarch64 a build, and what needs no kernel under qemu
+# make ship    the other targets: tests with musl, with ARGS=all every one; for aarch64 a build, and what needs no kernel under qemu
 # make model   the core under the schedule checkers; more schedules with MODEL_SCHEDULES=100000; and the three that follow
 # make miri    the core on the fake page table and the unit tests that make no system call, under Miri
 # make tsan    the library's tests and the stress harness under ThreadSanitizer
@@ -51,18 +51,16 @@ model: setup schedules
 	$(CARGO) test --no-default-features --features loom --test loom
 	@tools/with-nightly miri tsan asan
 
-# Two cases of each property: Miri is some hundred times slower than the CPU.
 miri: setup
 	@tools/setup-nightly miri rust-src
-	PROPTEST_CASES=2 MIRIFLAGS=-Zmiri-disable-isolation \
-		cargo +nightly miri test --no-default-features --features fake,sabotage --lib --test fake_smoke
+	tools/miri
 
 tsan asan: setup
 	@tools/setup-nightly rust-src
 	tools/sanitize $@
 
 ship: setup
-	tools/ship
+	tools/ship $(ARGS)
 
 # A part of it, for every change.
 schedules: setup

@@ -86,6 +86,7 @@ rules! {
     /// Broken: a range that could not be pointed elsewhere for lack of address ranges is taken for somebody else's, and its mapping given up.
     MendWhatIsOurs = "mend-what-is-ours",
     /// Broken: the addresses of the fake page table are accessed as if they were real.
+    #[cfg_attr(not(feature = "inside"), expect(dead_code, reason = "nobody keeps it: the table that is made up is for tests"))]
     MadeUpAddresses = "made-up-addresses",
     /// Broken: a child of fork(2) takes handles of its parent for its own. For the whole process.
     ForkCheck = "fork-check",

@@ -125,6 +125,7 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
+    #[cfg(feature = "fake")]
     pub(crate) const LOAD_STORE: Self = Self { read_only: false, dumped: false };
 
     pub(crate) fn of(options: &MapOptions) -> Self {
