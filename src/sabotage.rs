@@ -77,12 +77,12 @@ rules! {
     /// Broken: the user's buffer is touched with the file's lock held.
     NoCopyUnderLock = "no-copy-under-lock",
     /// Broken: a dead pager leaves its mappings registered, and the last close fills them with zeros.
-    CondemnBeforeClose = "condemn-before-close",
+    RevokeBeforeClose = "revoke-before-close",
     /// Broken: the addresses of a mapping go back to the kernel when the pager ends and nothing can be mapped in their place.
-    CondemnInPlace = "condemn-in-place",
-    /// Broken: the observer is told before a condemned mapping has left the map of regions, and its addresses go back first; after a panic of
-    /// the observer it is condemned again.
-    CondemnOnce = "condemn-once",
+    RevokeInPlace = "revoke-in-place",
+    /// Broken: the observer is told before a revoked mapping has left the map of regions, and its addresses go back first; after a panic of
+    /// the observer it is revoked again.
+    RevokeOnce = "revoke-once",
     /// Broken: a range that could not be pointed elsewhere for lack of address ranges is taken for somebody else's, and its mapping given up.
     MendWhatIsOurs = "mend-what-is-ours",
     /// Broken: the addresses of the fake page table are accessed as if they were real.

@@ -163,7 +163,7 @@ fn pager_dropped_under_a_fault(world: &mut World) -> Verdict {
     check(matches!(read, Err(Error::PagerGone { .. })), || format!("read_at: {read:?}"))?;
     check(page_of(&a, 0) == vec![A; PAGE as usize], || "the file has changed".to_owned())
 }
-rule_test!(a_dropped_pager_ends_in_sigbus, Rule::CondemnBeforeClose, 3, pager_dropped_under_a_fault);
+rule_test!(a_dropped_pager_ends_in_sigbus, Rule::RevokeBeforeClose, 3, pager_dropped_under_a_fault);
 
 /// A probe that panics in the thread whose name is given, once armed.
 struct Bomb {
@@ -246,7 +246,7 @@ fn unmap_ends_those_who_wait() {
         parked.release();
         // The fault that was parked belongs to nobody now. Were it served later, it would be served in
         // the next mapping, which is right and would leave that one without a fault to park.
-        until("the end of the parked fault", || (world.pager().stats().strangers == round).then_some(()));
+        until("the end of the parked fault", || (world.pager().stats().unknown_addresses == round).then_some(()));
     }
     assert_eq!(world.pager().mappings(), 0);
 }

@@ -182,34 +182,34 @@ fn a_fault_behind_the_stops_is_not_served() {
     queue(Stops::InFront);
 }
 
-/// A pager is told to end: the reader notices, a worker condemns the mappings, the reader notices that and ends. `kicks`:
+/// A pager is told to end: the reader notices, a worker revokes the mappings, the reader notices that and ends. `kicks`:
 /// whether the worker wakes the reader when it is done.
 fn shutdown(kicks: bool) {
     every_schedule(move || {
         let kicked = Arc::new(Flag::new());
-        let condemn = Arc::new(Flag::new());
+        let revoke = Arc::new(Flag::new());
         let stopping = Arc::new(AtomicBool::new(false));
-        let condemned = Arc::new(AtomicBool::new(false));
+        let revoked = Arc::new(AtomicBool::new(false));
         let reader = thread::spawn({
-            let (kicked, condemn) = (kicked.clone(), condemn.clone());
-            let (stopping, condemned) = (stopping.clone(), condemned.clone());
+            let (kicked, revoke) = (kicked.clone(), revoke.clone());
+            let (stopping, revoked) = (stopping.clone(), revoked.clone());
             move || {
                 let mut told = false;
-                while !condemned.load(Ordering::Acquire) {
+                while !revoked.load(Ordering::Acquire) {
                     kicked.take();
                     if stopping.load(Ordering::Acquire) && !told {
                         told = true;
-                        condemn.set();
+                        revoke.set();
                     }
                 }
             }
         });
         let worker = thread::spawn({
             let kicked = kicked.clone();
-            let condemned = condemned.clone();
+            let revoked = revoked.clone();
             move || {
-                condemn.take();
-                condemned.store(true, Ordering::Release);
+                revoke.take();
+                revoked.store(true, Ordering::Release);
                 if kicks {
                     kicked.set();
                 }
@@ -219,7 +219,7 @@ fn shutdown(kicks: bool) {
         kicked.set();
         reader.join().unwrap();
         worker.join().unwrap();
-        assert!(condemned.load(Ordering::Acquire));
+        assert!(revoked.load(Ordering::Acquire));
     });
 }
 

@@ -116,7 +116,7 @@ fn a_late_message_is_not_for_a_mapping_that_has_none() {
             return None;
         }
         assert_eq!(late, Ok(Err(nix::Error::EFAULT)));
-        until("the late message", || (world.pager().stats().strangers > 0).then_some(()));
+        until("the late message", || (world.pager().stats().unknown_addresses > 0).then_some(()));
         assert!(is_bus(&second.load(0)));
         file.truncate(PAGE).unwrap();
         assert_eq!(second.load(0), Ok(0));

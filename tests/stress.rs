@@ -110,8 +110,8 @@ fn a_violation_is_told_in_full() {
 #[test]
 fn harm_is_found_and_named() {
     for (rule, kinds, words) in [
-        ("condemn-in-place", "memlock", ["scene locked", "could be mapped by somebody else"]),
-        ("condemn-once", "panics", ["scene panics", "observer"]),
+        ("revoke-in-place", "memlock", ["scene locked", "could be mapped by somebody else"]),
+        ("revoke-once", "panics", ["scene panics", "observer"]),
         ("mend-what-is-ours", "exhaustion", ["scene exhaustion", ""]),
         ("made-up-addresses", "made-up", ["scene made-up", "guard"]),
         ("fork-check", "forks", ["a child of fork(2)", ""]),

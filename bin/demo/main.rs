@@ -126,7 +126,7 @@ fn show(args: &Args) -> anyhow::Result<bool> {
     let stats = pager.shutdown()?;
     checks.equal(
         "no fault at an unknown address, and no page of the device lost",
-        stats.strangers + stats.lost_pages,
+        stats.unknown_addresses + stats.lost_pages,
         0,
     );
     Ok(checks.finish())

@@ -98,7 +98,7 @@ impl Recipe {
             Rule::WakeOnRetry => messages(with(Scenario::Reuse, &[], &[])),
             Rule::NoCopyUnderLock => slow(with(Scenario::EofEdge, &[], &[])),
             Rule::ReaderNeverBlocks => messages(with(Scenario::UnmapStorm, &[], &[])),
-            Rule::CondemnBeforeClose => slow(with(Scenario::Reuse, &[], &[])),
+            Rule::RevokeBeforeClose => slow(with(Scenario::Reuse, &[], &[])),
             Rule::UnmapUnderLock => slow(with(Scenario::UnmapStorm, &[], &[(Point::Decided, GATE)])),
             // Harmless as long as the reader reads. So it is held for long, and then no change may wait for it.
             Rule::NoWaitUnderLock => {
@@ -106,8 +106,8 @@ impl Recipe {
                 Self { change_limit: Some(Duration::from_secs(1)), ..messages(with(Scenario::Reuse, &[], held)) }
             }
             // What is harmed is none of the files': the scenario is one that leaves most of the machine to the processes beside.
-            Rule::CondemnInPlace => slow(with(Scenario::ThreeParty, &[Inject::Memlock], &[])),
-            Rule::CondemnOnce => slow(with(Scenario::ThreeParty, &[Inject::Panics], &[])),
+            Rule::RevokeInPlace => slow(with(Scenario::ThreeParty, &[Inject::Memlock], &[])),
+            Rule::RevokeOnce => slow(with(Scenario::ThreeParty, &[Inject::Panics], &[])),
             Rule::MendWhatIsOurs => slow(with(Scenario::ThreeParty, &[Inject::Exhaustion], &[])),
             Rule::MadeUpAddresses => slow(with(Scenario::ThreeParty, &[Inject::MadeUp], &[])),
             Rule::ForkCheck => slow(with(Scenario::ThreeParty, &[Inject::Forks], &[])),

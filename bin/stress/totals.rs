@@ -85,7 +85,7 @@ fn counters(stats: &Stats) -> Vec<(&'static str, u64)> {
         ("handed over", stats.handed_over),
         ("rounds", stats.rounds),
         ("graces", stats.graces),
-        ("strangers", stats.strangers),
+        ("unknown_addresses", stats.unknown_addresses),
         ("evictions", stats.evictions),
     ]
 }

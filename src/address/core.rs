@@ -3,8 +3,8 @@
 use nix::errno::Errno;
 
 use crate::address::budget::Share;
-use crate::address::losers::{Losers, Unserved};
 use crate::address::regions::Regions;
+use crate::address::starvation::{Starvation, Unserved};
 use crate::address::stats::{Counters, Kind, Latencies};
 use crate::error::{Error, Result};
 use crate::options::Resolve;
@@ -26,24 +26,24 @@ pub(crate) enum Patience {
 
 /// Work for a worker.
 pub(crate) enum Job {
-    Fault(Handed),
+    Fault(Deferred),
     /// The application has moved this many bytes, from and to.
     Moved(Addr, Addr, u64),
     /// Another pager of the process needs address ranges, and this one has the most.
     GiveUpRanges,
-    /// The pager ends: condemn every mapping.
-    Condemn,
+    /// The pager ends: revoke every mapping.
+    Revoke,
     Stop,
 }
 
 /// A fault that the reader has not answered at once.
 #[derive(Clone, Copy)]
-pub(crate) struct Handed {
+pub(crate) struct Deferred {
     pub(crate) fault: RawFault,
     /// The number of its message.
     pub(crate) message: u64,
     /// Whether its thread keeps losing the page to invalidations.
-    pub(crate) losing: bool,
+    pub(crate) starving: bool,
     /// How many turns in the queue have ended for lack of memory.
     pub(crate) shortages: u32,
     /// When its message was read; for the latencies.
@@ -54,7 +54,7 @@ pub(crate) struct Handed {
     pub(crate) ticket: Option<Ticket>,
 }
 
-impl Handed {
+impl Deferred {
     /// In which way its thread waits.
     pub(crate) fn way(&self) -> Resolve {
         if self.ticket.is_some() { Resolve::FaultingThread } else { Resolve::PagerThread }
@@ -110,7 +110,7 @@ pub(crate) struct Core {
     pub(crate) queue: Queue<Job>,
     pub(crate) stats: Counters,
     pub(crate) latencies: Option<Latencies>,
-    pub(crate) losers: Losers,
+    pub(crate) starvation: Starvation,
     unserved: Unserved,
     /// Rules broken on purpose that are the pager's own, not a volume's.
     pub(crate) switches: Switches,
@@ -139,8 +139,8 @@ pub(crate) struct Core {
     pub(crate) numbering: Mutex<Vec<Signalled>>,
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
-    /// Set when every mapping has been condemned.
-    pub(crate) condemned: AtomicBool,
+    /// Set when every mapping has been revoked.
+    pub(crate) revoked: AtomicBool,
     /// Why the pager ended before it was told to. A leaf.
     pub(crate) failure: Mutex<Option<String>>,
 }
@@ -167,7 +167,7 @@ impl Core {
             queue: Queue::new(),
             stats: Counters::default(),
             latencies: latencies.then(Latencies::new),
-            losers: Losers::default(),
+            starvation: Starvation::default(),
             unserved: Unserved::default(),
             switches: Switches::default(),
             probe,
@@ -182,7 +182,7 @@ impl Core {
             latest: std::array::from_fn(|_| AtomicU64::new(0)),
             latest_access: std::array::from_fn(|_| Tally::new(0)),
             stopping: AtomicBool::new(false),
-            condemned: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
             failure: Mutex::new(None),
         }
     }
@@ -275,22 +275,22 @@ impl Core {
         match message {
             Message::Fault(fault) => {
                 self.stats.fault(Kind::of(&fault));
-                self.hand_over(self.handed(fault, number));
+                self.hand_over(self.deferred(fault, number));
             }
             Message::Moved { from, to, bytes } => self.queue.push(Job::Moved(from, to, bytes)),
-            Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the courier"),
+            Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the dispatcher"),
         }
     }
 
     /// A fault for the workers, that has been read just now.
-    pub(crate) fn handed(&self, fault: RawFault, message: u64) -> Handed {
+    pub(crate) fn deferred(&self, fault: RawFault, message: u64) -> Deferred {
         let read_at = self.latencies.is_some().then(std::time::Instant::now);
-        Handed { fault, message, losing: false, shortages: 0, read_at, insists: false, ticket: None }
+        Deferred { fault, message, starving: false, shortages: 0, read_at, insists: false, ticket: None }
     }
 
-    pub(crate) fn hand_over(&self, handed: Handed) {
+    pub(crate) fn hand_over(&self, deferred: Deferred) {
         self.stats.add(&self.stats.handed_over);
-        self.queue.push(Job::Fault(handed));
+        self.queue.push(Job::Fault(deferred));
     }
 
     pub(crate) fn hold_reading(&self) -> Reading<'_> {
@@ -298,12 +298,12 @@ impl Core {
     }
 
     /// What the messages read so far say of a fault.
-    pub(crate) fn age(&self, handed: &Handed) -> Age {
-        let tid = handed.fault.tid;
+    pub(crate) fn age(&self, deferred: &Deferred) -> Age {
+        let tid = deferred.fault.tid;
         let index = tid.0 as usize % LATEST_SLOTS;
         let slot = self.latest[index].load(Ordering::Acquire);
-        let again = || self.latest_access[index].load(Ordering::Acquire) == handed.fault.access_key();
-        match slot == slot_of(tid, handed.message) {
+        let again = || self.latest_access[index].load(Ordering::Acquire) == deferred.fault.access_key();
+        match slot == slot_of(tid, deferred.message) {
             true => Age::Last,
             false if slot >> NUMBER_BITS != u64::from(tid.0) => Age::Unknown,
             false if again() => Age::Again,
@@ -313,18 +313,18 @@ impl Core {
 
     /// Whether a thread that is not seen asleep in a store waits all the same: it has been woken from this very access before and
     /// has made it again. Otherwise it is noted that it is about to be woken.
-    pub(crate) fn insists(&self, handed: &mut Handed) -> bool {
+    pub(crate) fn insists(&self, deferred: &mut Deferred) -> bool {
         if self.switches.broken(Rule::ServeWhoInsists) {
             return false;
         }
-        if !handed.insists {
+        if !deferred.insists {
             let next = self.messages.load(Ordering::Relaxed);
-            handed.insists = self.unserved.insists(&handed.fault, handed.message, next);
-            if handed.insists {
+            deferred.insists = self.unserved.insists(&deferred.fault, deferred.message, next);
+            if deferred.insists {
                 self.stats.add(&self.stats.insistent);
             }
         }
-        handed.insists
+        deferred.insists
     }
 
     /// Wakes the thread of a fault, and whoever else waits for the same base page.
@@ -352,7 +352,7 @@ impl Core {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Has the reader end the pager: condemn every mapping, then itself.
+    /// Has the reader end the pager: revoke every mapping, then itself.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.kick();
@@ -374,7 +374,7 @@ impl Core {
         if self.is_stopping() { Err(self.gone()) } else { Ok(()) }
     }
 
-    pub(crate) fn is_condemned(&self) -> bool {
-        self.condemned.load(Ordering::Acquire)
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
     }
 }

@@ -4,6 +4,6 @@ pub(crate) mod advised;
 pub(crate) mod budget;
 pub(crate) mod core;
 pub(crate) mod layout;
-pub(crate) mod losers;
 pub(crate) mod regions;
+pub(crate) mod starvation;
 pub(crate) mod stats;

@@ -122,7 +122,7 @@ counters! {
     /// Times that invalidations were asked to leave a page alone for a while.
     graces,
     /// Faults at addresses that the pager does not know: the application moved a mapping.
-    strangers,
+    unknown_addresses,
     /// Address ranges given up because the process was running out of them.
     evictions,
     /// Faults that ended in SIGBUS because the process had no address range, or the kernel no memory, left for them.

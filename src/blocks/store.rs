@@ -16,8 +16,8 @@ use crate::units::{BlockIndex, PageIndex, PageSize};
 const TRANSIT_TRIES: u32 = 10_000;
 const TRANSIT_BACK_OFF: Duration = Duration::from_micros(50);
 
-/// What is allocated ahead of a store is no more than one of so many blocks that are free.
-const AHEAD_PART: u64 = 4;
+/// What is preallocated for a store is no more than one of so many blocks that are free.
+const PREALLOCATED_PART: u64 = 4;
 
 /// Blocks whose device memory the kernel is asked for at once.
 const POPULATE_BLOCKS: u64 = 512;
@@ -49,7 +49,7 @@ pub(crate) struct Store {
     /// How often blocks have been freed.
     frees: AtomicU64,
     /// Files that may have blocks which nobody has asked for. A leaf.
-    ahead: Mutex<Vec<Weak<dyn Preallocates>>>,
+    preallocated: Mutex<Vec<Weak<dyn Preallocates>>>,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
@@ -68,7 +68,7 @@ impl Store {
             allocator: Mutex::new(Allocator::new(blocks)),
             in_transit: AtomicU64::new(0),
             frees: AtomicU64::new(0),
-            ahead: Mutex::new(Vec::new()),
+            preallocated: Mutex::new(Vec::new()),
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             files_made: AtomicU64::new(0),
             probe,
@@ -110,7 +110,7 @@ impl Store {
     /// Blocks that are on their way are waited for, a second or so at most: a volume is not full while a
     /// punch that has been seen has yet to free its blocks. Their holders wait for nobody who allocates.
     ///
-    /// Blocks that other files have allocated ahead of stores are given back first: the caller holds no L2.
+    /// Blocks that other files have preallocated for stores are given back first: the caller holds no L2.
     pub(crate) fn reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
         self.reserve_counted(|| want)
     }
@@ -128,7 +128,7 @@ impl Store {
             {
                 let mut allocator = self.allocator.lock();
                 let free = allocator.free_blocks();
-                let want = if wanted == Wanted::First { want.min(1 + free / AHEAD_PART) } else { want };
+                let want = if wanted == Wanted::First { want.min(1 + free / PREALLOCATED_PART) } else { want };
                 let (run, fresh) = allocator.take_run(want).ok_or(Error::NoSpace { wanted: 1, free })?;
                 held.push(run);
                 held.fresh = fresh;
@@ -143,7 +143,7 @@ impl Store {
         for _ in 0..TRANSIT_TRIES {
             let frees = self.frees.load(Ordering::Acquire);
             match reserve() {
-                Err(Error::NoSpace { .. }) if self.give_back_ahead() => {}
+                Err(Error::NoSpace { .. }) if self.give_back_preallocated() => {}
                 Err(Error::NoSpace { .. }) if self.in_transit() || frees != self.frees.load(Ordering::Acquire) => {
                     sync::back_off(TRANSIT_BACK_OFF);
                 }
@@ -154,19 +154,19 @@ impl Store {
     }
 
     /// A file is about to have blocks that nobody has asked for.
-    pub(crate) fn allocates_ahead(&self, who: &Arc<dyn Preallocates>) {
-        let mut ahead = self.ahead.lock();
-        if !ahead.iter().any(|known| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(who))) {
-            ahead.retain(|known| known.strong_count() > 0);
-            ahead.push(Arc::downgrade(who));
+    pub(crate) fn preallocates(&self, who: &Arc<dyn Preallocates>) {
+        let mut preallocated = self.preallocated.lock();
+        if !preallocated.iter().any(|known| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(who))) {
+            preallocated.retain(|known| known.strong_count() > 0);
+            preallocated.push(Arc::downgrade(who));
         }
     }
 
-    /// Has all files give back what they have allocated ahead; whether there was any. Who runs short meanwhile, and finds
+    /// Has all files give back what they have preallocated; whether there was any. Who runs short meanwhile, and finds
     /// that nobody is known, waits for this one.
-    fn give_back_ahead(&self) -> bool {
+    fn give_back_preallocated(&self) -> bool {
         let _transit = self.transit();
-        let known: Vec<_> = std::mem::take(&mut *self.ahead.lock());
+        let known: Vec<_> = std::mem::take(&mut *self.preallocated.lock());
         // All of them: no short cut.
         known.iter().filter_map(Weak::upgrade).filter(|who| who.give_back()).count() > 0
     }

@@ -44,7 +44,7 @@ impl Inode {
         let _l1 = self.change.write();
         let page = self.page();
         // What lies behind goes anyway.
-        self.give_back_ahead(PageRange::new(PageIndex(0), page.ceil(len)));
+        self.give_back_preallocated(PageRange::new(PageIndex(0), page.ceil(len)));
         let old = self.space.shared().size();
         let mut change = self.invalidate(PageRange::from(page.page_of(old.min(len))));
         if len > old {
@@ -165,7 +165,7 @@ impl Inode {
     }
 
     /// Blocks for every hole of `range`, and the size, as they are now. Under L1 holes only become fewer, as a store may fill
-    /// one; but for what has been allocated ahead of stores, which therefore counts as holes. Counted
+    /// one; but for what has been preallocated for stores, which therefore counts as holes. Counted
     /// anew when that has been given back for lack of space.
     fn reserve_holes(&self, range: PageRange) -> Result<(Reservation, u64)> {
         let reserved = self.store.reserve_counted(|| self.space.shared().holes_at_most(range))?;
@@ -370,7 +370,7 @@ impl Inode {
     /// Writes under L2 held shared if every page has a written block, and says whether.
     pub(crate) fn write_written(&self, shared: &Shared<'_>, bytes: Range<u64>, copy: &[u8]) -> Result<bool> {
         let page = self.page();
-        if shared.is_ahead(page.touched(&bytes)) {
+        if shared.is_preallocated(page.touched(&bytes)) {
             // Written by somebody who relies on the block: to be told so exclusively.
             return Ok(false);
         }

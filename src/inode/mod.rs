@@ -102,7 +102,7 @@ impl Inode {
     /// [`Error::NoSpace`](crate::Error::NoSpace), and those of a write to the device.
     pub(crate) fn fill_hole(inode: &Arc<Self>, pages: PageRange, wanted: Wanted) -> Result<()> {
         let page = pages.start;
-        let ahead = wanted == Wanted::First && pages.pages() > 1;
+        let preallocated = wanted == Wanted::First && pages.pages() > 1;
         let mut reserved = inode.store.reserve_run(pages.pages(), wanted)?;
         let run = reserved.runs().next().expect("one block at least was reserved");
         // Zeroed before anybody can see it, and outside the lock: nobody else knows it (rule 3).
@@ -119,7 +119,7 @@ impl Inode {
                 let filled = PageRange::at(page, run.blocks);
                 change.put(Extent { page, run, written: true });
                 match wanted {
-                    Wanted::First => change.put_ahead(filled),
+                    Wanted::First => change.put_preallocated(filled),
                     Wanted::All => change.keep(filled),
                 }
                 if !inode.broken(Rule::ZapZerosOnAllocate) {
@@ -130,10 +130,10 @@ impl Inode {
             PageState::Hole | PageState::Unwritten(_) | PageState::Written(_) => {}
         }
         change.commit(&inode.store);
-        if ahead {
+        if preallocated {
             // Whoever runs short asks those who are known. Who does so in between finds the reservation, which is in transit
             // up to here, and asks again.
-            inode.store.allocates_ahead(&(Arc::clone(inode) as Arc<dyn Preallocates>));
+            inode.store.preallocates(&(Arc::clone(inode) as Arc<dyn Preallocates>));
         }
         drop(reserved);
         Ok(())
@@ -160,22 +160,22 @@ impl Inode {
         Ok(())
     }
 
-    /// Keeps blocks that were allocated ahead of a store: they are asked for now.
+    /// Keeps blocks that were preallocated for a store: they are asked for now.
     pub(crate) fn keep(&self, pages: PageRange) {
         let mut change = self.space.change();
         change.keep(pages);
         change.commit(&self.store);
     }
 
-    /// Frees the blocks that were allocated ahead of a store and that none has reached. Whether some were remembered. Some pages
+    /// Frees the blocks that were preallocated for a store and that none has reached. Whether some were remembered. Some pages
     /// at a time: faults get their turn.
-    pub(crate) fn give_back_ahead(&self, within: PageRange) -> bool {
-        let next = |from| self.space.shared().next_ahead(PageRange::new(from, within.end));
+    pub(crate) fn give_back_preallocated(&self, within: PageRange) -> bool {
+        let next = |from| self.space.shared().next_preallocated(PageRange::new(from, within.end));
         let mut at = next(within.start);
         let any = at.is_some();
         while let Some(range) = at {
             let mut change = self.space.change();
-            change.give_back_ahead(&self.store, range);
+            change.give_back_preallocated(&self.store, range);
             change.commit(&self.store);
             at = next(range.end);
         }
@@ -228,6 +228,6 @@ impl Drop for Inode {
 
 impl Preallocates for Inode {
     fn give_back(&self) -> bool {
-        self.give_back_ahead(PageRange::from(PageIndex(0)))
+        self.give_back_preallocated(PageRange::from(PageIndex(0)))
     }
 }

@@ -57,7 +57,7 @@ impl Pager {
         let options = &options.settled();
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
-        // Before the address is: until the region is known, a fault there would be a stranger's.
+        // Before the address is: until the region is known, a fault there would be at an unknown address.
         let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {

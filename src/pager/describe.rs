@@ -62,10 +62,10 @@ fn try_regions(core: &Core) -> Option<RwLockReadGuard<'_, Regions>> {
 }
 
 fn life(core: &Core) -> String {
-    let state = match (core.is_stopping(), core.is_condemned()) {
+    let state = match (core.is_stopping(), core.is_revoked()) {
         (false, _) => "alive",
         (true, false) => "stopping",
-        (true, true) => "condemned",
+        (true, true) => "revoked",
     };
     match core.failure.try_lock() {
         Some(failure) => match &*failure {

@@ -2,7 +2,7 @@
 //! decision and the same guard. A signal handler runs this, so it only tries, as the reader does; and what
 //! has to be prepared or waited for goes to the workers, while the thread waits for their answer.
 
-use crate::address::core::{Core, Handed, Job, Patience};
+use crate::address::core::{Core, Deferred, Job, Patience};
 use crate::address::stats::Kind;
 use crate::error::Result;
 use crate::options::{MapOptions, Resolve, Tracking};
@@ -27,7 +27,7 @@ impl Resolver for Core {
                 return None;
             }
             Err(panic) => {
-                // The mapping is condemned soon, and the thread is dismissed then.
+                // The mapping is revoked soon, and the thread is dismissed then.
                 self.fail(format!("a thread that resolved its own fault panicked: {panic}"));
                 return None;
             }
@@ -42,12 +42,12 @@ impl Resolver for Core {
 
 /// The thread that takes what faulting threads have posted to the workers, and reads the events of their page table.
 /// It never waits for a lock, like the reader.
-fn courier(core: &Core, table: &dyn PageTable) {
+fn dispatcher(core: &Core, table: &dyn PageTable) {
     process::block_all_signals();
     let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
-    while !core.is_condemned() {
+    while !core.is_revoked() {
         if let Err(panic) = caught(|| carry(core, table, &mut messages)) {
-            core.fail(format!("its courier panicked: {panic}"));
+            core.fail(format!("its dispatcher panicked: {panic}"));
         }
     }
     // Nothing is watched any more, so nobody posts.
@@ -61,8 +61,8 @@ fn carry(core: &Core, table: &dyn PageTable, messages: &mut Vec<Message>) {
     for message in messages.drain(..) {
         match message {
             Message::Posted(fault, ticket) => {
-                let losing = core.losers.is_losing(fault.tid, fault.addr);
-                core.hand_over(Handed { ticket: Some(ticket), losing, ..core.handed(fault, 0) });
+                let starving = core.starvation.is_starving(fault.tid, fault.addr);
+                core.hand_over(Deferred { ticket: Some(ticket), starving, ..core.deferred(fault, 0) });
             }
             Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
             Message::Fault(fault) => unreachable!("{fault:?} is its own thread's to resolve"),
@@ -85,13 +85,13 @@ impl Pager {
     }
 
     fn direct_table(&self) -> Result<Arc<dyn PageTable>> {
-        let mut courier_thread = self.courier.lock();
+        let mut dispatcher_thread = self.dispatcher.lock();
         if let Some(table) = self.core.direct() {
             return Ok(table);
         }
         let table = (self.open_direct)()?;
         let own = table.clone();
-        *courier_thread = Some(self.spawn("courier", move |core| courier(core, &*own))?);
+        *dispatcher_thread = Some(self.spawn("dispatcher", move |core| dispatcher(core, &*own))?);
         self.core.set_direct(table.clone());
         Ok(table)
     }

@@ -1,4 +1,4 @@
-//! How mappings end: unmapped, lost to the application, condemned with the pager. Each leaves its file and the page table
+//! How mappings end: unmapped, lost to the application, revoked with the pager. Each leaves its file and the page table
 //! in one hold of the file's lock: entries of a mapping that its file does not know are found by no invalidation.
 
 use nix::errno::Errno;
@@ -11,12 +11,12 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
-use crate::sys::{Condemned, PageTable, Place, Rights};
+use crate::sys::{PageTable, Place, Revoked, Rights};
 use crate::units::{Addr, PageIndex, PageRange};
 
-/// How often, and how long apart, a range is tried to be condemned while the kernel refuses: about a second.
-const CONDEMN_TRIES: u32 = 10_000;
-const CONDEMN_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+/// How often, and how long apart, a range is tried to be revoked while the kernel refuses: about a second.
+const REVOKE_TRIES: u32 = 10_000;
+const REVOKE_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 /// How often, and how long apart, an address range is asked for that no region has: about a second.
 const ROOM_TRIES: u32 = 10_000;
 const ROOM_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
@@ -25,7 +25,7 @@ impl Core {
     /// Makes every mapping end in SIGBUS. Waits for locks, so it is a worker's: whoever holds one may be
     /// waiting for the reader, which goes on reading meanwhile. The addresses stay taken: [`Core::unmap`] alone gives them
     /// back. Waits, too, while the process has no address range left with which to take one out of service.
-    pub(crate) fn condemn(&self) {
+    pub(crate) fn revoke(&self) {
         // The last reference to a removed file frees its blocks: dropped after the lock.
         let mut dropped = Vec::new();
         let mut regions = self.regions.write();
@@ -34,7 +34,7 @@ impl Core {
             let mut change = inode.space.change();
             change.remove_window(&window);
             window.table.unwatch(window.base());
-            if self.switches.broken(Rule::CondemnOnce) && !window.is_lost() {
+            if self.switches.broken(Rule::RevokeOnce) && !window.is_lost() {
                 give_back(&window);
                 window.set_lost();
                 change.commit(&inode.store);
@@ -43,20 +43,20 @@ impl Core {
                 continue;
             }
             // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
-            let done = self.switches.broken(Rule::CondemnBeforeClose) || self.take_out_of_service(&window);
+            let done = self.switches.broken(Rule::RevokeBeforeClose) || self.take_out_of_service(&window);
             if done {
-                // Before an observer is told, which may panic: nothing is condemned twice.
+                // Before an observer is told, which may panic: nothing is revoked twice.
                 dropped.extend(regions.remove(&window));
                 change.commit(&inode.store);
                 continue;
             }
             change.commit(&inode.store);
             RwLockWriteGuard::unlock_fair(regions);
-            crate::sync::back_off(CONDEMN_BACK_OFF);
+            crate::sync::back_off(REVOKE_BACK_OFF);
             regions = self.regions.write();
         }
         // Under the lock: whoever maps looks at it under the lock.
-        self.condemned.store(true, Ordering::Release);
+        self.revoked.store(true, Ordering::Release);
         RwLockWriteGuard::unlock_fair(regions);
         self.kick();
     }
@@ -93,20 +93,20 @@ impl Core {
         // The last reference to a removed file frees its blocks: after the lock.
         drop(removed);
         // With the mapping gone: its entries are, too.
-        inode.give_back_ahead(PageRange::from(PageIndex(0)));
+        inode.give_back_preallocated(PageRange::from(PageIndex(0)));
     }
 
     /// The application has moved a part of a mapping away (mremap): the kernel has moved entries with
-    /// it that no invalidation will find. The mapping is given up, and what was moved is condemned.
+    /// it that no invalidation will find. The mapping is given up, and what was moved is revoked.
     pub(crate) fn lose(&self, from: Addr, to: Addr, bytes: u64) {
         let mut regions = self.regions.write();
         let window = regions.find(from).map(|region| region.window.clone());
         let dropped = window.and_then(|window| self.give_up(&mut regions, &window, from, bytes, Some(to)));
         if dropped.is_none() {
             // Of a mapping that has been given up already.
-            Self::condemn_if_ours(&*self.table, to, bytes);
+            Self::revoke_if_ours(&*self.table, to, bytes);
             if let Some(direct) = self.direct() {
-                Self::condemn_if_ours(&*direct, to, bytes);
+                Self::revoke_if_ours(&*direct, to, bytes);
             }
         }
         RwLockWriteGuard::unlock_fair(regions);
@@ -132,11 +132,11 @@ impl Core {
         change.remove_window(window);
         window.table.unwatch(window.base());
         if let Some(to) = moved {
-            Self::condemn_if_ours(&*window.table, to, bytes);
+            Self::revoke_if_ours(&*window.table, to, bytes);
         }
         // MREMAP_DONTUNMAP leaves the range where it was, too; and a worker that had not heard of the move may have
         // pointed it elsewhere since.
-        if !Self::condemn_if_ours(&*window.table, hole, bytes) {
+        if !Self::revoke_if_ours(&*window.table, hole, bytes) {
             window.set_foreign(hole, bytes);
         }
         let done = self.take_out_of_service(window);
@@ -201,17 +201,17 @@ impl Core {
         Err(Error::system("mmap", Errno::EAGAIN))
     }
 
-    /// Condemns a range that is in no region, if it is registered with the table: its addresses may be
+    /// Revokes a range that is in no region, if it is registered with the table: its addresses may be
     /// somebody else's by now. Whether it was.
-    fn condemn_if_ours(table: &dyn PageTable, at: Addr, bytes: u64) -> bool {
+    fn revoke_if_ours(table: &dyn PageTable, at: Addr, bytes: u64) -> bool {
         if !matches!(table.is_ours(at, bytes), Ok(true)) {
             return false;
         }
-        for _ in 0..CONDEMN_TRIES {
-            if table.condemn(at, bytes) != Condemned::Refused {
+        for _ in 0..REVOKE_TRIES {
+            if table.revoke(at, bytes) != Revoked::Refused {
                 break;
             }
-            crate::sync::back_off(CONDEMN_BACK_OFF);
+            crate::sync::back_off(REVOKE_BACK_OFF);
         }
         true
     }
@@ -221,16 +221,16 @@ impl Core {
     fn take_out_of_service(&self, window: &Window) -> bool {
         let mut done = true;
         for (at, bytes) in window.own_parts() {
-            match window.table.condemn(at, bytes) {
-                Condemned::Sigbus => {}
-                Condemned::Segv | Condemned::Refused if self.switches.broken(Rule::CondemnInPlace) => {
+            match window.table.revoke(at, bytes) {
+                Revoked::Sigbus => {}
+                Revoked::Segv | Revoked::Refused if self.switches.broken(Rule::RevokeInPlace) => {
                     window.table.unmap(at, bytes);
                     window.set_foreign(at, bytes);
                     window.set_lost();
                 }
                 // Calls that come from now on are an error; an access of ours that is under way ends in one.
-                Condemned::Segv => window.set_lost(),
-                Condemned::Refused => {
+                Revoked::Segv => window.set_lost(),
+                Revoked::Refused => {
                     // Of what the application has unmapped the kernel has taken them.
                     let _ = window.table.zap(at, bytes);
                     done = false;

@@ -36,7 +36,7 @@ pub struct Pager {
     workers: Kept<Mutex<Vec<thread::JoinHandle<()>>>>,
     /// Started with the first mapping whose threads resolve their own faults. Held while the page table for them is
     /// opened, by `map_with` alone; under no other lock.
-    courier: Kept<Mutex<Option<thread::JoinHandle<()>>>>,
+    dispatcher: Kept<Mutex<Option<thread::JoinHandle<()>>>>,
     open_direct: Kept<OpenDirect>,
     thread_name: String,
     #[cfg(feature = "sabotage")]
@@ -209,7 +209,7 @@ impl PagerBuilder {
             core: home.keep(core),
             reader: home.keep(Mutex::new(None)),
             workers: home.keep(Mutex::new(Vec::new())),
-            courier: home.keep(Mutex::new(None)),
+            dispatcher: home.keep(Mutex::new(None)),
             open_direct: home.keep(open_direct),
             thread_name: self.thread_name,
             #[cfg(feature = "sabotage")]
@@ -347,12 +347,12 @@ impl Pager {
 
     fn end(&self) {
         self.core.stop();
-        // It ends when a worker has condemned the mappings.
+        // It ends when a worker has revoked the mappings.
         if let Some(reader) = self.reader.lock().take() {
             let _ = reader.join();
         }
-        if let Some(courier) = self.courier.lock().take() {
-            let _ = courier.join();
+        if let Some(dispatcher) = self.dispatcher.lock().take() {
+            let _ = dispatcher.join();
         }
         let workers = std::mem::take(&mut *self.workers.lock());
         workers.iter().for_each(|_| self.core.queue.push(Job::Stop));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::address::core::{Core, Handed, Job, Patience};
+use crate::address::core::{Core, Deferred, Job, Patience};
 use crate::address::stats::Kind;
 use crate::options::Resolve;
 use crate::probe::Point;
@@ -17,27 +17,27 @@ use crate::sync::Deadline;
 use crate::sys::{MESSAGES_PER_READ, Message, RawFault, Verdict, process};
 
 /// The reader: waits for messages, answers what it can at once, hands the rest to the workers. When the pager is
-/// told to end, or a thread of it has panicked, it has a worker condemn every mapping, and goes
+/// told to end, or a thread of it has panicked, it has a worker revoke every mapping, and goes
 /// on reading until that is done.
 pub(super) fn reader(core: &Core) {
     process::block_all_signals();
     let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
     let mut told = false;
-    while !core.is_condemned() {
+    while !core.is_revoked() {
         if let Err(panic) = caught(|| serve(core, &mut messages)) {
             core.fail(format!("its reader panicked: {panic}"));
         }
         if core.is_stopping() && !told {
             told = true;
-            core.queue.push(Job::Condemn);
+            core.queue.push(Job::Revoke);
         }
     }
 }
 
-/// Serves what has arrived. A pager that is ending serves on: the mappings are not condemned yet.
+/// Serves what has arrived. A pager that is ending serves on: the mappings are not revoked yet.
 fn serve(core: &Core, messages: &mut Vec<Message>) {
     // What a panic has left of the last read is not served again: its threads are woken when their
-    // mappings are condemned.
+    // mappings are revoked.
     let first =
         next_messages(core, messages).unwrap_or_else(|errno| panic!("read from the userfaultfd failed: {errno}"));
     for (number, message) in (first..).zip(messages) {
@@ -45,7 +45,7 @@ fn serve(core: &Core, messages: &mut Vec<Message>) {
             Message::Fault(fault) => serve_fault(core, fault, number),
             // The application's doing. It waits for nobody: its event has just been read.
             Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
-            Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the courier"),
+            Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the dispatcher"),
         }
     }
 }
@@ -71,15 +71,15 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     core.stats.fault(kind);
     let read_at = core.latencies.is_some().then(Instant::now);
     core.tell(Point::FaultRead, &fault, Patience::Try);
-    let losing = core.losers.is_losing(fault.tid, fault.addr);
-    let answer = match core.reader_answers && !losing {
+    let starving = core.starvation.is_starving(fault.tid, fault.addr);
+    let answer = match core.reader_answers && !starving {
         true => attempt(core, &fault, patience(core), Resolve::PagerThread),
         false => Attempt::Busy,
     };
     match answer {
         Attempt::Done => record(core, kind, read_at),
         Attempt::Busy | Attempt::Again | Attempt::NoMemory | Attempt::Prepare(_) => {
-            core.hand_over(Handed { losing, read_at, ..core.handed(fault, message) });
+            core.hand_over(Deferred { starving, read_at, ..core.deferred(fault, message) });
         }
         Attempt::Sigbus => unreachable!("only a thread that resolves its own faults is told so"),
     }
@@ -102,34 +102,34 @@ pub(super) fn worker(core: &Core) {
     loop {
         let served = match core.queue.pop() {
             Job::Stop => return,
-            Job::Fault(handed) => caught(|| serve_handed(core, handed)),
+            Job::Fault(deferred) => caught(|| serve_handed(core, deferred)),
             Job::Moved(from, to, bytes) => caught(|| core.lose(from, to, bytes)),
             Job::GiveUpRanges => caught(|| give_up_ranges(core)),
-            Job::Condemn => {
+            Job::Revoke => {
                 // Goes on where a panic, or a lack of address ranges, has interrupted it: nothing else ends the reader.
-                while !core.is_condemned() {
-                    let _ = caught(|| core.condemn());
+                while !core.is_revoked() {
+                    let _ = caught(|| core.revoke());
                 }
                 Ok(())
             }
         };
         if let Err(panic) = served {
-            // The fault's thread is woken when its mapping is condemned.
+            // The fault's thread is woken when its mapping is revoked.
             core.fail(format!("a worker panicked: {panic}"));
         }
     }
 }
 
-fn serve_handed(core: &Core, handed: Handed) {
-    core.tell(Point::FaultTaken, &handed.fault, Patience::Wait);
-    let verdict = match resolve(core, handed) {
+fn serve_handed(core: &Core, deferred: Deferred) {
+    core.tell(Point::FaultTaken, &deferred.fault, Patience::Wait);
+    let verdict = match resolve(core, deferred) {
         Served::Done => Verdict::Repeat,
         Served::Sigbus => Verdict::Sigbus,
         Served::Again(again) => return core.queue.push(Job::Fault(again)),
     };
-    record(core, Kind::of(&handed.fault), handed.read_at);
-    if let (Some(ticket), Some(direct)) = (handed.ticket, core.direct()) {
-        core.stats.fault(Kind::of(&handed.fault));
+    record(core, Kind::of(&deferred.fault), deferred.read_at);
+    if let (Some(ticket), Some(direct)) = (deferred.ticket, core.direct()) {
+        core.stats.fault(Kind::of(&deferred.fault));
         direct.answer(ticket, verdict);
     }
 }

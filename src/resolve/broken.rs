@@ -1,7 +1,7 @@
 //! What becomes of a fault where a rule is broken on purpose. No fault passes here otherwise.
 
-use super::around::{Answer, Reach};
-use super::{Attempt, InTheWay, Need, What, act};
+use super::fault_around::{Answer, Reach};
+use super::{Attempt, InTheWay, Preparation, Prepare, act};
 use crate::address::core::Core;
 use crate::inode::Inode;
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View};
@@ -36,18 +36,18 @@ pub(super) fn decision(inode: &Inode, fault: Fault, decision: Decision) -> Decis
     }
 }
 
-impl Need {
+impl Preparation {
     /// What the fault deserved before the preparation, where a broken rule acts upon it.
     pub(super) fn stale_decision(&self, raw: &RawFault) -> Option<Decision> {
         let mkwrite_allocates = self.inode.broken(Rule::MkwriteNeverAllocates) && raw.kind == FaultKind::WriteProtect;
         match (&self.what, raw.access) {
             // A block has been put into the file, and the entry still names the one that was taken away.
-            (What::Allocate(..), _) if mkwrite_allocates => Some(Decision::InstallWritable),
+            (Prepare::Allocate(..), _) if mkwrite_allocates => Some(Decision::InstallWritable),
             _ if !self.inode.broken(Rule::Revalidate) => None,
-            (What::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
-            (What::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
-            (What::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
-            (What::Allocate(..) | What::Convert(_) | What::Keep(_) | What::Poison(_), _) => None,
+            (Prepare::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
+            (Prepare::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
+            (Prepare::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
+            (Prepare::Allocate(..) | Prepare::Convert(_) | Prepare::Keep(_) | Prepare::Poison(_), _) => None,
         }
     }
 }

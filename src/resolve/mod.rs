@@ -19,15 +19,15 @@
 //!   L2 shared: X is a hole again: Allocate. Once more.
 //! ```
 
-mod around;
 mod broken;
+mod fault_around;
 pub(crate) mod populate;
 mod prepare;
 mod refuse;
 
 use nix::errno::Errno;
 
-use crate::address::core::{Age, Core, Handed, Patience};
+use crate::address::core::{Age, Core, Deferred, Patience};
 use crate::address::regions::Region;
 use crate::blocks::store::Wanted;
 use crate::inode::Inode;
@@ -40,10 +40,10 @@ use crate::space::{Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
-use around::{Answer, reach, reach_of_store};
+use fault_around::{Answer, reach, reach_of_store};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
-use refuse::{end_in_sigbus, given_up, lost_page, stranger};
+use refuse::{end_in_sigbus, given_up, lost_page, unknown_address};
 
 /// What became of one look at a fault.
 pub(crate) enum Attempt {
@@ -56,7 +56,7 @@ pub(crate) enum Attempt {
     /// The kernel has no memory for an entry.
     NoMemory,
     /// Something has to be put in place first.
-    Prepare(Need),
+    Prepare(Preparation),
     /// The thread resolves its own faults, and is to take a SIGBUS.
     Sigbus,
 }
@@ -71,18 +71,18 @@ pub(crate) enum Served {
     /// The thread waits for the answer, and is to take a SIGBUS.
     Sigbus,
     /// To be queued up again.
-    Again(Handed),
+    Again(Deferred),
 }
 
 /// What has to be put in place, and for whom. A hint: by the time it is, the file may be another.
-pub(crate) struct Need {
+pub(crate) struct Preparation {
     inode: Arc<Inode>,
     window: Arc<Window>,
     page: PageIndex,
-    what: What,
+    what: Prepare,
 }
 
-enum What {
+enum Prepare {
     /// Point these pages elsewhere; the first of them at this.
     Repoint(PageRange, Backing),
     /// Put blocks under these pages, of which the first is the one that is stored to.
@@ -106,27 +106,27 @@ const SHORTAGES_SOON: u32 = 50;
 const SHORTAGE_BACK_OFF: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Serves a fault to its end, or as far as one turn goes.
-pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
-    let mut raw = handed.fault;
-    if handed.losing {
+pub(crate) fn resolve(core: &Core, mut deferred: Deferred) -> Served {
+    let mut raw = deferred.fault;
+    if deferred.starving {
         grant_grace(core, &raw);
     }
     for _ in 0..ROUNDS_PER_TURN {
         core.stats.add(&core.stats.rounds);
-        let need = match attempt(core, &raw, Patience::Wait, handed.way()) {
+        let need = match attempt(core, &raw, Patience::Wait, deferred.way()) {
             Attempt::Done => return Served::Done,
             Attempt::Sigbus => return Served::Sigbus,
             Attempt::Prepare(need) => need,
-            Attempt::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+            Attempt::NoMemory if deferred.shortages >= SHORTAGES_MAX => {
                 core.stats.add(&core.stats.shortages);
-                return end_in_sigbus(core, handed);
+                return end_in_sigbus(core, deferred);
             }
-            Attempt::NoMemory => return short_of_memory(handed),
+            Attempt::NoMemory => return short_of_memory(deferred),
             // An event is unread: by the application's doing, as our own re-points hold `regions`.
             Attempt::Again | Attempt::Busy => break,
         };
-        if need.takes_a_block() && handed.ticket.is_none() {
-            let age = core.age(&handed);
+        if need.takes_a_block() && deferred.ticket.is_none() {
+            let age = core.age(&deferred);
             // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
             // woken for this one: each thread that waits for the page would send another, faster
             // than one worker takes them up.
@@ -136,7 +136,7 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
             // Of several threads that stored to this page the first answer has woken all, and the page may have been
             // punched since: no block for nobody. Woken all the same, as it may be about to fall asleep; but only
             // once, as it may be one that the kernel does not let sleep.
-            if !core.table.may_wait(raw.tid) && !core.insists(&mut handed) {
+            if !core.table.may_wait(raw.tid) && !core.insists(&mut deferred) {
                 if age != Age::Again {
                     core.wake(&raw);
                 }
@@ -145,17 +145,17 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
         }
         match prepare(core, &need) {
             Prepared::Ready => {}
-            Prepared::NoBlock(_) => return end_in_sigbus(core, handed),
+            Prepared::NoBlock(_) => return end_in_sigbus(core, deferred),
             // To try again would not help.
-            Prepared::Lost(_) => return end_in_sigbus(core, Handed { shortages: SHORTAGES_MAX, ..handed }),
-            Prepared::NoMemory if handed.shortages >= SHORTAGES_MAX => {
+            Prepared::Lost(_) => return end_in_sigbus(core, Deferred { shortages: SHORTAGES_MAX, ..deferred }),
+            Prepared::NoMemory if deferred.shortages >= SHORTAGES_MAX => {
                 core.stats.add(&core.stats.shortages);
                 need.window.set_short_of(need.page);
-                return end_in_sigbus(core, handed);
+                return end_in_sigbus(core, deferred);
             }
-            Prepared::NoMemory => return short_of_memory(handed),
+            Prepared::NoMemory => return short_of_memory(deferred),
         }
-        if let What::Poison(_) = need.what {
+        if let Prepare::Poison(_) = need.what {
             // That is the answer.
             core.wake(&raw);
             return Served::Done;
@@ -164,7 +164,7 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
         if let Some(decision) = need.stale_decision(&raw) {
             return match broken::act_unguarded(core, &raw, &need.window, &need.inode, need.page, decision) {
                 Ok(Attempt::Done) => Served::Done,
-                _ => Served::Again(handed),
+                _ => Served::Again(deferred),
             };
         }
         if need.takes_a_block() {
@@ -174,12 +174,12 @@ pub(crate) fn resolve(core: &Core, mut handed: Handed) -> Served {
         }
     }
     sync::back_off(BACK_OFF);
-    Served::Again(handed)
+    Served::Again(deferred)
 }
 
-fn short_of_memory(handed: Handed) -> Served {
-    back_off_from_shortage(handed.shortages);
-    Served::Again(Handed { shortages: handed.shortages + 1, ..handed })
+fn short_of_memory(deferred: Deferred) -> Served {
+    back_off_from_shortage(deferred.shortages);
+    Served::Again(Deferred { shortages: deferred.shortages + 1, ..deferred })
 }
 
 /// Leaves a fault, or a call, alone that has found no memory or address range so many times before.
@@ -206,13 +206,13 @@ fn grant_grace(core: &Core, raw: &RawFault) {
 pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Resolve) -> Attempt {
     let Some(regions) = core.try_regions(patience) else { return Attempt::Busy };
     let Some(region) = regions.find(raw.addr) else {
-        return stranger(core, raw);
+        return unknown_address(core, raw);
     };
     let (inode, window) = (&*region.inode, &*region.window);
     if window.options.resolve != way {
         // Late: its mapping has gone, and the one at its address now takes its faults in the other way. An answer meant for
         // threads that wait in this one would be for nobody there.
-        return stranger(core, raw);
+        return unknown_address(core, raw);
     }
     let page = window.page_at(raw.addr);
     let size_seen = broken::size_before_lock(inode, page);
@@ -230,7 +230,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
             return Attempt::Busy;
         }
         let (inode, window) = (region.inode.clone(), region.window.clone());
-        return Attempt::Prepare(Need { inode, window, page, what });
+        return Attempt::Prepare(Preparation { inode, window, page, what });
     }
     let reach = reach(region, &shared, &view, decision, raw.tid);
     if broken::lets_go(inode) {
@@ -247,7 +247,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         Err(InTheWay) if patience == Patience::Try => Attempt::Busy,
         Err(InTheWay) => {
             let (inode, window) = (region.inode.clone(), region.window.clone());
-            Attempt::Prepare(Need { inode, window, page, what: What::Poison(raw.addr) })
+            Attempt::Prepare(Preparation { inode, window, page, what: Prepare::Poison(raw.addr) })
         }
     }
 }
@@ -286,11 +286,17 @@ fn decide_for(inode: &Inode, window: &Window, fault: Fault, view: &View) -> Deci
 }
 
 /// What has to be put in place before the decision can be acted upon, for a fault of `tid`.
-fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decision, tid: Option<Tid>) -> Option<What> {
+fn need(
+    region: &Region,
+    shared: &Shared<'_>,
+    page: PageIndex,
+    decision: Decision,
+    tid: Option<Tid>,
+) -> Option<Prepare> {
     let to = match decision {
         Decision::Repoint(to) => to,
-        Decision::Allocate => return Some(What::Allocate(reach_of_store(region, shared, page, tid), Wanted::First)),
-        Decision::Convert(_) => return Some(What::Convert(reach_of_store(region, shared, page, tid))),
+        Decision::Allocate => return Some(Prepare::Allocate(reach_of_store(region, shared, page, tid), Wanted::First)),
+        Decision::Convert(_) => return Some(Prepare::Convert(reach_of_store(region, shared, page, tid))),
         Decision::Sigbus
         | Decision::InstallZeros
         | Decision::InstallReadOnly
@@ -309,12 +315,12 @@ fn need(region: &Region, shared: &Shared<'_>, page: PageIndex, decision: Decisio
         Backing::Block(block) => Backing::Block(crate::units::BlockIndex(block.0 - (page.0 - range.start.0))),
     };
     let wrong = region.layout.wrong_around(page, range, first);
-    Some(What::Repoint(wrong, first.plus(wrong.start.0 - range.start.0)))
+    Some(Prepare::Repoint(wrong, first.plus(wrong.start.0 - range.start.0)))
 }
 
-impl Need {
+impl Preparation {
     fn takes_a_block(&self) -> bool {
-        matches!(self.what, What::Allocate(..) | What::Convert(_))
+        matches!(self.what, Prepare::Allocate(..) | Prepare::Convert(_))
     }
 }
 

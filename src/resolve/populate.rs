@@ -3,10 +3,10 @@
 
 use nix::errno::Errno;
 
-use super::around::alike;
+use super::fault_around::alike;
 use super::prepare::{Prepared, prepare};
 use super::refuse::refilled;
-use super::{Need, SHORTAGES_MAX, What, back_off_from_shortage, need};
+use super::{Preparation, Prepare, SHORTAGES_MAX, back_off_from_shortage, need};
 use crate::address::budget;
 use crate::address::core::Core;
 use crate::address::regions::Region;
@@ -32,7 +32,7 @@ pub(crate) enum Want {
 enum Step {
     /// Everything up to this page is done.
     UpTo(PageIndex),
-    Prepare(Need),
+    Prepare(Preparation),
     /// The kernel refuses for the moment.
     Refused(Errno),
 }
@@ -103,9 +103,9 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
             _ => {}
         }
     }
-    if decision == Decision::InstallWritable && shared.is_ahead(left) {
-        let what = What::Keep(left);
-        return Ok(Step::Prepare(Need { inode: inode.clone(), window: window.clone(), page, what }));
+    if decision == Decision::InstallWritable && shared.is_preallocated(left) {
+        let what = Prepare::Keep(left);
+        return Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }));
     }
     let filling = Filling { core, region, shared: &shared, view: &view, left };
     match decision {
@@ -115,15 +115,15 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
         Decision::InstallWritable => filling.blocks(Protection::Writable),
         Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
             let what = match need(region, &shared, page, decision, None) {
-                Some(What::Allocate(..)) => {
+                Some(Prepare::Allocate(..)) => {
                     let hole = shared.extents().hole_around(page).intersect(PageRange::new(page, view.eof));
-                    What::Allocate(hole.intersect(filling.step()), Wanted::All)
+                    Prepare::Allocate(hole.intersect(filling.step()), Wanted::All)
                 }
-                Some(What::Convert(_)) => What::Convert(filling.step()),
+                Some(Prepare::Convert(_)) => Prepare::Convert(filling.step()),
                 Some(other) => other,
                 None => unreachable!("{decision:?} needs a preparation"),
             };
-            Ok(Step::Prepare(Need { inode: inode.clone(), window: window.clone(), page, what }))
+            Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
         }
         Decision::Unprotect | Decision::Retry => unreachable!("{decision:?} answers a write-protect fault"),
     }

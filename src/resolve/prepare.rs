@@ -3,7 +3,7 @@
 
 use nix::errno::Errno;
 
-use super::{Need, What};
+use super::{Preparation, Prepare};
 use crate::address::budget::is_crowded;
 use crate::address::core::Core;
 use crate::address::regions::Regions;
@@ -36,28 +36,28 @@ const REPOINT_PIECES: u64 = 4;
 /// The pages around a fault whose blocks are moved together when address ranges run out.
 const GATHER_PAGES: u64 = 512;
 
-pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
+pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
     match need.what {
-        What::Allocate(pages, wanted) => match Inode::fill_hole(&need.inode, pages, wanted) {
+        Prepare::Allocate(pages, wanted) => match Inode::fill_hole(&need.inode, pages, wanted) {
             Ok(()) => {
                 core.stats.add(&core.stats.allocations);
                 Prepared::Ready
             }
             Err(error) => Prepared::NoBlock(error),
         },
-        What::Convert(pages) => match need.inode.convert(pages) {
+        Prepare::Convert(pages) => match need.inode.convert(pages) {
             Ok(()) => {
                 core.stats.add(&core.stats.conversions);
                 Prepared::Ready
             }
             Err(error) => Prepared::Lost(error),
         },
-        What::Keep(pages) => {
+        Prepare::Keep(pages) => {
             need.inode.keep(pages);
             Prepared::Ready
         }
-        What::Repoint(range, first) => repoint(core, need, range, first),
-        What::Poison(at) => {
+        Prepare::Repoint(range, first) => repoint(core, need, range, first),
+        Prepare::Poison(at) => {
             poison(core, need, at);
             Prepared::Ready
         }
@@ -66,7 +66,7 @@ pub(super) fn prepare(core: &Core, need: &Need) -> Prepared {
 
 /// Poisons a page that the device has lost. A write-protect marker may be in the way, and clearing that is safe only while
 /// nobody can put an entry there.
-fn poison(core: &Core, need: &Need, at: Addr) {
+fn poison(core: &Core, need: &Preparation, at: Addr) {
     let regions = core.regions.read();
     let Some(region) = regions.find(at).filter(|region| Arc::ptr_eq(&region.window, &need.window)) else { return };
     let change = need.inode.space.change();
@@ -89,7 +89,7 @@ fn poison(core: &Core, need: &Need, at: Addr) {
 ///   record it in the layout
 ///   unlock
 /// ```
-fn repoint(core: &Core, need: &Need, range: PageRange, first: Backing) -> Prepared {
+fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) -> Prepared {
     if core.gathers && is_crowded(core, REPOINT_PIECES) {
         // Fragmented so much that the process runs out of address ranges: put together
         // what belongs together. The next look sees fewer, longer extents.
@@ -140,7 +140,7 @@ fn settle(inode: &Inode, window: &Window, range: PageRange) {
     }
 }
 
-fn point(need: &Need, range: PageRange, first: Backing) -> Result<(), Errno> {
+fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Errno> {
     let page = need.inode.page();
     let at = need.window.addr_of(range.start);
     let bytes = page.bytes_of(range.pages());

@@ -1,7 +1,7 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
 use super::{Attempt, InTheWay, SHORTAGES_MAX, Served};
-use crate::address::core::{Age, Core, Handed};
+use crate::address::core::{Age, Core, Deferred};
 use crate::inode::Inode;
 use crate::inode::grace::Grace;
 use crate::policy::{Access, Backing, PageState, View};
@@ -58,12 +58,12 @@ pub(super) fn lost_page(
 
 /// A fault at an address that belongs to no region. Its mapping has just been unmapped, and the access is to
 /// end in SIGSEGV, or to be somebody else's; or the application has moved a part of a mapping, which is about
-/// to be condemned. Nothing is done to the address: it may be another pager's by now.
-pub(super) fn stranger(core: &Core, raw: &RawFault) -> Attempt {
+/// to be revoked. Nothing is done to the address: it may be another pager's by now.
+pub(super) fn unknown_address(core: &Core, raw: &RawFault) -> Attempt {
     if core.table.refuse_own(raw.addr) {
         return Attempt::Done;
     }
-    core.stats.add(&core.stats.strangers);
+    core.stats.add(&core.stats.unknown_addresses);
     core.wake(raw);
     Attempt::Done
 }
@@ -96,13 +96,13 @@ pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Ba
 ///   hole no store to it gets through;
 /// - with everything read that was unread, and the reader kept from reading: what comes of the thread before it
 ///   has run is of the same store, and only woken for.
-pub(super) fn end_in_sigbus(core: &Core, mut handed: Handed) -> Served {
-    let raw = &{ handed.fault };
-    if handed.ticket.is_some() {
+pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
+    let raw = &{ deferred.fault };
+    if deferred.ticket.is_some() {
         core.stats.add(&core.stats.sigbus);
         return Served::Sigbus;
     }
-    let age = core.age(&handed);
+    let age = core.age(&deferred);
     if age == Age::Stale {
         // As in `resolve`: the thread's next message is served in its turn.
         return Served::Done;
@@ -115,12 +115,12 @@ pub(super) fn end_in_sigbus(core: &Core, mut handed: Handed) -> Served {
     let (inode, window) = (&region.inode, &region.window);
     let page = window.page_at(raw.addr);
     let change = inode.space.change();
-    let no_block = change.extents().state(page) == PageState::Hole || handed.shortages >= SHORTAGES_MAX;
+    let no_block = change.extents().state(page) == PageState::Hole || deferred.shortages >= SHORTAGES_MAX;
     let past_end = page >= inode.page().ceil(change.size());
     let refused = no_block && !past_end && window.is_alive();
-    let delivery = match if refused { send(core, &handed) } else { Some(Delivery::Awake) } {
+    let delivery = match if refused { send(core, &deferred) } else { Some(Delivery::Awake) } {
         // It has been woken before, to no avail: the kernel does not let it sleep, and a signal would not end its fault.
-        Some(Delivery::Awake) if refused && core.insists(&mut handed) => Some(Delivery::Unreachable),
+        Some(Delivery::Awake) if refused && core.insists(&mut deferred) => Some(Delivery::Unreachable),
         delivery => delivery,
     };
     let (mut grace, mut passing) = (None, None);
@@ -194,8 +194,8 @@ impl Drop for Passing {
 ///   reads all that is unread: the load of B
 ///   not its last message: no SIGBUS
 /// ```
-fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
-    let raw = &handed.fault;
+fn send(core: &Core, deferred: &Deferred) -> Option<Delivery> {
+    let raw = &deferred.fault;
     let mut reading = core.hold_reading();
     let outlook = core.table.outlook(raw.tid);
     if outlook == Delivery::Awake {
@@ -203,7 +203,7 @@ fn send(core: &Core, handed: &Handed) -> Option<Delivery> {
     }
     let runs = core.table.runs(raw.tid);
     core.read_everything(&mut reading);
-    match core.age(handed) {
+    match core.age(deferred) {
         Age::Last | Age::Again => {}
         Age::Stale => return None,
         Age::Unknown => return Some(Delivery::Unreachable),

@@ -57,7 +57,7 @@ impl Change<'_> {
     /// Takes the blocks of `range` away: zapped and forgotten, then freed.
     pub(crate) fn unmap(&mut self, range: PageRange) {
         let gone = self.state.extents.remove(range);
-        self.state.ahead.remove(range);
+        self.state.preallocated.remove(range);
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
         self.zap(range);
         self.pending.forget.push(range);
@@ -196,7 +196,7 @@ impl Change<'_> {
                 pending.invalidate(&state.windows);
                 done = pending.fill(&mut state, store);
             }
-            // Handed over to whoever waits: a fault that competes with a loop of punches gets its turn.
+            // Deferred over to whoever waits: a fault that competes with a loop of punches gets its turn.
             RwLockWriteGuard::unlock_fair(state);
         }
         tell(Point::Invalidated);

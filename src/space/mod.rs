@@ -17,13 +17,13 @@
 //! The reader thread only ever tries. A re-point waits for the reader to read its event, so it holds
 //! `regions` and nothing below. No lock but L1 is held while a user's buffer is touched.
 
-mod ahead;
 mod asynchronous;
 mod change;
 #[cfg(feature = "shuttle")]
 mod check;
 mod dirty;
 pub(crate) mod extents;
+mod preallocation;
 pub(crate) mod streams;
 mod window;
 
@@ -33,18 +33,18 @@ use crate::policy::{Backing, View};
 use crate::sync::{Arc, Held, RwLock, RwLockReadGuard};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
-use ahead::Ahead;
 pub(crate) use change::Change;
 use change::Pending;
 use extents::ExtentMap;
+use preallocation::Preallocation;
 pub(crate) use window::Window;
 
 struct State {
     i_size: u64,
     extents: ExtentMap,
     windows: Vec<Arc<Window>>,
-    /// Pages with blocks that nobody has asked for; see [`ahead`]. All of them are written.
-    ahead: Ahead,
+    /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
+    preallocated: Preallocation,
 }
 
 /// Size, extents and mappings of one file, under L2.
@@ -64,7 +64,12 @@ pub(crate) struct Space {
 
 impl Space {
     pub(crate) fn new(page: PageSize, number: u64) -> Self {
-        let state = State { i_size: 0, extents: ExtentMap::default(), windows: Vec::new(), ahead: Ahead::default() };
+        let state = State {
+            i_size: 0,
+            extents: ExtentMap::default(),
+            windows: Vec::new(),
+            preallocated: Preallocation::default(),
+        };
         Self { number, page, state: RwLock::new(state) }
     }
 

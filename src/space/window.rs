@@ -37,7 +37,7 @@ pub(crate) struct Window {
     foreign: Mutex<Vec<(Addr, u64)>>,
     /// The page, and 1, whose last fault ended in SIGBUS for lack of address ranges; 0 when there was room again.
     short_of: AtomicU64,
-    /// Cleared under L2 held exclusively, before the address range is given back or condemned: whoever
+    /// Cleared under L2 held exclusively, before the address range is given back or revoked: whoever
     /// holds L2 shared and finds it set may install.
     pub(super) alive: AtomicBool,
 }

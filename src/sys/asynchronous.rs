@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Condemned, Delivery, Filled, Mended, Message, Outcome, PageTable, Protection, Resolver, Rights, Scan,
-    Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, Mended, Message, Outcome, PageTable, Protection, Resolver, Revoked, Rights, Scan, Ticket,
+    Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::Arc;
@@ -114,8 +114,8 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         Ok(mended)
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
-        self.0.condemn(at, bytes)
+    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
+        self.0.revoke(at, bytes)
     }
 
     fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {

@@ -10,7 +10,7 @@ use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
 use super::{
-    Access, Condemned, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Rights, Scan, access,
+    Access, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Revoked, Rights, Scan, access,
 };
 use crate::sync::plain::{AtomicBool, Ordering};
 use crate::sync::{Arc, thread};
@@ -31,7 +31,7 @@ enum Step {
     Zap(u64, u64),
     PointAtDevice(u64, u64, u64),
     PointAtZeros(u64, u64),
-    Condemn(u64, u64),
+    Revoke(u64, u64),
     Scan(Scan, u64, u64),
     Load(u64),
     Store(u64, u64),
@@ -197,9 +197,9 @@ impl Subject {
                 let (at, bytes) = self.range(page, count);
                 Seen::Done(self.attended(|| table.point_at_zeros(at, bytes, Rights::LOAD_STORE)).0)
             }
-            Step::Condemn(page, count) => {
+            Step::Revoke(page, count) => {
                 let (at, bytes) = self.range(page, count);
-                assert_eq!(table.condemn(at, bytes), Condemned::Sigbus);
+                assert_eq!(table.revoke(at, bytes), Revoked::Sigbus);
                 Seen::Done(Ok(()))
             }
             Step::Scan(scan, page, count) => {
@@ -256,14 +256,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Most of the range points at the device to begin with, so that there is something to play with. Condemned
+/// Most of the range points at the device to begin with, so that there is something to play with. Revoked
 /// pages refuse everything, so they come at random only once.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let run = || proptest::collection::vec(step(), 1..40);
     (run(), (0..PAGES, 1..=PAGES), run()).prop_map(|(before, (page, count), after)| {
         let mut steps = vec![Step::PointAtDevice(0, 2, 0)];
         steps.extend(before);
-        steps.push(Step::Condemn(page, count));
+        steps.push(Step::Revoke(page, count));
         steps.extend(after);
         clip(&mut steps);
         steps
@@ -280,7 +280,7 @@ fn clip(steps: &mut [Step]) {
                 let device = zeros[*page as usize..].iter().take(*count as usize).take_while(|zeros| !**zeros);
                 *count = device.count().max(1) as u64;
             }
-            Step::PointAtDevice(page, count, _) | Step::Condemn(page, count) | Step::PointAtZeros(page, count) => {
+            Step::PointAtDevice(page, count, _) | Step::Revoke(page, count) | Step::PointAtZeros(page, count) => {
                 let range = *page as usize..(*page + *count).min(PAGES) as usize;
                 zeros[range].fill(matches!(step, Step::PointAtZeros(..)));
             }

@@ -2,15 +2,15 @@
 //! delivers messages late or twice, as the kernel may. The library is correct all the same.
 //!
 //! What is not put in, because nothing survives it by design: a zap that fails (an entry that stays would show a freed
-//! block), a condemnation that fails (the range would be somebody else's), a wake that wakes nobody, a message
+//! block), a revokeation that fails (the range would be somebody else's), a wake that wakes nobody, a message
 //! lost for good, and an event held back (the caller of mremap sleeps until it is read).
 
 use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Rights, Scan, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault, Resolver,
+    Revoked, Rights, Scan, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
@@ -316,8 +316,8 @@ impl PageTable for Injecting {
         self.table.mend(at, bytes, rights)
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
-        self.table.condemn(at, bytes)
+    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
+        self.table.revoke(at, bytes)
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {

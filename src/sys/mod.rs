@@ -173,10 +173,10 @@ pub(crate) enum Scan {
     Marked,
 }
 
-/// What a range is that was to be condemned.
+/// What a range is that was to be revoked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub(crate) enum Condemned {
+pub(crate) enum Revoked {
     /// Every access is a SIGBUS.
     Sigbus,
     /// Every access is a SIGSEGV: the kernel had no room for more. Caught where an access of ours raises it.
@@ -278,7 +278,7 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes who waits there. In place:
     /// the addresses stay taken.
-    fn condemn(&self, at: Addr, bytes: u64) -> Condemned;
+    fn revoke(&self, at: Addr, bytes: u64) -> Revoked;
 
     /// Whether the range is registered with this page table, and with no other.
     ///

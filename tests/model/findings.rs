@@ -36,7 +36,7 @@ const FINDINGS: &[(Rule, &str)] = &[
     (Rule::UnmapUnderLock, "unmap"),
     (Rule::NoWaitUnderLock, "slow reader"),
     (Rule::ReaderNeverBlocks, "punch"),
-    (Rule::CondemnBeforeClose, "shutdown"),
+    (Rule::RevokeBeforeClose, "shutdown"),
     (Rule::ForgetBeforeProtect, "dirty"),
 ];
 

@@ -94,14 +94,14 @@ impl World {
         View { fake: self.fake.clone(), file: file.clone(), base: map.as_ptr() as usize, map: Arc::new(map) }
     }
 
-    /// Ends it all: every mapping is condemned and every thread of the pager ends, and none of them has panicked.
+    /// Ends it all: every mapping is revoked and every thread of the pager ends, and none of them has panicked.
     pub fn end(self) {
         assert_eq!(self.fake.stray_signals(), 0, "a SIGBUS has hit a thread that was in no fault");
         if self.broken.is_none() && !self.moves {
             assert_eq!(self.fake.refused(), 0, "the pager's own re-points are in the way of its installs");
         }
         self.pager.shutdown().unwrap();
-        if self.broken != Some(Rule::CondemnBeforeClose) {
+        if self.broken != Some(Rule::RevokeBeforeClose) {
             assert_eq!(self.fake.waiting(), 0);
         }
     }

@@ -1,4 +1,4 @@
-//! An observer panics: in a thread of the pager, or while mappings are condemned; at addresses that have come free meanwhile there is a guard.
+//! An observer panics: in a thread of the pager, or while mappings are revoked; at addresses that have come free meanwhile there is a guard.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -40,7 +40,7 @@ impl Probe for Panics {
 
 /// Points in threads of the pager. In the handler of a thread that faults nothing may be allocated, and a panic is.
 const SERVING: [Point; 3] = [Point::FaultRead, Point::FaultTaken, Point::Prepared];
-/// Points of a change: each mapping that is condemned is one.
+/// Points of a change: each mapping that is revoked is one.
 const CHANGING: [Point; 3] = [Point::Published, Point::Invalidated, Point::Freed];
 
 pub(super) fn run(scene: &mut Scene) -> anyhow::Result<()> {
@@ -50,8 +50,8 @@ pub(super) fn run(scene: &mut Scene) -> anyhow::Result<()> {
             others(panic);
         }
     }));
-    let condemning = scene.rng.u32(0..3) > 0;
-    let points = if condemning { CHANGING } else { SERVING };
+    let revoking = scene.rng.u32(0..3) > 0;
+    let points = if revoking { CHANGING } else { SERVING };
     let point = points[scene.rng.usize(0..points.len())];
     let guards = Mutex::new(Guards::new(scene.rng.u64(..)));
     let zero = || AtomicU64::new(0);
@@ -59,13 +59,13 @@ pub(super) fn run(scene: &mut Scene) -> anyhow::Result<()> {
     let stage = Stage::new(scene, PAGES, Some(panics.clone()))?;
     panics.at.store(stage.map.as_ptr() as u64, Ordering::SeqCst);
     let call = Call::begin(scene, &stage.map)?;
-    if !condemning {
+    if !revoking {
         stage.file.punch_hole(7 * page_bytes(), page_bytes())?;
     }
     scene.step(&format!("the observer panics at {point:?}"));
     panics.times.store(scene.rng.u64(1..=2), Ordering::SeqCst);
     let (limit, map) = (scene.limit, stage.map.clone());
-    if !condemning {
+    if !revoking {
         // Served, or ended with the pager.
         let loading = std::thread::Builder::new().spawn(move || map.load(7 * page_bytes()))?;
         if !wait_for(limit, || loading.is_finished()) {

@@ -83,7 +83,7 @@ impl Space {
         let fault = match &backing {
             Backing::Zeros => FaultKind::Missing,
             Backing::Device(..) => FaultKind::Minor,
-            Backing::Condemned => return Look::Bus,
+            Backing::Revoked => return Look::Bus,
         };
         match self.entries.get_mut(&self.base.of(at)) {
             Some(Entry::Poison) => Look::Bus,
@@ -127,7 +127,7 @@ impl Space {
         let (memory, offset) = match self.one_area(at, bytes) {
             Some(Backing::Device(memory, offset, _)) => (memory, offset),
             Some(Backing::Zeros) => return (Err(Errno::EINVAL), 0),
-            Some(Backing::Condemned) | None => return (Ok(Outcome::Gone), 0),
+            Some(Backing::Revoked) | None => return (Ok(Outcome::Gone), 0),
         };
         // Markers and poison are no guard: they are gone, and what they stood for is forgotten.
         let taken = |entry: &Entry| matches!(entry, Entry::Present { .. });
@@ -146,7 +146,7 @@ impl Space {
             Some(Backing::Zeros) => {}
             // The page cache has a page there, always; it does not get mapped by that.
             Some(Backing::Device(..)) => return (Ok(Outcome::AlreadyPresent), 0),
-            Some(Backing::Condemned) | None => return (Ok(Outcome::Gone), 0),
+            Some(Backing::Revoked) | None => return (Ok(Outcome::Gone), 0),
         }
         let taken = |entry: &Entry| matches!(entry, Entry::Present { .. });
         self.fill(at, self.base.0, taken, |_| Entry::Present { protected: true, page: Page::Private(BTreeMap::new()) })
@@ -159,7 +159,7 @@ impl Space {
         }
         match self.one_area(at, bytes) {
             Some(Backing::Zeros | Backing::Device(..)) => self.fill(at, bytes, |_| true, |_| Entry::Poison),
-            Some(Backing::Condemned) | None => (Ok(Outcome::Gone), 0),
+            Some(Backing::Revoked) | None => (Ok(Outcome::Gone), 0),
         }
     }
 
@@ -175,7 +175,7 @@ impl Space {
                     outcome = Outcome::Installed;
                     self.write_protect_page(page, matches!(backing, Backing::Device(..)), on);
                 }
-                Some(Backing::Condemned) => return (Ok(Outcome::Gone), 0),
+                Some(Backing::Revoked) => return (Ok(Outcome::Gone), 0),
                 None => {}
             }
         }

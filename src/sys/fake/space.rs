@@ -21,14 +21,14 @@ pub(super) enum Backing {
     /// The device, from this offset on.
     Device(Arc<DeviceMemory>, u64, Stores),
     /// The empty file: not registered, and every access ends in SIGBUS.
-    Condemned,
+    Revoked,
 }
 
 impl Backing {
     fn plus(&self, bytes: u64) -> Self {
         match self {
             Backing::Device(memory, offset, stores) => Backing::Device(memory.clone(), offset + bytes, *stores),
-            Backing::Zeros | Backing::Condemned => self.clone(),
+            Backing::Zeros | Backing::Revoked => self.clone(),
         }
     }
 
@@ -37,7 +37,7 @@ impl Backing {
             (Backing::Device(memory, offset, stores), Backing::Device(other, at, others)) => {
                 Arc::ptr_eq(memory, other) && (offset, stores) == (at, others)
             }
-            (Backing::Zeros, Backing::Zeros) | (Backing::Condemned, Backing::Condemned) => true,
+            (Backing::Zeros, Backing::Zeros) | (Backing::Revoked, Backing::Revoked) => true,
             _ => false,
         }
     }
@@ -102,9 +102,9 @@ impl Space {
         (((at - start) as u64) < area.bytes).then_some((*start, area))
     }
 
-    /// Whether all of a range is mapped, and not condemned.
+    /// Whether all of a range is mapped, and not revoked.
     pub(super) fn is_mapped(&self, at: Addr, bytes: u64) -> bool {
-        self.base.pages(at, bytes).all(|page| !matches!(self.backing(page), Some(Backing::Condemned) | None))
+        self.base.pages(at, bytes).all(|page| !matches!(self.backing(page), Some(Backing::Revoked) | None))
     }
 
     /// What the page that holds `at` points at.

@@ -11,7 +11,7 @@ use crate::sync::{Arc, MutexGuard};
 use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Calls, Condemned, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver,
+    Calls, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver, Revoked,
     Rights, Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
@@ -116,10 +116,10 @@ impl PageTable for Shared {
         Ok(self.state.lock().space.is_mapped(at, bytes))
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
-        self.state.lock().space.replace(at, bytes, Backing::Condemned, Rights::LOAD_STORE);
+    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
+        self.state.lock().space.replace(at, bytes, Backing::Revoked, Rights::LOAD_STORE);
         self.wake(at, bytes);
-        Condemned::Sigbus
+        Revoked::Sigbus
     }
 
     fn unmap(&self, at: Addr, bytes: u64) {

@@ -22,8 +22,8 @@ use super::abi;
 use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
-    Access, Calls, Condemned, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable,
-    Protection, RawFault, Resolver, Rights, Ticket, Tid, Verdict, access, passing, process, trap,
+    Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection,
+    RawFault, Resolver, Revoked, Rights, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::sync::plain::OnceLock;
@@ -222,33 +222,33 @@ impl PageTable for Userfault {
         }
     }
 
-    fn condemn(&self, at: Addr, bytes: u64) -> Condemned {
+    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
-        let Ok(len) = length(bytes) else { return Condemned::Sigbus };
+        let Ok(len) = length(bytes) else { return Revoked::Sigbus };
         let place = std::num::NonZeroUsize::new(at.0);
         // SAFETY: what the trait asks of its callers, or a range that the application has moved away, and that `is_ours` has found
-        // registered here (`Core::condemn_if_ours`). No Rust reference points into it (`Place`).
+        // registered here (`Core::revoke_if_ours`). No Rust reference points into it (`Place`).
         let dead = spare::lend(|| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
-        let condemned = match dead {
+        let revoked = match dead {
             Ok(_) => {
                 // Nothing to see.
                 // SAFETY: as above. It changes a flag, and no byte.
                 let _ = unsafe { ranges::madvise(at, bytes, libc::MADV_DONTDUMP) };
-                Condemned::Sigbus
+                Revoked::Sigbus
             }
             // No room for the mapping, or no memory may be locked: SIGSEGV is still better than zeros that were never there.
             Err(_) => {
                 access::expect_inaccessible();
                 // SAFETY: as above.
                 match spare::lend(|| unsafe { ranges::make_inaccessible(at, bytes) }) {
-                    Ok(()) => Condemned::Segv,
-                    Err(_) => Condemned::Refused,
+                    Ok(()) => Revoked::Segv,
+                    Err(_) => Revoked::Refused,
                 }
             }
         };
         self.wake(at, bytes);
-        condemned
+        revoked
     }
 
     fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {

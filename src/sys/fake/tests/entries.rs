@@ -51,7 +51,7 @@ fn an_install_over_an_entry_is_refused_and_wakes_nobody() {
     let two = test.table.install(test.at(0), 2 * BASE_PAGE, Protection::Writable);
     assert_eq!((two, test.fake.is_mapped(test.at(0).0)), (Ok(Outcome::AlreadyPresent), true));
     assert_eq!(test.fake.waiting(), 1);
-    let _ = test.table.condemn(test.at(1), BASE_PAGE);
+    let _ = test.table.revoke(test.at(1), BASE_PAGE);
     assert_eq!(store.join().unwrap(), Err(test.bus(1)));
 }
 
@@ -62,7 +62,7 @@ fn installs_need_a_range_of_the_right_kind() {
     let device = Fixture::device();
     assert_eq!(device.table.install_zeros(device.at(0)), Ok(Outcome::AlreadyPresent));
     // Not one VMA any more: nothing is done.
-    let _ = device.table.condemn(device.at(1), BASE_PAGE);
+    let _ = device.table.revoke(device.at(1), BASE_PAGE);
     let two = device.table.install(device.at(0), 2 * BASE_PAGE, Protection::Writable);
     assert_eq!((two, device.fake.is_mapped(device.at(0).0)), (Ok(Outcome::Gone), false));
     for page in [1, PAGES] {
@@ -204,12 +204,12 @@ fn unmap_ends_in_segv_and_the_address_is_handed_out_again() {
 }
 
 #[test]
-fn condemned_ranges_end_in_sigbus_with_no_pager() {
+fn revoked_ranges_end_in_sigbus_with_no_pager() {
     let test = Fixture::device();
     assert_eq!(test.install(1, Protection::Writable), Outcome::Installed);
     let load = test.load(0);
     test.until_waiting(1);
-    let _ = test.table.condemn(test.base, PAGES * BASE_PAGE);
+    let _ = test.table.revoke(test.base, PAGES * BASE_PAGE);
     assert_eq!(load.join().unwrap(), Err(test.bus(0)));
     assert_eq!(test.fake.load(test.at(1).0), Err(test.bus(1)));
 }

@@ -1,6 +1,6 @@
 //! Blocks put under holes ahead of a store: they are in the file, zeroed, installed writable and dirty, and nobody has
 //! asked for them. As long as that is so they are remembered, and given back when the mapping goes, the
-//! file is truncated, or the volume runs full, as XFS does with what it has allocated ahead.
+//! file is truncated, or the volume runs full, as XFS does with what it has preallocated.
 //!
 //! Whether a page has been stored to cannot be known once it is writable: that a stream has gone on behind it proves nothing.
 //! But a page that shows a byte has been stored to. One that shows none is zapped from every mapping and looked at again, all
@@ -17,9 +17,9 @@ const LOOK_PAGES: u64 = 1024;
 
 /// Pages with blocks that nobody has asked for: ranges that do not overlap, by where they begin, with where they end.
 #[derive(Default)]
-pub(super) struct Ahead(BTreeMap<PageIndex, PageIndex>);
+pub(super) struct Preallocation(BTreeMap<PageIndex, PageIndex>);
 
-impl Ahead {
+impl Preallocation {
     /// What is remembered of `range`, in order.
     fn within(&self, range: PageRange) -> impl Iterator<Item = PageRange> + '_ {
         let before = self.0.range(..range.start).next_back();
@@ -57,41 +57,41 @@ impl Ahead {
 }
 
 impl Shared<'_> {
-    pub(crate) fn is_ahead(&self, range: PageRange) -> bool {
-        self.state().ahead.within(range).next().is_some()
+    pub(crate) fn is_preallocated(&self, range: PageRange) -> bool {
+        self.state().preallocated.within(range).next().is_some()
     }
 
     /// The next pages of `range` to be given back under one hold of the lock.
-    pub(crate) fn next_ahead(&self, range: PageRange) -> Option<PageRange> {
-        let first = self.state().ahead.within(range).next()?;
+    pub(crate) fn next_preallocated(&self, range: PageRange) -> Option<PageRange> {
+        let first = self.state().preallocated.within(range).next()?;
         Some(PageRange::at(first.start, LOOK_PAGES).intersect(range))
     }
 
     /// How many pages of `range` may be holes by the time that somebody fills them who holds L1: those that are, and those that
-    /// become holes again if what was allocated ahead is given back, which takes no L1.
+    /// become holes again if what was preallocated is given back, which takes no L1.
     pub(crate) fn holes_at_most(&self, range: PageRange) -> u64 {
         let holes: u64 = self.extents().holes(range).iter().map(PageRange::pages).sum();
-        let ahead: u64 = self.state().ahead.within(range).map(|part| part.pages()).sum();
-        holes + ahead
+        let preallocated: u64 = self.state().preallocated.within(range).map(|part| part.pages()).sum();
+        holes + preallocated
     }
 }
 
 impl Change<'_> {
     /// Blocks have been put under `filled`, of which only the first page is known to be stored to.
-    pub(crate) fn put_ahead(&mut self, filled: PageRange) {
-        self.state.ahead.remove(filled);
-        self.state.ahead.insert(PageRange::new(filled.start.plus(1), filled.end));
+    pub(crate) fn put_preallocated(&mut self, filled: PageRange) {
+        self.state.preallocated.remove(filled);
+        self.state.preallocated.insert(PageRange::new(filled.start.plus(1), filled.end));
     }
 
     /// Somebody has asked for blocks under `range`: they stay.
     pub(crate) fn keep(&mut self, range: PageRange) {
-        self.state.ahead.remove(range);
+        self.state.preallocated.remove(range);
     }
 
     /// Takes away the blocks of `range` that nobody has stored to, and forgets the others.
-    pub(crate) fn give_back_ahead(&mut self, store: &Store, range: PageRange) {
-        let parts: Vec<PageRange> = self.state.ahead.within(range).collect();
-        self.state.ahead.remove(range);
+    pub(crate) fn give_back_preallocated(&mut self, store: &Store, range: PageRange) {
+        let parts: Vec<PageRange> = self.state.preallocated.within(range).collect();
+        self.state.preallocated.remove(range);
         let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.zeros_in(store, part)).collect();
         for zeros in zeros {
             // Before it is looked at, and with faults kept out: no store slips in behind.
@@ -127,20 +127,20 @@ mod tests {
         /// The same as a set of pages.
         #[test]
         fn ranges_are_a_set_of_pages(steps in proptest::collection::vec((any::<bool>(), 0..60u64, 0..20u64), 1..60)) {
-            let mut ahead = Ahead::default();
+            let mut preallocated = Preallocation::default();
             let mut model = std::collections::BTreeSet::new();
             for (put, start, pages) in steps {
                 let range = PageRange::at(PageIndex(start), pages);
                 if put {
-                    ahead.insert(range);
+                    preallocated.insert(range);
                     model.extend(range.iter());
                 } else {
-                    ahead.remove(range);
+                    preallocated.remove(range);
                     range.iter().for_each(|page| _ = model.remove(&page));
                 }
                 for from in [0, start, start + pages / 2] {
                     let asked = PageRange::at(PageIndex(from), 30);
-                    let got: Vec<_> = ahead.within(asked).flat_map(PageRange::iter).collect();
+                    let got: Vec<_> = preallocated.within(asked).flat_map(PageRange::iter).collect();
                     let want: Vec<_> = model.iter().copied().filter(|page| asked.contains(*page)).collect();
                     prop_assert_eq!(got, want);
                 }

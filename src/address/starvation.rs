@@ -18,12 +18,12 @@ const SLOTS: usize = 64;
 const PATIENCE: u64 = 6;
 
 /// One slot a thread, by its id; threads that share one reset each other, and lose nothing but patience.
-pub(crate) struct Losers {
+pub(crate) struct Starvation {
     /// Page address in the upper bits, how often in a row in the lower twelve.
     slots: [Tally; SLOTS],
 }
 
-impl Default for Losers {
+impl Default for Starvation {
     fn default() -> Self {
         Self { slots: std::array::from_fn(|_| Tally::new(0)) }
     }
@@ -31,17 +31,17 @@ impl Default for Losers {
 
 const COUNT: u64 = 0xfff;
 
-impl Losers {
+impl Starvation {
     /// Notes a look at a fault of `tid` at `at`; whether it may be losing.
-    pub(crate) fn is_losing(&self, tid: Tid, at: Addr) -> bool {
+    pub(crate) fn is_starving(&self, tid: Tid, at: Addr) -> bool {
         let slot = &self.slots[tid.0 as usize % SLOTS];
         let page = at.0 as u64 & !COUNT;
         let old = slot.load(Ordering::Relaxed);
         let count = if old & !COUNT == page { (old & COUNT) + 1 } else { 1 };
         // After a grace patience begins anew: the page may just be in demand.
-        let losing = count > PATIENCE;
-        slot.store(page | if losing { 0 } else { count }, Ordering::Relaxed);
-        losing
+        let starving = count > PATIENCE;
+        slot.store(page | if starving { 0 } else { count }, Ordering::Relaxed);
+        starving
     }
 }
 
@@ -97,13 +97,13 @@ mod tests {
 
     #[test]
     fn patience_is_for_one_page_and_ends_with_another() {
-        let losers = Losers::default();
+        let starvation = Starvation::default();
         let (tid, page, other) = (Tid(7), Addr(0x7000), Addr(0x8000));
-        let losing: Vec<_> = (0..14).map(|_| losers.is_losing(tid, page)).collect();
-        let at: Vec<_> = losing.iter().enumerate().filter(|(_, losing)| **losing).map(|(at, _)| at).collect();
+        let starving: Vec<_> = (0..14).map(|_| starvation.is_starving(tid, page)).collect();
+        let at: Vec<_> = starving.iter().enumerate().filter(|(_, starving)| **starving).map(|(at, _)| at).collect();
         assert_eq!(at, [6, 13]);
-        assert!(!losers.is_losing(tid, other));
-        assert!(!losers.is_losing(tid, page));
+        assert!(!starvation.is_starving(tid, other));
+        assert!(!starvation.is_starving(tid, page));
     }
 
     #[test]

@@ -62,7 +62,7 @@ struct Held {
 /// A mapping for which there is no room to be replaced, once [`nothing_fits`].
 fn held(resolve: Resolve) -> Held {
     let page = host_page();
-    let volume = Volume::format(Device::memfd("condemned", 2 * PAGES * page).unwrap());
+    let volume = Volume::format(Device::memfd("revoked", 2 * PAGES * page).unwrap());
     let file = volume.create("file").unwrap();
     file.write_at(&vec![7; (PAGES * page) as usize], 0).unwrap();
     let park = Park::new();
@@ -88,7 +88,7 @@ fn rights(map: &Mapping) -> String {
 }
 
 /// A mapping that has been made inaccessible.
-fn condemned() -> Held {
+fn revoked() -> Held {
     let Held { _volume, pager, map, park } = held(Resolve::PagerThread);
     let other = Pager::builder().start().unwrap();
     nothing_fits();
@@ -151,7 +151,7 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn an_access_through_the_pointer_is_a_sigsegv() {
         assert_is_child();
-        let held = condemned();
+        let held = revoked();
         println!("about to load");
         raw::load(held.map.as_ptr() as usize);
     }
@@ -161,7 +161,7 @@ mod inside {
     fn the_handler_that_was_there_before_has_the_others() {
         assert_is_child();
         raw::install_handler(libc::SIGSEGV, raw::patching_handler);
-        let held = condemned();
+        let held = revoked();
         assert!(matches!(held.map.load(8), Err(Error::MappingLost { .. })));
         assert_eq!(BUS_COUNT.load(Ordering::SeqCst), 0);
         // A page of the mapping itself: patched, it goes on.
@@ -181,7 +181,7 @@ mod inside {
             deeper(&here) + u64::from(std::hint::black_box(here)[7])
         }
         assert_is_child();
-        let _held = condemned();
+        let _held = revoked();
         println!("{}", deeper(&[1; 256]));
     }
 }
