@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::summary::Summary;
-use super::{plots, tables};
+use super::{picture, plots, tables};
 use crate::html::{escape, push_end, push_facts, push_head, push_heading, push_note, push_table};
 
 const TITLE: &str = "daxpager: what a fault costs";
@@ -14,6 +14,14 @@ pub(crate) fn page(summary: &Summary<'_>) -> String {
     push_head(&mut out, TITLE, STYLE);
     let _ = writeln!(out, "<h1>{TITLE}</h1>");
     push_facts(&mut out, &summary.facts.lines());
+    if let Some(picture) = picture::picture(summary.results) {
+        push_heading(&mut out, &picture.title);
+        push_note(
+            &mut out,
+            "Within a pattern the bars are to scale. The floor is the smallest program that could serve the faults.",
+        );
+        out.push_str(&picture.svg);
+    }
     if !summary.verdicts.is_empty() {
         bars(&mut out, summary);
     }
@@ -23,8 +31,9 @@ pub(crate) fn page(summary: &Summary<'_>) -> String {
         &mut out,
         "Medians over the rounds; ratios are of neighbours in one round, with the smallest and the largest.",
     );
-    for table in tables::all(summary.results) {
+    for (table, see) in tables::all(summary.results) {
         let _ = writeln!(out, "<h3>{}</h3>", escape(&table.title));
+        push_note(&mut out, see);
         push_table(&mut out, &table, class_of);
     }
     let latencies = plots::latencies(summary.results);

@@ -2,6 +2,7 @@
 
 mod axes;
 mod html;
+mod picture;
 mod plots;
 mod summary;
 mod tables;
@@ -60,7 +61,7 @@ pub(crate) fn print(summary: &Summary<'_>) {
     for (name, value) in summary.facts.lines() {
         out.push_str(&format!("{name}: {value}\n"));
     }
-    for table in tables::all(summary.results) {
+    for (table, _) in tables::all(summary.results) {
         out.push_str(&format!("\n{}\n{}", table.title, table.aligned(INDENT)));
     }
     if !summary.verdicts.is_empty() {

@@ -1,13 +1,13 @@
 //! What was measured, as rows and columns.
 
 use crate::bars::Verdict;
-use crate::case::{Case, Contender, Outcome, Sample, quantile};
+use crate::case::{Case, Contender, Outcome, Sample, Work, quantile};
 use crate::results::{Group, Results, Spread};
 use crate::table::{self, Table};
 use crate::units::thousands;
 
-/// One table for each thing that was done.
-pub(crate) fn all(results: &Results) -> Vec<Table> {
+/// One table for each thing that was done, and what to look at in it.
+pub(crate) fn all(results: &Results) -> Vec<(Table, &'static str)> {
     let mut tables = Vec::new();
     for group in &results.groups {
         let mut left: Vec<&Case> = group.order.iter().collect();
@@ -17,11 +17,34 @@ pub(crate) fn all(results: &Results) -> Vec<Table> {
                     == (first.work, first.threads, first.regime, first.pages)
             };
             let (same, others): (Vec<&Case>, Vec<&Case>) = left.into_iter().partition(is_same);
-            tables.push(table(group, &same));
+            tables.push((table(group, &same), see(first)));
             left = others;
         }
     }
     tables
+}
+
+fn see(case: &Case) -> &'static str {
+    match case.work {
+        Work::RandomRead if case.threads > 1 => {
+            "Two threads should take little longer than one for as many pages each."
+        }
+        Work::RandomRead => "One fault a page: how close the library comes to the bare loop, and to the bare handler.",
+        Work::RandomWrite => "The first store to each page: one fault, which marks the page dirty as well.",
+        Work::WriteAfterProtect => "A store to a page that is there and protected: what it costs to be told of it.",
+        Work::SequentialRead => "Fault-around: how far below one fault a page the library gets.",
+        Work::SequentialWrite => "Coarse and asynchronous tracking beside exact, which is a fault for each page.",
+        Work::HoleWrite => "Blocks as well as entries: what is allocated ahead of the stores is what is saved.",
+        Work::SparseRead { .. } => "Fault-around must not cost where the next page is never the neighbour.",
+        Work::Collect => "Taking the dirty pages and protecting them again, a page.",
+        Work::Punch | Work::Truncate => {
+            "A page that is taken away, beside the kernel's taking away of its entry alone."
+        }
+        Work::Extents { .. } => "A million extents should cost what ten do.",
+        Work::MapSparse => "The time and the memory that a mapping takes, however long it is.",
+        Work::HugeRead => "One fault for each 2 MiB.",
+        Work::ReadBesidePuncher => "The tail: who waits, and how long, while another thread punches.",
+    }
 }
 
 /// The columns of ratios: what others are compared with.
