@@ -9,28 +9,15 @@ use blackbox::*;
 use daxpager::{Error, File, MapOptions, Mapping, Resolve};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Writes from such a buffer change nothing, wherever in it the end lies.
-#[test]
-fn a_write_from_past_the_end_changes_nothing() {
-    child::run("inside::a_write_from_past_the_end_changes_nothing").assert_success();
-}
-
-/// Reads into such a buffer fill what is there.
-#[test]
-fn a_read_to_past_the_end_is_an_error() {
-    child::run("inside::a_read_to_past_the_end_is_an_error").assert_success();
-}
-
-/// Buffers that are there work, also where a SIGBUS would not be caught.
-#[test]
-fn buffers_in_a_mapping_work() {
-    child::run("inside::buffers_in_a_mapping_work").assert_success();
-}
-
-/// The end comes and goes while buffers are read and written.
-#[test]
-fn an_end_that_moves_meanwhile_is_an_error_or_nothing() {
-    child::run("inside::an_end_that_moves_meanwhile_is_an_error_or_nothing").assert_success();
+child::children! {
+    /// Writes from such a buffer change nothing, wherever in it the end lies.
+    a_write_from_past_the_end_changes_nothing;
+    /// Reads into such a buffer fill what is there.
+    a_read_to_past_the_end_is_an_error;
+    /// Buffers that are there work, also where a SIGBUS would not be caught.
+    buffers_in_a_mapping_work;
+    /// The end comes and goes while buffers are read and written.
+    an_end_that_moves_meanwhile_is_an_error_or_nothing;
 }
 
 /// Pages of the file with the buffer, of its mapping, and of the file that is read and written.

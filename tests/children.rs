@@ -33,33 +33,17 @@ fn the_applications_handler_is_told_the_exact_address() {
     println!("si_code {code}");
 }
 
-/// Nobody handles SIGBUS: a load past the end ends the process with just that signal, and no hang.
-#[test]
-fn without_a_handler_a_load_past_the_end_kills() {
-    let outcome = child::run("inside::without_a_handler_a_load_past_the_end_kills");
-    outcome.assert_killed_after("loads within the file work", libc::SIGBUS);
-}
-
-/// Nobody handles SIGBUS, the volume is full, and a store comes to a hole.
-#[test]
-fn without_a_handler_a_store_to_a_full_volume_kills() {
-    let outcome = child::run("inside::without_a_handler_a_store_to_a_full_volume_kills");
-    outcome.assert_killed_after("the hole reads as zeros", libc::SIGBUS);
-}
-
-/// Nobody handles SIGBUS but the library, which has put its handler in; the application's own
-/// load past the end, in plain code, still kills.
-#[test]
-fn the_librarys_handler_does_not_swallow_the_applications_accesses() {
-    let outcome = child::run("inside::the_librarys_handler_does_not_swallow_the_applications_accesses");
-    outcome.assert_killed_after("caught one", libc::SIGBUS);
-}
-
-/// A mapping is not inherited: a forked child that touches it gets SIGSEGV, on pages that were touched and that were not, and
-/// never zeros, which it would put into everybody's file. The parent goes on.
-#[test]
-fn a_forked_child_has_no_mapping() {
-    child::run("inside::a_forked_child_has_no_mapping").assert_success();
+child::children! {
+    /// Nobody handles SIGBUS: a load past the end ends the process with just that signal, and no hang.
+    without_a_handler_a_load_past_the_end_kills => "loads within the file work", libc::SIGBUS;
+    /// Nobody handles SIGBUS, the volume is full, and a store comes to a hole.
+    without_a_handler_a_store_to_a_full_volume_kills => "the hole reads as zeros", libc::SIGBUS;
+    /// Nobody handles SIGBUS but the library, which has put its handler in; the application's own
+    /// load past the end, in plain code, still kills.
+    the_librarys_handler_does_not_swallow_the_applications_accesses => "caught one", libc::SIGBUS;
+    /// A mapping is not inherited: a forked child that touches it gets SIGSEGV, on pages that were touched and that were not, and
+    /// never zeros, which it would put into everybody's file. The parent goes on.
+    a_forked_child_has_no_mapping;
 }
 
 /// The program runs as nobody: there is no userfaultfd for faults from inside system calls. The pager starts all the same and says so;
@@ -88,44 +72,22 @@ fn without_privileges_the_cpu_is_served_and_system_calls_get_efault() {
     outcome.assert_success();
 }
 
-/// The application mremaps a part of a mapping away. What is at the new address is nobody's: SIGBUS, neither zeros nor what was there.
-/// The mapping is lost, and its calls say so; other mappings of the file, and the pager, go on.
-#[test]
-fn a_part_that_is_mremapped_away_is_lost_and_never_zeros() {
-    child::run("inside::a_part_that_is_mremapped_away_is_lost_and_never_zeros").assert_success();
-}
-
-/// The library's single accesses to a mapping that is lost say that it is lost, and not that the caller's numbers are wrong.
-#[test]
-fn single_accesses_say_that_a_mapping_is_lost() {
-    child::run("inside::single_accesses_say_that_a_mapping_is_lost").assert_success();
-}
-
-/// The application tells the kernel that it does not need the mapping's pages now, and then touches them: the data is there,
-/// holes are zero, what is past the end is SIGBUS, stores are noticed, and nobody waits for ever.
-#[test]
-fn dontneed_loses_nothing_and_hangs_nobody() {
-    child::run("inside::dontneed_loses_nothing_and_hangs_nobody").assert_success();
-}
-
-/// The same while threads store and load without end.
-#[test]
-fn dontneed_beside_stores_loses_nothing() {
-    child::run("inside::dontneed_beside_stores_loses_nothing").assert_success();
-}
-
-/// The application had a SIGBUS handler before the library put its own in. A SIGBUS that is none of the library's goes to the
-/// application's, with its address; those that the library catches do not.
-#[test]
-fn the_handler_that_was_there_before_is_called() {
-    child::run("inside::the_handler_that_was_there_before_is_called").assert_success();
-}
-
-/// Nobody had a handler before the library put its own in: a SIGBUS that is none of the library's kills, as ever.
-#[test]
-fn where_there_was_no_handler_a_foreign_sigbus_kills() {
-    let outcome = child::run("inside::where_there_was_no_handler_a_foreign_sigbus_kills");
-    outcome.assert_killed_after("caught one", libc::SIGBUS);
+child::children! {
+    /// The application mremaps a part of a mapping away. What is at the new address is nobody's: SIGBUS, neither zeros nor what was there.
+    /// The mapping is lost, and its calls say so; other mappings of the file, and the pager, go on.
+    a_part_that_is_mremapped_away_is_lost_and_never_zeros;
+    /// The library's single accesses to a mapping that is lost say that it is lost, and not that the caller's numbers are wrong.
+    single_accesses_say_that_a_mapping_is_lost;
+    /// The application tells the kernel that it does not need the mapping's pages now, and then touches them: the data is there,
+    /// holes are zero, what is past the end is SIGBUS, stores are noticed, and nobody waits for ever.
+    dontneed_loses_nothing_and_hangs_nobody;
+    /// The same while threads store and load without end.
+    dontneed_beside_stores_loses_nothing;
+    /// The application had a SIGBUS handler before the library put its own in. A SIGBUS that is none of the library's goes to the
+    /// application's, with its address; those that the library catches do not.
+    the_handler_that_was_there_before_is_called;
+    /// Nobody had a handler before the library put its own in: a SIGBUS that is none of the library's kills, as ever.
+    where_there_was_no_handler_a_foreign_sigbus_kills => "caught one", libc::SIGBUS;
 }
 
 /// The tmpfs under the device is full, though the volume has free blocks: the error says which block got no memory, nothing is
@@ -238,12 +200,8 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn a_forked_child_has_no_mapping() {
         assert_is_child();
-        let rig = Rig::new(16);
+        let (rig, file, maps) = Rig::mapped_of_each_kind(16);
         let p = rig.page;
-        let file = rig.written("a", 4);
-        file.truncate(8 * p).unwrap();
-        file.allocate(6 * p, p, false).unwrap();
-        let maps = rig.maps(&file, 10);
         // Touched in the first mapping: written pages, one of them stored to, a hole, an unwritten page.
         for index in [0, 1, 4, 6] {
             touch(&maps[0], index * p);
@@ -343,12 +301,8 @@ mod inside {
         raw::install_handler(libc::SIGBUS, raw::patching_handler);
         // 1 and 2 written, 4 a hole, 6 unwritten, 9 past the end.
         for (index, touched) in [1, 2, 4, 6, 9].into_iter().flat_map(|index| [(index, false), (index, true)]) {
-            let rig = Rig::new(16);
+            let (rig, file, maps) = Rig::mapped_of_each_kind(16);
             let p = rig.page;
-            let file = rig.written("a", 4);
-            file.truncate(8 * p).unwrap();
-            file.allocate(6 * p, p, false).unwrap();
-            let maps = rig.maps(&file, 10);
             if touched {
                 [0, 1, 2, 4, 6].iter().for_each(|index| touch(&maps[0], index * p));
                 let two = maps[0].load(2 * p).unwrap();
@@ -425,12 +379,8 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn dontneed_loses_nothing_and_hangs_nobody() {
         assert_is_child();
-        let rig = Rig::new(16);
+        let (rig, file, maps) = Rig::mapped_of_each_kind(16);
         let p = rig.page;
-        let file = rig.written("a", 4);
-        file.truncate(8 * p).unwrap();
-        file.allocate(6 * p, p, false).unwrap();
-        let maps = rig.maps(&file, 10);
         let mut want = pattern(4 * p, 1);
         want.resize(8 * p as usize, 0);
         for round in 0..4 {

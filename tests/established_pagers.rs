@@ -417,24 +417,15 @@ fn direct_reads_into_a_mapping_during_eviction_are_not_lost() {
     });
 }
 
-/// Unmapping leaked memory and descriptors. Here, in a process of its own: after thousands of mappings, and after hundreds of pagers, devices
-/// and volumes, there are as many descriptors, threads and address ranges as before, and no more memory.
-#[test]
-fn mappings_and_pagers_leave_nothing_behind() {
-    child::run("inside::mappings_and_pagers_leave_nothing_behind").assert_success();
-}
-
-/// More than 900 to 32,000 regions were ENOMEM. Here, in a process of its own because it takes nearly all the address ranges that
-/// there are: 32,000 mappings at once, all seeing the same changes.
-#[test]
-fn tens_of_thousands_of_mappings() {
-    child::run("inside::tens_of_thousands_of_mappings").assert_success();
-}
-
-/// The same with one mapping of a file that is in more pieces than a process may have address ranges.
-#[test]
-fn a_file_in_more_pieces_than_there_are_address_ranges() {
-    child::run("inside::a_file_in_more_pieces_than_there_are_address_ranges").assert_success();
+child::children! {
+    /// Unmapping leaked memory and descriptors. Here, in a process of its own: after thousands of mappings, and after hundreds of pagers, devices
+    /// and volumes, there are as many descriptors, threads and address ranges as before, and no more memory.
+    mappings_and_pagers_leave_nothing_behind;
+    /// More than 900 to 32,000 regions were ENOMEM. Here, in a process of its own because it takes nearly all the address ranges that
+    /// there are: 32,000 mappings at once, all seeing the same changes.
+    tens_of_thousands_of_mappings;
+    /// The same with one mapping of a file that is in more pieces than a process may have address ranges.
+    a_file_in_more_pieces_than_there_are_address_ranges;
 }
 
 /// What the children do.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use daxpager::fake::{FakeFault, FakePageTable};
-use daxpager::{Device, Error, Pager, Volume};
+use daxpager::{Device, Error, File, Mapping, Pager, Volume};
 
 /// What machines have: 4 KiB on x86-64, any of these on aarch64. Under Miri each word of a device
 /// takes time, so it is the smallest alone.
@@ -17,15 +17,32 @@ fn volume(blocks: u64, page: u64) -> Volume {
     Volume::format(Device::heap(blocks * page, page).unwrap())
 }
 
+/// A volume with one file that has no pages yet, and a mapping of it.
+struct World {
+    fake: FakePageTable,
+    _volume: Volume,
+    file: File,
+    pager: Pager,
+    map: Mapping,
+    base: usize,
+}
+
+impl World {
+    fn new(page: u64, blocks: u64, pages: u64) -> Self {
+        let fake = FakePageTable::with_base_page(page);
+        let volume = volume(blocks, page);
+        let file = volume.create("a").unwrap();
+        let pager = Pager::builder().start_on_fake(&fake).unwrap();
+        let map = pager.map(&file, 0..pages * page).unwrap();
+        let base = map.as_ptr() as usize;
+        Self { fake, _volume: volume, file, pager, map, base }
+    }
+}
+
 #[test]
 fn loads_and_stores_punches_and_truncates() {
     for &page in PAGES {
-        let fake = FakePageTable::with_base_page(page);
-        let volume = volume(64, page);
-        let file = volume.create("a").unwrap();
-        let pager = Pager::builder().start_on_fake(&fake).unwrap();
-        let map = pager.map(&file, 0..16 * page).unwrap();
-        let base = map.as_ptr() as usize;
+        let World { fake, file, pager, map, base, .. } = World::new(page, 64, 16);
         let bus = |offset| Err(FakeFault::Bus { addr: base + offset });
 
         assert_eq!(fake.load(base), bus(0));
@@ -58,12 +75,7 @@ fn loads_and_stores_punches_and_truncates() {
 #[test]
 fn accesses_of_a_mapping_touch_no_made_up_address() {
     for &page in PAGES {
-        let fake = FakePageTable::with_base_page(page);
-        let volume = volume(64, page);
-        let file = volume.create("a").unwrap();
-        let pager = Pager::builder().start_on_fake(&fake).unwrap();
-        let map = pager.map(&file, 0..16 * page).unwrap();
-        let base = map.as_ptr() as usize;
+        let World { fake, file, pager, map, base, .. } = World::new(page, 64, 16);
         assert!(matches!(map.load(8), Err(Error::Bus(bus)) if (bus.addr, bus.offset) == (base + 8, 8)));
         file.truncate(2 * page).unwrap();
         assert_eq!((map.load(8), map.store(8, 5), map.load(8)), (Ok(0), Ok(()), Ok(5)));
@@ -85,12 +97,7 @@ fn accesses_of_a_mapping_touch_no_made_up_address() {
 #[test]
 fn two_threads_against_a_puncher() {
     for &page in PAGES {
-        let fake = FakePageTable::with_base_page(page);
-        let volume = volume(8, page);
-        let file = volume.create("a").unwrap();
-        let pager = Pager::builder().start_on_fake(&fake).unwrap();
-        let map = pager.map(&file, 0..4 * page).unwrap();
-        let base = map.as_ptr() as usize;
+        let World { fake, file, pager, map: _map, base, .. } = World::new(page, 8, 4);
         file.truncate(4 * page).unwrap();
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -123,12 +130,7 @@ fn two_threads_against_a_puncher() {
 #[test]
 fn a_full_volume_ends_the_store_and_not_the_load() {
     for &page in PAGES {
-        let fake = FakePageTable::with_base_page(page);
-        let volume = volume(1, page);
-        let file = volume.create("a").unwrap();
-        let pager = Pager::builder().start_on_fake(&fake).unwrap();
-        let map = pager.map(&file, 0..2 * page).unwrap();
-        let base = map.as_ptr() as usize;
+        let World { fake, file, pager: _pager, map: _map, base, .. } = World::new(page, 1, 2);
         file.truncate(2 * page).unwrap();
         fake.store(base, 1).unwrap();
         assert_eq!(fake.store(base + page as usize, 1), Err(FakeFault::Bus { addr: base + page as usize }));

@@ -152,37 +152,16 @@ impl Stage {
     }
 }
 
-#[test]
-fn another_process_reads_and_writes() {
-    child::run("inside::another_process_reads_and_writes").assert_success();
-}
-
-#[test]
-fn another_process_reads_and_writes_where_threads_resolve() {
-    child::run("inside::another_process_reads_and_writes_where_threads_resolve").assert_success();
-}
-
-#[test]
-fn another_process_writes_to_a_read_only_mapping() {
-    child::run("inside::another_process_writes_to_a_read_only_mapping").assert_success();
-}
-
-/// What gdb does, with every thread of the process stopped.
-#[test]
-fn a_debugger_never_hangs() {
-    child::run("inside::a_debugger_never_hangs").assert_success();
-}
-
-/// Who reads from a process that is stopped waits for it, and can be killed, and goes on when it does.
-#[test]
-fn a_reader_of_a_stopped_process_waits_for_it() {
-    child::run("inside::a_reader_of_a_stopped_process_waits_for_it").assert_success();
-}
-
-/// io_uring with its buffer in a mapping: the kernel's own thread faults, and is served as a system call is.
-#[test]
-fn io_uring_reads_into_a_mapping_and_writes_from_it() {
-    child::run("inside::io_uring_reads_into_a_mapping_and_writes_from_it").assert_success();
+child::children! {
+    another_process_reads_and_writes;
+    another_process_reads_and_writes_where_threads_resolve;
+    another_process_writes_to_a_read_only_mapping;
+    /// What gdb does, with every thread of the process stopped.
+    a_debugger_never_hangs;
+    /// Who reads from a process that is stopped waits for it, and can be killed, and goes on when it does.
+    a_reader_of_a_stopped_process_waits_for_it;
+    /// io_uring with its buffer in a mapping: the kernel's own thread faults, and is served as a system call is.
+    io_uring_reads_into_a_mapping_and_writes_from_it;
 }
 
 /// Requests that workers of the kernel's do, and whose ends they tell the thread of the ring by task work, while that thread
@@ -194,10 +173,9 @@ fn io_uring_task_work_hangs_no_fault() {
     println!("{}", outcome.output);
 }
 
-/// The page is wanted for a store by another process, and there is no block: an error for it alone.
-#[test]
-fn a_foreign_store_that_finds_no_block_is_an_error() {
-    child::run("inside::a_foreign_store_that_finds_no_block_is_an_error").assert_success();
+child::children! {
+    /// The page is wanted for a store by another process, and there is no block: an error for it alone.
+    a_foreign_store_that_finds_no_block_is_an_error;
 }
 
 mod inside {

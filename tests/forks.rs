@@ -18,37 +18,20 @@ use daxpager::{Access, Advice, Device, Error, File, Kind, MapOptions, Mapping, P
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-/// Every call on every handle, in a child whose addresses are a `Vec` of its own by then: each says `Forked`, or nothing, and no byte
-/// of the `Vec` changes. Then all is dropped, and the child forks again.
-#[test]
-fn every_call_in_a_child_says_forked_and_touches_nothing() {
-    child::run("inside::every_call_in_a_child_says_forked_and_touches_nothing").assert_success();
-}
-
-/// The parent's file is still locked, mapped and whole after a child has dropped everything and ended.
-#[test]
-fn a_child_that_drops_everything_unlocks_nothing() {
-    child::run("inside::a_child_that_drops_everything_unlocks_nothing").assert_success();
-}
-
-/// Forks while threads hold every lock there is, again and again: no call and no drop in the child waits for one.
-#[test]
-fn no_lock_of_the_parents_threads_is_waited_for() {
-    child::run("inside::no_lock_of_the_parents_threads_is_waited_for").assert_success();
-}
-
-/// A child starts a pager of its own on a device of its own, with each way to resolve faults and to track stores, while threads of
-/// the parent are in theirs; a grandchild does it again.
-#[test]
-fn a_child_and_its_child_have_pagers_of_their_own() {
-    child::run("inside::a_child_and_its_child_have_pagers_of_their_own").assert_success();
-}
-
-/// A child's SIGBUS at an address that is a mapping's in the parent is none of the library's: it is the child's own, and changes nothing in the
-/// parent.
-#[test]
-fn a_sigbus_in_a_child_is_its_own() {
-    child::run("inside::a_sigbus_in_a_child_is_its_own").assert_success();
+child::children! {
+    /// Every call on every handle, in a child whose addresses are a `Vec` of its own by then: each says `Forked`, or nothing, and no byte
+    /// of the `Vec` changes. Then all is dropped, and the child forks again.
+    every_call_in_a_child_says_forked_and_touches_nothing;
+    /// The parent's file is still locked, mapped and whole after a child has dropped everything and ended.
+    a_child_that_drops_everything_unlocks_nothing;
+    /// Forks while threads hold every lock there is, again and again: no call and no drop in the child waits for one.
+    no_lock_of_the_parents_threads_is_waited_for;
+    /// A child starts a pager of its own on a device of its own, with each way to resolve faults and to track stores, while threads of
+    /// the parent are in theirs; a grandchild does it again.
+    a_child_and_its_child_have_pagers_of_their_own;
+    /// A child's SIGBUS at an address that is a mapping's in the parent is none of the library's: it is the child's own, and changes nothing in the
+    /// parent.
+    a_sigbus_in_a_child_is_its_own;
 }
 
 /// daemon(3) is a safe call in Rust: the parent ends, and the child goes on with handles that are not its.
@@ -75,23 +58,14 @@ fn a_daemon_has_no_mapping_and_says_so() {
 /// Where the daemon of [`a_daemon_has_no_mapping_and_says_so`] writes.
 const SAID: &str = "DAXPAGER_TEST_DAEMON_SAYS";
 
-/// An observer that forks in the middle of a call, and comes back in the child, ends the child there.
-#[test]
-fn an_observer_that_forks_does_not_come_back_in_the_child() {
-    child::run("inside::an_observer_that_forks_does_not_come_back_in_the_child").assert_success();
-}
-
-/// The lock of a device's file is the open file's, which a child has too: who drops the device unlocks it for all, but
-/// a process that ends with it leaves the lock to a child that lives on. One that has called exec has nothing.
-#[test]
-fn a_child_that_lives_on_keeps_a_dead_parents_lock_until_it_execs() {
-    child::run("inside::a_child_that_lives_on_keeps_a_dead_parents_lock_until_it_execs").assert_success();
-}
-
-/// No descriptor of the library's survives exec.
-#[test]
-fn exec_leaves_no_descriptor() {
-    child::run("inside::exec_leaves_no_descriptor").assert_success();
+child::children! {
+    /// An observer that forks in the middle of a call, and comes back in the child, ends the child there.
+    an_observer_that_forks_does_not_come_back_in_the_child;
+    /// The lock of a device's file is the open file's, which a child has too: who drops the device unlocks it for all, but
+    /// a process that ends with it leaves the lock to a child that lives on. One that has called exec has nothing.
+    a_child_that_lives_on_keeps_a_dead_parents_lock_until_it_execs;
+    /// No descriptor of the library's survives exec.
+    exec_leaves_no_descriptor;
 }
 
 /// exit(3) and _exit(2) end a process whose threads wait in faults that nobody will answer.

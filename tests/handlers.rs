@@ -17,17 +17,7 @@ use blackbox::*;
 use daxpager::{Error, MapOptions, Mapping, Resolve};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 
-macro_rules! children {
-    ($($(#[$doc:meta])* $name:ident;)*) => {
-        $($(#[$doc])*
-        #[test]
-        fn $name() {
-            child::run(concat!("inside::", stringify!($name))).assert_success();
-        })*
-    };
-}
-
-children! {
+child::children! {
     /// Every call past the end is an error in a thread that blocks all signals; within the file it does what it does elsewhere.
     a_thread_that_blocks_signals_gets_errors;
     /// The mask is asked for each time: it may change between two calls of one thread.
@@ -66,18 +56,11 @@ children! {
     accesses_that_ask_once;
 }
 
-/// `SA_RESETHAND`: called once, and then the default action.
-#[test]
-fn a_previous_handler_that_resets_itself_is_called_once() {
-    let outcome = child::run("inside::a_previous_handler_that_resets_itself_is_called_once");
-    outcome.assert_killed_after("called once", libc::SIGBUS);
-}
-
-/// What the library cannot do anything about: an access through the pointer, in a thread that blocks SIGBUS.
-#[test]
-fn a_masked_access_through_the_pointer_kills() {
-    let outcome = child::run("inside::a_masked_access_through_the_pointer_kills");
-    outcome.assert_killed_after("about to load", libc::SIGBUS);
+child::children! {
+    /// `SA_RESETHAND`: called once, and then the default action.
+    a_previous_handler_that_resets_itself_is_called_once => "called once", libc::SIGBUS;
+    /// What the library cannot do anything about: an access through the pointer, in a thread that blocks SIGBUS.
+    a_masked_access_through_the_pointer_kills => "about to load", libc::SIGBUS;
 }
 
 /// And an access through the pointer to a mapping that was there before a handler that calls nobody.

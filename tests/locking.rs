@@ -81,30 +81,13 @@ fn assert_goes_on(rig: &Rig, file: &File, map: &Mapping) {
     rig.assert_blocks_add_up();
 }
 
-#[test]
-fn locks_of_a_mapping_served_by_the_pager() {
-    child::run("inside::locks_of_a_mapping_served_by_the_pager").assert_success();
-}
-
-#[test]
-fn locks_of_a_mapping_served_by_its_threads() {
-    child::run("inside::locks_of_a_mapping_served_by_its_threads").assert_success();
-}
-
-#[test]
-fn locks_of_a_read_only_mapping_take_no_block() {
-    child::run("inside::locks_of_a_read_only_mapping_take_no_block").assert_success();
-}
-
-#[test]
-fn a_lock_is_not_kept_where_the_mapping_is_pointed_elsewhere() {
-    child::run("inside::a_lock_is_not_kept_where_the_mapping_is_pointed_elsewhere").assert_success();
-}
-
-/// Holes that are locked want blocks, and there are none: the call ends, and so does everything else.
-#[test]
-fn a_lock_of_more_holes_than_there_are_blocks_ends() {
-    child::run("inside::a_lock_of_more_holes_than_there_are_blocks_ends").assert_success();
+child::children! {
+    locks_of_a_mapping_served_by_the_pager;
+    locks_of_a_mapping_served_by_its_threads;
+    locks_of_a_read_only_mapping_take_no_block;
+    a_lock_is_not_kept_where_the_mapping_is_pointed_elsewhere;
+    /// Holes that are locked want blocks, and there are none: the call ends, and so does everything else.
+    a_lock_of_more_holes_than_there_are_blocks_ends;
 }
 
 mod inside {

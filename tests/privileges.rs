@@ -10,10 +10,9 @@ use blackbox::*;
 use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, PagerBuilder, Resolve, Result, Tracking, Volume};
 use nix::sys::resource::{RLIM_INFINITY, Resource};
 
-/// With any number of descriptors left, `start` and `map_with` work, or name `RLIMIT_NOFILE` and leave nothing open.
-#[test]
-fn each_descriptor_that_is_missing_is_named() {
-    child::run("inside::each_descriptor_that_is_missing_is_named").assert_success();
+child::children! {
+    /// With any number of descriptors left, `start` and `map_with` work, or name `RLIMIT_NOFILE` and leave nothing open.
+    each_descriptor_that_is_missing_is_named;
 }
 
 /// The programs say that descriptors are short, and not that this machine cannot.
@@ -50,55 +49,22 @@ fn where_a_filter_refuses_the_system_call_the_device_serves() {
     }
 }
 
-/// A filter refuses the system call and the device is not for nobody: the error says so.
-#[test]
-fn where_both_are_refused_the_error_says_so() {
-    child::run("inside::where_both_are_refused_the_error_says_so").assert_success();
-}
-
-/// Privileges are given up after the start. What was prepared works, with faults from inside system calls; what was not and
-/// needs the privilege says which.
-#[test]
-fn what_was_prepared_works_without_privileges() {
-    child::run("inside::what_was_prepared_works_without_privileges").assert_success();
-}
-
-#[test]
-fn a_mapping_beyond_rlimit_data_names_it() {
-    child::run("inside::a_mapping_beyond_rlimit_data_names_it").assert_success();
-}
-
-#[test]
-fn a_mapping_beyond_rlimit_as_names_it() {
-    child::run("inside::a_mapping_beyond_rlimit_as_names_it").assert_success();
-}
-
-#[test]
-fn a_thread_beyond_rlimit_as_names_it() {
-    child::run("inside::a_thread_beyond_rlimit_as_names_it").assert_success();
-}
-
-#[test]
-fn a_thread_beyond_rlimit_nproc_names_it() {
-    child::run("inside::a_thread_beyond_rlimit_nproc_names_it").assert_success();
-}
-
-/// After mlockall(MCL_FUTURE) everything mapped is locked, and the limit of that is met by stacks and by mappings.
-#[test]
-fn what_is_beyond_rlimit_memlock_names_it() {
-    child::run("inside::what_is_beyond_rlimit_memlock_names_it").assert_success();
-}
-
-/// No signal can be queued: a store that finds the volume full is an error for its thread all the same, and all else goes on.
-#[test]
-fn without_room_for_signals_a_full_volume_is_an_error() {
-    child::run("inside::without_room_for_signals_a_full_volume_is_an_error").assert_success();
-}
-
-/// A file larger than RLIMIT_FSIZE would be SIGXFSZ, which kills.
-#[test]
-fn a_device_beyond_rlimit_fsize_is_an_error_and_no_death() {
-    child::run("inside::a_device_beyond_rlimit_fsize_is_an_error_and_no_death").assert_success();
+child::children! {
+    /// A filter refuses the system call and the device is not for nobody: the error says so.
+    where_both_are_refused_the_error_says_so;
+    /// Privileges are given up after the start. What was prepared works, with faults from inside system calls; what was not and
+    /// needs the privilege says which.
+    what_was_prepared_works_without_privileges;
+    a_mapping_beyond_rlimit_data_names_it;
+    a_mapping_beyond_rlimit_as_names_it;
+    a_thread_beyond_rlimit_as_names_it;
+    a_thread_beyond_rlimit_nproc_names_it;
+    /// After mlockall(MCL_FUTURE) everything mapped is locked, and the limit of that is met by stacks and by mappings.
+    what_is_beyond_rlimit_memlock_names_it;
+    /// No signal can be queued: a store that finds the volume full is an error for its thread all the same, and all else goes on.
+    without_room_for_signals_a_full_volume_is_an_error;
+    /// A file larger than RLIMIT_FSIZE would be SIGXFSZ, which kills.
+    a_device_beyond_rlimit_fsize_is_an_error_and_no_death;
 }
 
 const ERRNO: &str = "DAXPAGER_TEST_ERRNO";

@@ -39,10 +39,7 @@ fn store_against_punch_and_reuse(world: &mut World) -> Verdict {
     let a = world.file("a", 1, A);
     let map = world.map(&a, 1);
     let parked = world.park.at_page(Point::Prepared, 0);
-    let store = spawn({
-        let map = map.clone();
-        move || map.store(0, MARK)
-    });
+    let store = spawn_on(&map, |map| map.store(0, MARK));
     parked.wait();
     a.punch_hole(0, PAGE).unwrap();
     let b = give_block_to_b(world);
@@ -61,10 +58,7 @@ fn load_against_punch_and_reuse(world: &mut World) -> Verdict {
     let a = world.file("a", 1, A);
     let map = world.map(&a, 1);
     let parked = world.park.at_page(Point::Prepared, 0);
-    let load = spawn({
-        let map = map.clone();
-        move || map.load(0)
-    });
+    let load = spawn_on(&map, |map| map.load(0));
     parked.wait();
     a.punch_hole(0, PAGE).unwrap();
     let _b = give_block_to_b(world);
@@ -80,10 +74,7 @@ fn load_against_truncate_and_reuse(world: &mut World) -> Verdict {
     let a = world.file("a", 1, A);
     let map = world.map(&a, 1);
     let parked = world.park.at_page(Point::Prepared, 0);
-    let load = spawn({
-        let map = map.clone();
-        move || map.load(0)
-    });
+    let load = spawn_on(&map, |map| map.load(0));
     parked.wait();
     a.truncate(0).unwrap();
     let _b = give_block_to_b(world);
@@ -109,10 +100,7 @@ fn pointed_and_zapped(world: &World) -> (daxpager::File, std::sync::Arc<daxpager
 /// Releases the parked fault when the punch is through, or, when the punch waits for the fault, at
 /// once: both are right. B takes the block afterwards in either case.
 fn punch_around(world: &World, a: &daxpager::File, parked: &Trap) -> Result<daxpager::File, String> {
-    let punch = spawn({
-        let a = a.clone();
-        move || a.punch_hole(0, PAGE)
-    });
+    let punch = spawn_on(a, |a| a.punch_hole(0, PAGE));
     let waits = punch.within(watch()).is_none();
     if waits {
         parked.release();
@@ -136,10 +124,7 @@ fn punch_around(world: &World, a: &daxpager::File, parked: &Trap) -> Result<daxp
 fn store_decided_against_punch(world: &mut World) -> Verdict {
     let (a, map) = pointed_and_zapped(world);
     let parked = world.park.at_page(Point::Decided, 0);
-    let store = spawn({
-        let map = map.clone();
-        move || map.store(8, MARK)
-    });
+    let store = spawn_on(&map, |map| map.store(8, MARK));
     parked.wait();
     let b = punch_around(world, &a, &parked)?;
     store.join("the store")?.map_err(|error| format!("the store failed: {error}"))?;
@@ -158,15 +143,9 @@ fn mkwrite_against_punch_and_load(world: &mut World) -> Verdict {
     let map = world.map(&a, 1);
     map.load(0).unwrap();
     let parked = world.park.at_page(Point::Decided, 0);
-    let store = spawn({
-        let map = map.clone();
-        move || map.store(0, MARK)
-    });
+    let store = spawn_on(&map, |map| map.store(0, MARK));
     parked.wait();
-    let punch = spawn({
-        let a = a.clone();
-        move || a.punch_hole(0, PAGE)
-    });
+    let punch = spawn_on(&a, |a| a.punch_hole(0, PAGE));
     if punch.within(watch()).is_some() {
         // Nothing keeps the punch out. The zeros that this load gets wake the store, which is served anew;
         // the first service of it is still parked when the page is punched and read once more.
@@ -212,10 +191,7 @@ fn mkwrite_after_reuse(world: &mut World) -> Verdict {
     let map = world.map(&a, 1);
     map.load(0).unwrap();
     let parked = world.park.at_page(Point::FaultTaken, 0);
-    let store = spawn({
-        let map = map.clone();
-        move || map.store(0, MARK)
-    });
+    let store = spawn_on(&map, |map| map.store(0, MARK));
     parked.wait();
     a.punch_hole(0, PAGE).unwrap();
     let b = give_block_to_b(world);
@@ -235,10 +211,7 @@ fn size_read_too_early(world: &mut World) -> Verdict {
     a.truncate(2 * PAGE).unwrap();
     let map = world.map(&a, 2);
     let parked = world.park.at_page(Point::SizeSeen, 1);
-    let load = spawn({
-        let map = map.clone();
-        move || map.load(PAGE)
-    });
+    let load = spawn_on(&map, |map| map.load(PAGE));
     // With the rule intact nobody looks at the size before the lock, and nobody comes here.
     if parked.caught_within(watch()).is_some() {
         a.truncate(PAGE).unwrap();
@@ -260,10 +233,7 @@ fn mkwrite_past_the_end(world: &mut World) -> Verdict {
     let map = world.map(&a, 2);
     map.load(PAGE).unwrap();
     let parked = world.park.at_page(Point::FaultTaken, 1);
-    let store = spawn({
-        let map = map.clone();
-        move || map.store(PAGE, MARK)
-    });
+    let store = spawn_on(&map, |map| map.store(PAGE, MARK));
     parked.wait();
     a.truncate(PAGE).unwrap();
     parked.release();
@@ -280,10 +250,7 @@ fn fault_between_zap_and_publish(world: &mut World) -> Verdict {
     let map = world.map(&a, 1);
     map.load(0).unwrap();
     let parked = world.park.at_page(Point::BeforeInvalidate, 0);
-    let punch = spawn({
-        let a = a.clone();
-        move || a.punch_hole(0, PAGE)
-    });
+    let punch = spawn_on(&a, |a| a.punch_hole(0, PAGE));
     parked.wait();
     map.load(0).unwrap();
     parked.release();
@@ -300,16 +267,10 @@ fn store_between_free_and_zap(world: &mut World) -> Verdict {
     let map = world.map(&a, 1);
     map.store(0, 1).unwrap();
     let parked = world.park.at_page(Point::Freed, 0);
-    let punch = spawn({
-        let a = a.clone();
-        move || a.punch_hole(0, PAGE)
-    });
+    let punch = spawn_on(&a, |a| a.punch_hole(0, PAGE));
     parked.wait();
     let b = give_block_to_b(world);
-    let store = spawn({
-        let map = map.clone();
-        move || map.store(0, MARK)
-    });
+    let store = spawn_on(&map, |map| map.store(0, MARK));
     let stored = store.within(watch());
     parked.release();
     punch.join("the punch")?.unwrap();
@@ -330,10 +291,7 @@ fn two_mappings_between_publish_and_zap(world: &mut World) -> Verdict {
     let times = std::sync::atomic::AtomicU64::new(0);
     let in_between =
         world.park.at(Point::Published, move |_| times.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1);
-    let punch = spawn({
-        let a = a.clone();
-        move || a.punch_hole(0, PAGE)
-    });
+    let punch = spawn_on(&a, |a| a.punch_hole(0, PAGE));
     let was_in_between = in_between.caught_within(watch()).is_some();
     let first = new.load(0).unwrap();
     let second = old.load(0).unwrap();
@@ -478,10 +436,7 @@ fn store_while_collecting(world: &mut World) -> Verdict {
     let map = world.map(&a, 1);
     map.store(0, 1).unwrap();
     let parked = world.park.at_page(Point::Collecting, 0);
-    let collect = spawn({
-        let map = map.clone();
-        move || map.take_dirty().unwrap()
-    });
+    let collect = spawn_on(&map, |map| map.take_dirty().unwrap());
     let _ = parked.caught_within(watch());
     map.store(8, MARK).unwrap();
     parked.release();

@@ -181,10 +181,9 @@ fn a_plain_store_is_a_sigsegv() {
 
 const CASES: [&str; 6] = ["hole", "written", "untouched", "past the end", "was a hole", "punched"];
 
-/// mprotect(2) by the application is for a moment only; it harms nobody.
-#[test]
-fn mprotect_by_the_application_lasts_until_the_next_change() {
-    child::run("inside::mprotect_by_the_application_lasts_until_the_next_change").assert_success();
+child::children! {
+    /// mprotect(2) by the application is for a moment only; it harms nobody.
+    mprotect_by_the_application_lasts_until_the_next_change;
 }
 
 mod inside {

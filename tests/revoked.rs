@@ -19,37 +19,18 @@ const PAGES: u64 = 256;
 /// The user nobody.
 const NOBODY: nix::unistd::Uid = nix::unistd::Uid::from_raw(65534);
 
-/// A load, a store, an exchange and a copy each way wait for their fault, the pager ends, and each is an error.
-#[test]
-fn accesses_under_way_are_errors() {
-    child::run("inside::accesses_under_way_are_errors").assert_success();
-}
-
-/// The same with threads that resolve their own faults.
-#[test]
-fn accesses_under_way_are_errors_in_the_faulting_thread() {
-    child::run("inside::accesses_under_way_are_errors_in_the_faulting_thread").assert_success();
-}
-
-/// Through the pointer it is what it is: a SIGSEGV, which ends the process.
-#[test]
-fn an_access_through_the_pointer_is_a_sigsegv() {
-    let outcome = child::run("inside::an_access_through_the_pointer_is_a_sigsegv");
-    outcome.assert_killed_after("about to load", libc::SIGSEGV);
-}
-
-/// The application had a SIGSEGV handler: it is called for what is not the library's, with the address, and with the signals blocked that it
-/// asked for and no others.
-#[test]
-fn the_handler_that_was_there_before_has_the_others() {
-    child::run("inside::the_handler_that_was_there_before_has_the_others").assert_success();
-}
-
-/// Rust's own says who has overflowed its stack.
-#[test]
-fn a_stack_that_overflows_is_still_told() {
-    let outcome = child::run("inside::a_stack_that_overflows_is_still_told");
-    outcome.assert_killed_after("has overflowed its stack", libc::SIGABRT);
+child::children! {
+    /// A load, a store, an exchange and a copy each way wait for their fault, the pager ends, and each is an error.
+    accesses_under_way_are_errors;
+    /// The same with threads that resolve their own faults.
+    accesses_under_way_are_errors_in_the_faulting_thread;
+    /// Through the pointer it is what it is: a SIGSEGV, which ends the process.
+    an_access_through_the_pointer_is_a_sigsegv => "about to load", libc::SIGSEGV;
+    /// The application had a SIGSEGV handler: it is called for what is not the library's, with the address, and with the signals blocked that it
+    /// asked for and no others.
+    the_handler_that_was_there_before_has_the_others;
+    /// Rust's own says who has overflowed its stack.
+    a_stack_that_overflows_is_still_told => "has overflowed its stack", libc::SIGABRT;
 }
 
 struct Held {

@@ -15,54 +15,25 @@ const PAGES: u64 = 64;
 /// The user nobody.
 const NOBODY: nix::unistd::Uid = nix::unistd::Uid::from_raw(65534);
 
-/// Not one address range is left, and a page that has been punched is loaded.
-#[test]
-fn with_none_left_a_load_ends_and_says_why() {
-    child::run("inside::with_none_left_a_load_ends_and_says_why").assert_success();
-}
-
-/// The same with threads that resolve their own faults.
-#[test]
-fn with_none_left_a_load_in_the_faulting_thread_ends_and_says_why() {
-    child::run("inside::with_none_left_a_load_in_the_faulting_thread_ends_and_says_why").assert_success();
-}
-
-/// Some are left: too few for a re-point, or enough for one and not for the next.
-#[test]
-fn with_two_left_every_access_ends() {
-    child::run("inside::with_two_left_every_access_ends").assert_success();
-}
-
-/// See above.
-#[test]
-fn with_five_left_every_access_ends() {
-    child::run("inside::with_five_left_every_access_ends").assert_success();
-}
-
-/// See above.
-#[test]
-fn with_eight_left_every_access_ends() {
-    child::run("inside::with_eight_left_every_access_ends").assert_success();
-}
-
-/// The pager ends while no address range is left: no hang, and the addresses are nobody else's.
-#[test]
-fn a_pager_ends_with_none_left() {
-    child::run("inside::a_pager_ends_with_none_left").assert_success();
-}
-
-/// The pager ends while a call is about to fill a mapping, and neither may memory be mapped nor locked: no byte of anybody else's
-/// is touched, the call fails, and so do later ones.
-#[test]
-fn a_call_beside_the_end_harms_nobody() {
-    child::run("inside::a_call_beside_the_end_harms_nobody").assert_success();
-}
-
-/// Two pagers, each with files in more pieces than the process may have: threads can be started all the time, and every
-/// load ends well.
-#[test]
-fn two_pagers_leave_the_application_a_quarter() {
-    child::run("inside::two_pagers_leave_the_application_a_quarter").assert_success();
+child::children! {
+    /// Not one address range is left, and a page that has been punched is loaded.
+    with_none_left_a_load_ends_and_says_why;
+    /// The same with threads that resolve their own faults.
+    with_none_left_a_load_in_the_faulting_thread_ends_and_says_why;
+    /// Some are left: too few for a re-point, or enough for one and not for the next.
+    with_two_left_every_access_ends;
+    /// See above.
+    with_five_left_every_access_ends;
+    /// See above.
+    with_eight_left_every_access_ends;
+    /// The pager ends while no address range is left: no hang, and the addresses are nobody else's.
+    a_pager_ends_with_none_left;
+    /// The pager ends while a call is about to fill a mapping, and neither may memory be mapped nor locked: no byte of anybody else's
+    /// is touched, the call fails, and so do later ones.
+    a_call_beside_the_end_harms_nobody;
+    /// Two pagers, each with files in more pieces than the process may have: threads can be started all the time, and every
+    /// load ends well.
+    two_pagers_leave_the_application_a_quarter;
 }
 
 /// A file whose every page has a block, and a byte for each.

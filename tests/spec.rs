@@ -358,10 +358,8 @@ fn p03_a_write_protect_fault_whose_page_is_gone_faults_again() {
 /// thread then loads, or nothing, or the page is gone; never an older value.
 #[test]
 fn p03_write_protect_faults_race_with_truncate() {
-    let rig = Rig::new(8);
+    let (rig, file, maps) = Rig::mapped(8, 1);
     let p = rig.page;
-    let file = rig.written("a", 1);
-    let maps = rig.maps(&file, 1);
     let stop = AtomicBool::new(false);
     thread::scope(|s| {
         let _end = at_end(|| stop.store(true, Ordering::Relaxed));
@@ -563,10 +561,8 @@ fn p05_truncate_down_takes_pages_from_every_mapping_and_zeroes_the_tail() {
 /// Stores past the new end in the last page are the writer's right; it keeps to the front of the page.
 #[test]
 fn p05_truncate_down_beside_a_writer_of_the_same_page() {
-    let rig = Rig::new(16);
+    let (rig, file, maps) = Rig::mapped(16, 2);
     let p = rig.page;
-    let file = rig.written("a", 2);
-    let maps = rig.maps(&file, 2);
     let stop = AtomicBool::new(false);
     thread::scope(|s| {
         let _end = at_end(|| stop.store(true, Ordering::Relaxed));

@@ -126,16 +126,11 @@ fn loads_get_no_sigbus_where_privileges_were_dropped() {
     child::run("inside::loads_get_no_sigbus_where_privileges_were_dropped").assert_success();
 }
 
-/// The same where there is no descriptor left to ask /proc with.
-#[test]
-fn loads_get_no_sigbus_where_no_descriptor_is_left() {
-    child::run("inside::loads_get_no_sigbus_where_no_descriptor_is_left").assert_success();
-}
-
-/// The same with stores by system calls, which no signal ends.
-#[test]
-fn loads_get_no_sigbus_of_a_system_call() {
-    child::run("inside::loads_get_no_sigbus_of_a_system_call").assert_success();
+child::children! {
+    /// The same where there is no descriptor left to ask /proc with.
+    loads_get_no_sigbus_where_no_descriptor_is_left;
+    /// The same with stores by system calls, which no signal ends.
+    loads_get_no_sigbus_of_a_system_call;
 }
 
 /// A full volume, and a thread that stores to a hole in plain code while another signal comes, again and again. The application's handler
@@ -148,10 +143,9 @@ fn a_sigbus_meets_its_store_or_nothing() {
     println!("{} too late and dropped", outcome.value("dropped"));
 }
 
-/// The same with the library's own calls.
-#[test]
-fn calls_on_a_full_volume_fail_while_signals_come() {
-    child::run("inside::calls_on_a_full_volume_fail_while_signals_come").assert_success();
+child::children! {
+    /// The same with the library's own calls.
+    calls_on_a_full_volume_fail_while_signals_come;
 }
 
 /// What the children do.

@@ -69,11 +69,7 @@ impl Run<'_> {
         let mut oracle = Oracle::new(mix.files, mix.pages, page_bytes());
         oracle.start = self.start;
         oracle.overcommitted = mix.is_overcommitted();
-        // Nor does a signal end the fault of a thread that looks awake.
-        let slow_to_take_signals = [Inject::Signals, Inject::Stops, Inject::Masked, Inject::Awake];
         oracle.scarce = self.config.put.has(Inject::Scarcity);
-        oracle.poisons = slow_to_take_signals.into_iter().any(|kind| self.config.put.has(kind))
-            || mix.accesses.iter().any(|(op, _)| *op == Op::SysIn);
         oracle.buffer_pages = mix.uses_mapped_buffers();
         let oracle = Arc::new(oracle);
         let world = Arc::new(World::build(mix, oracle.clone(), &self.config.put).context("the run could not start")?);

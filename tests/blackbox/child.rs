@@ -69,3 +69,21 @@ pub(crate) fn finish(command: Command) -> Outcome {
 pub(crate) fn assert_is_child() {
     assert!(std::env::var_os(MARK).is_some(), "this is run by the test of the same name as its child process");
 }
+
+/// Tests that each run the ignored one of their name in `inside` as a child process, which passes; or which comes as far as a line
+/// and dies of a signal after that.
+#[allow(unused_macros, reason = "each test file uses its part")]
+macro_rules! children {
+    (@judge $outcome:ident) => { $outcome.assert_success() };
+    (@judge $outcome:ident, $line:literal, $signal:path) => { $outcome.assert_killed_after($line, $signal) };
+    ($($(#[$doc:meta])* $name:ident $(=> $line:literal, $signal:path)?;)*) => {
+        $($(#[$doc])*
+        #[test]
+        fn $name() {
+            let outcome = child::run(concat!("inside::", stringify!($name)));
+            child::children!(@judge outcome $(, $line, $signal)?);
+        })*
+    };
+}
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use children;

@@ -86,6 +86,24 @@ impl Rig {
         file
     }
 
+    /// A rig with a written file of `pages`, mapped as a whole.
+    pub(crate) fn mapped(blocks: u64, pages: u64) -> (Self, File, [Mapping; 3]) {
+        let rig = Self::new(blocks);
+        let file = rig.written("a", pages);
+        let maps = rig.maps(&file, pages);
+        (rig, file, maps)
+    }
+
+    /// A rig with a file of eight pages, of which the first four are written and page 6 is unwritten; two more are mapped.
+    pub(crate) fn mapped_of_each_kind(blocks: u64) -> (Self, File, [Mapping; 3]) {
+        let rig = Self::new(blocks);
+        let file = rig.written("a", 4);
+        file.truncate(8 * rig.page).unwrap();
+        file.allocate(6 * rig.page, rig.page, false).unwrap();
+        let maps = rig.maps(&file, 10);
+        (rig, file, maps)
+    }
+
     /// Three mappings of the file's first `pages` pages: two of one pager, one of the other.
     pub(crate) fn maps(&self, file: &File, pages: u64) -> [Mapping; 3] {
         let range = 0..pages * self.page;

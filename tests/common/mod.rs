@@ -181,6 +181,16 @@ pub fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Ta
     Task { done }
 }
 
+/// A call in a thread of its own, on a mapping or a file that others use too.
+pub fn spawn_on<S, T>(shared: &S, call: impl FnOnce(S) -> T + Send + 'static) -> Task<T>
+where
+    S: Clone + Send + 'static,
+    T: Send + 'static,
+{
+    let shared = shared.clone();
+    spawn(move || call(shared))
+}
+
 impl<T> Task<T> {
     /// The result, if there is one within `time`.
     pub fn within(&self, time: Duration) -> Option<T> {

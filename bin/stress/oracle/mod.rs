@@ -66,9 +66,6 @@ pub(crate) struct Oracle {
     pub(crate) page_bytes: u64,
     /// Stores may find the volume full.
     pub(crate) overcommitted: bool,
-    /// On a full volume a page may be out of reach for a moment, also for loads: where the store of a system call, or of
-    /// a thread that a signal interrupts, finds no block.
-    pub(crate) poisons: bool,
     /// The process is short of address ranges now and then, and an access may end in SIGBUS for that.
     pub(crate) scarce: bool,
     /// Page 0 of every file is a buffer for others' bytes, and not judged.
@@ -142,7 +139,6 @@ impl Oracle {
             files: (0..files).map(|_| FileRecord::new(pages)).collect(),
             page_bytes,
             overcommitted: false,
-            poisons: false,
             scarce: false,
             buffer_pages: false,
             judged: AtomicU64::new(0),

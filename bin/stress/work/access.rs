@@ -95,10 +95,11 @@ impl Hand {
             Error::System { errno, .. } if *errno == Errno::EFAULT as i32 => *access,
             other => return self.failed(access, other),
         };
-        // A load meets the poison that is meant for a store only where it can't be repeated: in a system call that is not the library's. And where threads
+        // On a full volume a page is out of reach for a moment where a signal does not end the store that finds no block: of a system call, of a
+        // thread that looks awake, or that nobody can be sure about. A load meets that poison only where it can't be repeated: in a system call that is not the library's. And where threads
         // resolve their own faults nothing is poisoned: it is the store alone that is refused.
         let repeats = cfg!(target_arch = "x86_64") && access.op != Op::Raw;
-        let poisoned = self.oracle.poisons && !mapped.manner.is_direct() && !repeats;
+        let poisoned = !mapped.manner.is_direct() && !repeats;
         self.oracle.absent(&access, span, stores || poisoned);
     }
 
@@ -300,7 +301,7 @@ impl Hand {
         }
         // A page that has been put in place for a call, and is gone before the call gets there, ends it.
         // And one that meets poison halfway has done a part: the library repeats what has done nothing.
-        let poisoned = self.oracle.overcommitted && self.oracle.poisons && access.op == Op::SysOut;
+        let poisoned = self.oracle.overcommitted && access.op == Op::SysOut;
         if end < bytes.end && !mapped.manner.is_direct() && !poisoned {
             self.note(&last, span, None, None, End::Refused);
             self.refused(&last, &Error::System { call: "", errno: Errno::EFAULT as i32 }, mapped, span, stores);
