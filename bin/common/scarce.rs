@@ -7,9 +7,18 @@ pub(crate) struct Hoard {
     at: *mut libc::c_void,
     bytes: usize,
     single: Vec<*mut libc::c_void>,
+    _heap: Vec<Vec<u8>>,
 }
 
 const PAGE: usize = 4096;
+
+/// Allocations of every small size, beside which as many are free again. musl's malloc maps memory for every few allocations of a size, and
+/// a process that has no address range for that ends.
+fn small_change() -> Vec<Vec<u8>> {
+    let sizes = std::iter::successors(Some(16), |size| Some(size + size / 8)).take_while(|size| *size <= 32 << 10);
+    let all: Vec<Vec<u8>> = sizes.flat_map(|size| (0..32).map(move |_| Vec::with_capacity(size))).collect();
+    all.into_iter().step_by(2).collect()
+}
 
 impl Hoard {
     /// Takes all but `left` of them. Nothing big is to be allocated while it lives.
@@ -20,7 +29,7 @@ impl Hoard {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
         assert_ne!(at, libc::MAP_FAILED);
-        let mut hoard = Self { at, bytes, single: Vec::with_capacity(64) };
+        let mut hoard = Self { at, bytes, single: Vec::with_capacity(64), _heap: small_change() };
         // Each takes two.
         let pages = (0..max).step_by(2);
         let _ = pages.map(|page| hoard.protect(page, libc::PROT_READ)).take_while(|done| *done).count();
