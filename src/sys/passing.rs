@@ -151,6 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "assembler")]
     fn a_range_is_listed_until_it_has_ended() {
         // Addresses that no mapping of this program has.
         let (page, huge) = (Addr(0x7000), Addr(0x60_0000));
@@ -174,6 +175,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "assembler")]
     fn a_call_that_meets_poison_is_made_again_when_it_has_passed() {
         let page = Addr(0x7000_0000);
         begin(page, 4096);
