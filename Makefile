@@ -8,6 +8,7 @@
 # make tsan    the library's tests and the stress harness under ThreadSanitizer
 # make asan    the same under AddressSanitizer
 # make check   formatting, lints, documentation, the tests, some schedules, the other targets, the audit: what CI runs
+# make quick   a part of that, for after a change of one file: formatting, clippy, the rules' tests
 # make audit   licences, doubles and advisories of the dependencies, with cargo-deny
 # make help    this list
 # Each installs what is missing first, and says what.
@@ -17,7 +18,7 @@ CARGO ?= cargo
 STRESS = $(CARGO) run --release --features sabotage,fake --bin daxpager-stress --
 BENCH = $(CARGO) run --release --quiet --bin daxpager-bench --
 
-.PHONY: demo test stress bench ship model schedules miri tsan asan check audit help setup fmt lint doc clean
+.PHONY: demo test stress bench ship model schedules miri tsan asan check quick audit help setup fmt lint doc clean
 
 demo: setup
 	$(CARGO) run --release --features inside --bin daxpager-demo
@@ -70,6 +71,11 @@ schedules: setup
 
 check: setup fmt lint doc test schedules ship
 	@tools/audit --if-there
+
+# The tests that say soonest that something is broken: the fault table and its rules, the rooms, the documents.
+quick: setup fmt
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) test --lib --test rooms --test documents --test sources --test fake_smoke --test races --test spec
 
 audit:
 	@tools/audit
