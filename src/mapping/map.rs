@@ -35,7 +35,7 @@ impl Pager {
     ///
     /// # Errors
     /// As [`Pager::map`], and [`Error::MissingFeature`] for an option that this kernel lacks something for. Where the first mapping of its
-    /// kind has to open something: [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`]. See [`PagerBuilder::prepare`].
+    /// kind has to open something: [`Error::NoUserfaultfd`], [`Error::NoKernelFaults`]. See [`PagerBuilder::prepare`](crate::PagerBuilder::prepare).
     pub fn map_with(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
         let bytes = range.end.saturating_sub(range.start);
         self.try_map(file, range, options).map_err(|error| limits::explain(error, Wanted::Memory(bytes)))
