@@ -126,12 +126,26 @@ fn harm_is_found_and_named() {
 }
 
 /// The rules that show soon, each broken once, and the unbroken pager run in the same way.
+///
+/// Each is found within seconds, by chance: one that is missed is looked for again from elsewhere, as a machine with ten
+/// other things to do gives the harness a few hundred operations a second.
 #[test]
 fn broken_rules_are_caught() {
-    // Each is found within seconds. The limit is for a machine with ten other things to do.
-    let output = stress("--sabotage quick --seed 3 --seconds 90");
-    println!("{}", stdout(&output));
-    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    guard::allow(3 * guard::PROGRAM + guard::HANG);
+    let output = stress("--sabotage quick --seed 3 --seconds 60");
+    let text = stdout(&output);
+    println!("{text}");
+    let missed = text.lines().find_map(|line| line.strip_prefix("MISSED in more than one of ten: "));
+    // Something reported of the unbroken pager stands in the table with this mark.
+    let Some(missed) = missed.filter(|_| !text.contains('!')) else {
+        assert_eq!(output.status.code(), Some(0), "{text}{}", stderr(&output));
+        return;
+    };
+    for rule in missed.split(", ") {
+        let again = stress(&format!("--sabotage {rule} --times 1 --seed 1003 --seconds 120"));
+        println!("{}", stdout(&again));
+        assert_eq!(again.status.code(), Some(0), "{}{}", stdout(&again), stderr(&again));
+    }
 }
 
 #[test]
