@@ -3,9 +3,8 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::inode::Inode;
+use crate::inode::InUse;
 use crate::space::extents::Extent;
-use crate::sync::Arc;
 use crate::sys::fork::Kept;
 use crate::units::{PageIndex, PageRange};
 
@@ -23,7 +22,7 @@ use crate::units::{PageIndex, PageRange};
 /// and dropping it does nothing.
 #[derive(Clone)]
 pub struct File {
-    inode: Kept<Arc<Inode>>,
+    inode: Kept<InUse>,
 }
 
 /// What a range of a file is made of.
@@ -71,11 +70,11 @@ impl From<&Extent> for ExtentKind {
 }
 
 impl File {
-    pub(crate) fn new(inode: Kept<Arc<Inode>>) -> Self {
+    pub(crate) fn new(inode: Kept<InUse>) -> Self {
         Self { inode }
     }
 
-    pub(crate) fn inode(&self) -> &Kept<Arc<Inode>> {
+    pub(crate) fn inode(&self) -> &Kept<InUse> {
         &self.inode
     }
 

@@ -613,7 +613,8 @@ fn a_full_volume_gets_its_blocks_back_each_time() {
         assert_eq!(rig.volume.free_blocks(), 0);
         drop((maps, file));
         rig.volume.remove("a").unwrap();
-        assert_eq!(rig.volume.free_blocks(), 8);
+        // Whoever is late with a store's second message may have a block in his hand.
+        until("all blocks are free", || (rig.volume.free_blocks() == 8).then_some(()));
     }
 }
 

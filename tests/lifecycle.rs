@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use common::*;
-use daxpager::{Device, Error, Pager, Volume};
+use daxpager::probe::Point;
+use daxpager::{Access, Device, Error, Pager, Volume};
 
 /// Four threads load the same page of a hole at once.
 fn four_loads(map: &Arc<daxpager::Mapping>, round: usize) {
@@ -43,6 +44,47 @@ fn late_messages_do_no_harm_at_an_address_used_again() {
         last = map.as_ptr() as usize;
         four_loads(&map, round);
     }
+}
+
+/// Who has nothing but a late message in his hands keeps no block from anybody: when the last name, handle and mapping of a file are
+/// gone, its blocks are free.
+#[test]
+fn a_late_fault_keeps_no_block_of_a_file_that_is_gone() {
+    let world = World::with_reader(4, None, true);
+    let file = world.volume.create("a").unwrap();
+    file.truncate(PAGE).unwrap();
+    let map = world.map(&file, 1);
+    let parked = world.park.at_page(Point::Prepared, 0);
+    let store = spawn_on(&map, |map| map.store(0, 1));
+    parked.wait();
+    // The store is answered by somebody else, and its worker still has the file.
+    map.populate(0..PAGE, Access::Store).unwrap();
+    assert_eq!(store.join("the store").unwrap(), Ok(()));
+    assert_eq!(world.volume.used_blocks(), 1);
+    drop((map, file));
+    world.volume.remove("a").unwrap();
+    assert_eq!(world.volume.used_blocks(), 0);
+    parked.release();
+}
+
+/// The same when the block comes after the file has gone.
+#[test]
+fn a_late_fault_puts_no_block_into_a_file_that_is_gone() {
+    let world = World::with_reader(4, None, true);
+    let file = world.volume.create("a").unwrap();
+    file.truncate(PAGE).unwrap();
+    let map = world.map(&file, 1);
+    let parked = world.park.at_page(Point::Allocated, 0);
+    let store = spawn_on(&map, |map| map.store(0, 1));
+    parked.wait();
+    map.populate(0..PAGE, Access::Store).unwrap();
+    assert_eq!(store.join("the store").unwrap(), Ok(()));
+    drop((map, file));
+    world.volume.remove("a").unwrap();
+    // The one that the worker has in its hands: on its way, and whoever runs short waits for it.
+    assert_eq!(world.volume.used_blocks(), 1);
+    parked.release();
+    until("the block is free", || (world.volume.used_blocks() == 0).then_some(()));
 }
 
 /// The same with two pagers that take turns at the address: what one has to say of an address that is

@@ -3,6 +3,8 @@
 pub(crate) mod control;
 pub(crate) mod grace;
 
+use std::ops::Deref;
+
 use crate::blocks::store::{Preallocates, Store, Wanted};
 use crate::error::Result;
 use crate::inode::grace::Grace;
@@ -11,13 +13,19 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::extents::Extent;
 use crate::space::{Change, Space};
-use crate::sync::{Arc, Mutex, RwLock};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering, RwLock};
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;
 
+/// A file that somebody has: by its name, a handle or a mapping. When the last of these goes, its blocks are free: the kernel's iput and
+/// evict_inode. Who serves a late fault of it has the inode alone, and keeps no block from anybody.
+pub(crate) struct InUse(Arc<Inode>);
+
 pub(crate) struct Inode {
+    /// How many [`InUse`] there are.
+    users: AtomicU64,
     pub(crate) store: Arc<Store>,
     /// **L1.** Exclusive by every control operation from beginning to end: one change at a time; shared by
     /// `File::read_at`, which so sees none half done. Never taken in a fault, so a control call may touch a
@@ -31,9 +39,10 @@ pub(crate) struct Inode {
 }
 
 impl Inode {
-    pub(crate) fn new(store: Arc<Store>) -> Self {
+    pub(crate) fn new(store: Arc<Store>) -> InUse {
         let space = Space::new(store.page, store.next_number());
-        Self { store, change: RwLock::new(()), space, grace: Mutex::new(None) }
+        let (users, change, grace) = (AtomicU64::new(1), RwLock::new(()), Mutex::new(None));
+        InUse(Arc::new(Self { users, store, change, space, grace }))
     }
 
     pub(crate) fn page(&self) -> PageSize {
@@ -113,6 +122,8 @@ impl Inode {
         let mut change = inode.space.change();
         let eof = inode.page().ceil(change.size());
         match change.extents().state(page) {
+            // Nobody is left who could load it.
+            PageState::Hole if change.is_evicted() => {}
             PageState::Hole if page < eof => {
                 let hole = change.extents().hole_around(page).intersect(PageRange::new(page, eof));
                 let run = reserved.take(hole.intersect(PageRange::at(page, run.blocks)).pages());
@@ -217,12 +228,30 @@ impl Inode {
     }
 }
 
-impl Drop for Inode {
+impl Clone for InUse {
+    fn clone(&self) -> Self {
+        self.0.users.fetch_add(1, Ordering::Relaxed);
+        Self(self.0.clone())
+    }
+}
+
+impl Deref for InUse {
+    type Target = Arc<Inode>;
+
+    fn deref(&self) -> &Arc<Inode> {
+        &self.0
+    }
+}
+
+impl Drop for InUse {
     fn drop(&mut self) {
+        if self.0.users.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
         // No name, no handle, no mapping: nothing can reach the blocks.
-        let mut change = self.space.change();
-        change.unmap(PageRange::from(PageIndex(0)));
-        change.commit(&self.store);
+        let mut change = self.0.space.change();
+        change.evict();
+        change.commit(&self.0.store);
     }
 }
 

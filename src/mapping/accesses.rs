@@ -35,7 +35,7 @@ impl Mapping {
     /// The addresses of `len` bytes from `offset` on, to be accessed by an instruction or a system call.
     fn part(&self, offset: u64, len: u64) -> Result<Part<'_>> {
         let outside = || Error::OutsideMapping { offset, len, mapping_bytes: self.len() };
-        self.place.part(offset, len).ok_or_else(outside)
+        self.window.place.part(offset, len).ok_or_else(outside)
     }
 
     /// A store to a read-only mapping would be a SIGSEGV, which nobody catches.
@@ -99,7 +99,7 @@ impl Mapping {
     /// # Errors
     /// [`Error::System`] when the handler cannot be installed.
     pub fn accesses(&self) -> Result<Accesses<'_>> {
-        let by = if self.place.is_real() {
+        let by = if self.window.place.is_real() {
             access::enable().map_err(|errno| Error::system("sigaction", errno))?;
             if access::catches() { By::Cpu } else { By::Table }
         } else {
@@ -291,7 +291,7 @@ impl Mapping {
     /// The addresses for a system call with a buffer there.
     fn buffer(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Part<'_>> {
         self.inside(offset, len)?;
-        if !self.place.is_real() {
+        if !self.window.place.is_real() {
             return Err(Error::system("read or write", Errno::EFAULT));
         }
         match access::is_direct_io(fd) {

@@ -44,7 +44,7 @@ impl Pager {
     fn try_map(&self, file: &File, range: Range<u64>, options: &MapOptions) -> Result<Mapping> {
         self.home.check()?;
         file.inode().home().check()?;
-        let inode = Arc::clone(file.inode());
+        let inode = (**file.inode()).clone();
         let page = inode.page();
         let len = range.end.saturating_sub(range.start);
         let range = crate::inode::control::checked_range(range.start, len)?;
@@ -58,20 +58,16 @@ impl Pager {
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         // Before the address is: until the region is known, a fault there would be at an unknown address.
-        let (mut regions, place) = self.core.room_for(&*table, len, page.bytes(), Rights::of(options))?;
+        let (mut regions, place) = self.core.room_for(&table, len, page.bytes(), Rights::of(options))?;
         let base = place.at();
-        let window = Window::new(table.clone(), *options, base, pages, page).map_err(|errno| {
-            place.leave();
-            table.unmap(base, len);
-            Error::system("mmap", errno)
-        })?;
-        let window = Arc::new(window);
+        let window = Window::new(table.clone(), *options, place, pages, page);
+        let window = Arc::new(window.map_err(|errno| Error::system("mmap", errno))?);
         let mut change = inode.space.change();
         change.add_window(window.clone());
         change.commit(&inode.store);
-        regions.insert(Region::new(inode.clone(), window.clone()));
+        regions.insert(Region::new(Arc::clone(&inode), window.clone()));
         window.table.watch(base, len, Arc::<Core>::clone(&self.core));
         drop(regions);
-        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window, place))
+        Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window))
     }
 }

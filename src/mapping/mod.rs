@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::address::core::Core;
 use crate::error::{Error, Result};
-use crate::inode::Inode;
+use crate::inode::InUse;
 use crate::inode::control::COPY_BYTES;
 #[cfg(feature = "inside")]
 use crate::policy::Backing;
@@ -19,9 +19,9 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{self, Arc};
+use crate::sys::Outcome;
 use crate::sys::access::buffer;
 use crate::sys::fork::{Home, Kept};
-use crate::sys::{Outcome, Place};
 use crate::units::{PageIndex, PageRange};
 
 /// Pages whose dirty bits are taken in one hold of the file's lock.
@@ -42,15 +42,13 @@ const PROTECT_TRIES: u32 = 1000;
 pub struct Mapping {
     home: Home,
     core: Kept<Arc<Core>>,
-    inode: Kept<Arc<Inode>>,
+    inode: Kept<InUse>,
     window: Kept<Arc<Window>>,
-    /// The addresses: the mapping's until it is dropped, and its alone.
-    place: Place,
 }
 
 impl Mapping {
-    pub(crate) fn new(home: Home, core: Arc<Core>, inode: Arc<Inode>, window: Arc<Window>, place: Place) -> Self {
-        Self { home, core: home.keep(core), inode: home.keep(inode), window: home.keep(window), place }
+    pub(crate) fn new(home: Home, core: Arc<Core>, inode: InUse, window: Arc<Window>) -> Self {
+        Self { home, core: home.keep(core), inode: home.keep(inode), window: home.keep(window) }
     }
 
     /// Where the mapping begins. Valid for loads and stores of [`Mapping::len`] bytes while the mapping
@@ -346,7 +344,6 @@ impl Drop for Mapping {
         if !self.home.is_here() {
             return;
         }
-        self.place.leave();
         self.core.unmap(&self.window, &self.inode);
     }
 }

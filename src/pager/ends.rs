@@ -35,10 +35,9 @@ impl Core {
             change.remove_window(&window);
             window.table.unwatch(window.base());
             if self.switches.broken(Rule::RevokeOnce) && !window.is_lost() {
-                give_back(&window);
+                give_back_too_early(&window);
                 window.set_lost();
                 change.commit(&inode.store);
-                window.set_foreign(window.base(), window.bytes());
                 dropped.extend(regions.remove(&window));
                 continue;
             }
@@ -62,7 +61,8 @@ impl Core {
     }
 
     /// Unmaps a mapping. An invalidation like any other (rule 7): no install reaches the range once it has
-    /// left the file and the map of regions, and only then is the address given back.
+    /// left the file and the map of regions. Only then is the address given back, by the last who has the window: that is the
+    /// mapping, unless a fault of it is being served.
     ///
     /// ```text
     /// unmap                                             fault
@@ -70,15 +70,15 @@ impl Core {
     ///                                                       L2 shared: decide, install
     ///                                                       unlock both
     ///     leave the map
-    ///     L2 exclusive: leave the file; munmap; wake; unlock
+    ///     L2 exclusive: leave the file; zap; unlock
     ///   unlock                                            regions shared: nobody's address. Wake
+    ///   the last: munmap; wake
     /// ```
     pub(crate) fn unmap(&self, window: &Arc<Window>, inode: &Arc<Inode>) {
         let tell = |point| inode.probe(point, window.pages().start, None);
         tell(Point::BeforeUnmap);
         if inode.broken(Rule::UnmapUnderLock) {
-            give_back(window);
-            window.set_foreign(window.base(), window.bytes());
+            give_back_too_early(window);
         }
         let mut regions = self.regions.write();
         let removed = regions.remove(window);
@@ -86,7 +86,11 @@ impl Core {
         change.remove_window(window);
         window.table.unwatch(window.base());
         // Under L2: no invalidation finds the entries any more, and what they name may be freed once it is dropped.
-        give_back(window);
+        for part in window.place.own_parts() {
+            if window.table.zap(part).is_err() {
+                let _ = window.table.revoke(part);
+            }
+        }
         change.commit(&inode.store);
         tell(Point::Unmapped);
         RwLockWriteGuard::unlock_fair(regions);
@@ -137,7 +141,7 @@ impl Core {
         // MREMAP_DONTUNMAP leaves the range where it was, too; and a worker that had not heard of the move may have
         // pointed it elsewhere since.
         if !Self::revoke_if_ours(&*window.table, hole, bytes) {
-            window.set_foreign(hole, bytes);
+            window.place.set_foreign(hole, bytes);
         }
         let done = self.take_out_of_service(window);
         change.commit(&inode.store);
@@ -153,9 +157,8 @@ impl Core {
         let mut change = inode.space.change();
         change.remove_window(window);
         window.table.unwatch(window.base());
-        window.set_foreign(part, bytes);
-        give_back(window);
-        window.set_foreign(window.base(), window.bytes());
+        window.place.set_foreign(part, bytes);
+        give_back_too_early(window);
         change.commit(&inode.store);
         drop(regions.remove(window));
     }
@@ -167,7 +170,7 @@ impl Core {
     /// back until the region has gone. One that stays was unmapped by the application, and is given up.
     pub(crate) fn room_for(
         &self,
-        table: &dyn PageTable,
+        table: &Arc<dyn PageTable>,
         bytes: u64,
         align: u64,
         rights: Rights,
@@ -188,9 +191,7 @@ impl Core {
             let Some(stale) = regions.overlapping(base, bytes).map(|region| region.window.clone()) else {
                 return Ok((regions, place));
             };
-            // Not listed any more before somebody else has the addresses.
             drop(place);
-            table.unmap(base, bytes);
             let hole = base.max(stale.base());
             let end = base.plus(bytes).min(stale.base().plus(stale.bytes()));
             let dropped = (tries_left == 1).then(|| self.give_up(&mut regions, &stale, hole, end.since(hole), None));
@@ -204,14 +205,12 @@ impl Core {
     /// Revokes a range that is in no region, if it is registered with the table: its addresses may be
     /// somebody else's by now. Whether it was.
     fn revoke_if_ours(table: &dyn PageTable, at: Addr, bytes: u64) -> bool {
-        if !matches!(table.is_ours(at, bytes), Ok(true)) {
-            return false;
-        }
         for _ in 0..REVOKE_TRIES {
-            if table.revoke(at, bytes) != Revoked::Refused {
-                break;
+            match table.revoke_moved(at, bytes) {
+                None => return false,
+                Some(Revoked::Sigbus | Revoked::Segv) => return true,
+                Some(Revoked::Refused) => crate::sync::back_off(REVOKE_BACK_OFF),
             }
-            crate::sync::back_off(REVOKE_BACK_OFF);
         }
         true
     }
@@ -220,19 +219,18 @@ impl Core {
     /// no room for that. The entries are gone even so.
     fn take_out_of_service(&self, window: &Window) -> bool {
         let mut done = true;
-        for (at, bytes) in window.own_parts() {
-            match window.table.revoke(at, bytes) {
+        for part in window.place.own_parts() {
+            match window.table.revoke(part) {
                 Revoked::Sigbus => {}
                 Revoked::Segv | Revoked::Refused if self.switches.broken(Rule::RevokeInPlace) => {
-                    window.table.unmap(at, bytes);
-                    window.set_foreign(at, bytes);
+                    window.place.give_back_too_early(part);
                     window.set_lost();
                 }
                 // Calls that come from now on are an error; an access of ours that is under way ends in one.
                 Revoked::Segv => window.set_lost(),
                 Revoked::Refused => {
                     // Of what the application has unmapped the kernel has taken them.
-                    let _ = window.table.zap(at, bytes);
+                    let _ = window.table.zap(part);
                     done = false;
                 }
             }
@@ -241,7 +239,7 @@ impl Core {
     }
 }
 
-/// Gives the addresses of a mapping back, and wakes who waits there.
-fn give_back(window: &Window) {
-    window.own_parts().into_iter().for_each(|(at, bytes)| window.table.unmap(at, bytes));
+/// Gives the addresses of a mapping back that is there still, as rules do that are broken on purpose.
+fn give_back_too_early(window: &Window) {
+    window.place.own_parts().into_iter().for_each(|part| window.place.give_back_too_early(part));
 }

@@ -142,14 +142,13 @@ fn settle(inode: &Inode, window: &Window, range: PageRange) {
 
 fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Errno> {
     let page = need.inode.page();
-    let at = need.window.addr_of(range.start);
-    let bytes = page.bytes_of(range.pages());
+    let span = need.window.span(range);
     let rights = need.window.rights();
     match first {
-        Backing::Zeros => need.window.table.point_at_zeros(at, bytes, rights),
+        Backing::Zeros => need.window.table.point_at_zeros(span, rights),
         Backing::Block(block) => {
             let offset = page.device_offset(block);
-            need.window.table.point_at_device(at, bytes, &need.inode.store.memory, offset, rights)
+            need.window.table.point_at_device(span, &need.inode.store.memory, offset, rights)
         }
     }
 }
@@ -158,12 +157,12 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
 /// mapping up.
 fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRange, why: Errno) {
     let Some(region) = regions.of(window) else { return };
-    let bytes = region.inode.page().bytes_of(range.pages());
-    let at = window.addr_of(range.start);
+    let span = window.span(range);
+    let (at, bytes) = (span.at(), span.bytes());
     if why == Errno::ENOMEM && region.inode.broken(Rule::MendWhatIsOurs) {
         return core.give_up_what_is_ours(regions, window, at, bytes);
     }
-    match window.table.mend(at, bytes, window.rights()) {
+    match window.table.mend(span, window.rights()) {
         Ok(Mended::Zeros) => regions.repointed(window, range, Backing::Zeros),
         Ok(Mended::Untouched) => {}
         Ok(Mended::Lost) => drop(core.give_up(regions, window, at, bytes, None)),
@@ -190,11 +189,10 @@ fn evict(core: &Core, regions: &mut Regions) {
     if span.is_empty() || region.layout.pieces() < 2 {
         return;
     }
-    let (page, window) = (region.inode.page(), region.window.clone());
-    let at = window.addr_of(span.start);
+    let window = region.window.clone();
     settle(&region.inode, &window, span);
     region.evicted_up_to(span.end);
-    match window.table.join_to_zeros(at, page.bytes_of(span.pages()), window.rights()) {
+    match window.table.join_to_zeros(window.span(span), window.rights()) {
         Ok(()) => {
             regions.repointed(&window, span, Backing::Zeros);
             core.stats.add(&core.stats.evictions);

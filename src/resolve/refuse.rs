@@ -73,9 +73,9 @@ pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Ba
     if window.is_direct() {
         return Attempt::Sigbus;
     }
-    let (at, bytes) = window.poisoned_range(raw.addr, backing);
-    let poisoned = match window.table.poison(at, bytes) {
-        Ok(Outcome::AlreadyPresent) => window.table.poison_over_marker(at, bytes),
+    let span = window.poisoned_span(raw.addr, backing);
+    let poisoned = match window.table.poison(span) {
+        Ok(Outcome::AlreadyPresent) => window.table.poison_over_marker(span),
         other => other,
     };
     if poisoned != Ok(Outcome::Installed) {

@@ -16,7 +16,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
 use crate::sys::Outcome;
-use crate::units::{Addr, BlockIndex, PageIndex, PageRange, PageSize};
+use crate::units::{Addr, BlockIndex, PageIndex, PageRange};
 
 /// What a change has recorded to be done at its commit.
 #[derive(Default)]
@@ -35,7 +35,6 @@ pub(super) struct Pending {
 pub(crate) struct Change<'a> {
     /// The file's number, for observers.
     pub(super) file: u64,
-    pub(super) page: PageSize,
     pub(super) state: RwLockWriteGuard<'a, State>,
     pub(super) pending: Pending,
 }
@@ -61,6 +60,16 @@ impl Change<'_> {
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
         self.zap(range);
         self.pending.forget.push(range);
+    }
+
+    /// Takes all blocks of the file away, and it gets no others: nobody has it any more.
+    pub(crate) fn evict(&mut self) {
+        self.unmap(PageRange::from(PageIndex(0)));
+        self.state.evicted = true;
+    }
+
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.state.evicted
     }
 
     /// Puts blocks, or another state, under `extent`'s pages. Blocks that go by this stay the caller's.
@@ -128,16 +137,16 @@ impl Change<'_> {
 
     /// Write-protects `range` in `window`, so that the next store to each page is noticed.
     pub(crate) fn protect(&self, window: &Window, range: PageRange) -> Result<Outcome, Errno> {
-        window.table.protect(window.addr_of(range.start), self.page.bytes_of(range.pages()))
+        window.table.protect(window.span(range))
     }
 
     /// Poisons a page inside the file, which nobody else can fault on while L2 is held exclusively. It ends with the next
     /// zap.
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
         window.zap(PageRange::one(page));
-        let (at, bytes) = window.poisoned_range(at, backing);
-        if let Ok(Outcome::AlreadyPresent) = window.table.poison(at, bytes) {
-            let _ = window.table.poison_over_marker(at, bytes);
+        let span = window.poisoned_span(at, backing);
+        if let Ok(Outcome::AlreadyPresent) = window.table.poison(span) {
+            let _ = window.table.poison_over_marker(span);
         }
     }
 

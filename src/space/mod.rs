@@ -45,6 +45,8 @@ struct State {
     windows: Vec<Arc<Window>>,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
+    /// Nobody has the file any more, and it gets no block.
+    evicted: bool,
 }
 
 /// Size, extents and mappings of one file, under L2.
@@ -69,6 +71,7 @@ impl Space {
             extents: ExtentMap::default(),
             windows: Vec::new(),
             preallocated: Preallocation::default(),
+            evicted: false,
         };
         Self { number, page, state: RwLock::new(state) }
     }
@@ -96,7 +99,7 @@ impl Space {
     }
 
     pub(crate) fn change(&self) -> Change<'_> {
-        Change { file: self.number, page: self.page, state: self.state.write(), pending: Pending::default() }
+        Change { file: self.number, state: self.state.write(), pending: Pending::default() }
     }
 
     /// A guard that guards nothing, for broken rules.
@@ -154,7 +157,7 @@ impl Shared<'_> {
         let Some(before) = window.before_install(PageRange::one(page), protection, self.waits) else {
             return Ok(Outcome::Retry);
         };
-        let outcome = window.table.install(window.addr_of(page), self.page.bytes(), protection)?;
+        let outcome = window.table.install(window.span(PageRange::one(page)), protection)?;
         if outcome == Outcome::Installed {
             window.after_install(&before, 1);
         }
@@ -176,8 +179,7 @@ impl Shared<'_> {
         let Some(before) = window.before_install(pages, protection, self.waits) else {
             return Ok(Filled::Nothing(Outcome::Retry));
         };
-        let (at, bytes) = (window.addr_of(pages.start), self.page.bytes_of(pages.pages()));
-        let filled = window.table.install_run(at, bytes, protection)?;
+        let filled = window.table.install_run(window.span(pages), protection)?;
         if let Filled::Bytes(bytes) = filled {
             // Of a page that is there in part, too.
             window.after_install(&before, self.page.ceil(bytes).0);
@@ -186,29 +188,28 @@ impl Shared<'_> {
     }
 
     pub(crate) fn install_zeros(&self, window: &Window, at: Addr) -> Result<Outcome, Errno> {
-        window.table.install_zeros(at.align_down(window.table.base_page()))
+        window.table.install_zeros(window.poisoned_span(at, Backing::Zeros))
     }
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {
         if mark {
             window.mark_writable(pages);
         }
-        window.table.unprotect(window.addr_of(pages.start), self.page.bytes_of(pages.pages()))
+        window.table.unprotect(window.span(pages))
     }
 
     /// Poisons the page that `at` lies in.
     pub(crate) fn poison(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
-        let (at, bytes) = window.poisoned_range(at, backing);
-        window.table.poison(at, bytes)
+        window.table.poison(window.poisoned_span(at, backing))
     }
 
     /// Poisons a page past the end. What may be in the way there is a write-protect marker that a zap has
     /// left, or the poison of another thread's fault. Nowhere else: clearing a marker makes an
     /// entry writable where there is one.
     pub(crate) fn poison_past_end(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
-        let (at, bytes) = window.poisoned_range(at, backing);
-        match window.table.poison(at, bytes)? {
-            Outcome::AlreadyPresent => window.table.poison_over_marker(at, bytes),
+        let span = window.poisoned_span(at, backing);
+        match window.table.poison(span)? {
+            Outcome::AlreadyPresent => window.table.poison_over_marker(span),
             other => Ok(other),
         }
     }

@@ -8,7 +8,7 @@ use super::streams::Streams;
 use crate::options::{MapOptions, Resolve};
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::sys::{PageTable, Rights};
+use crate::sys::{PageTable, Place, Rights, Span};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
 /// A mapping as the file sees it: where to zap.
@@ -16,7 +16,8 @@ pub(crate) struct Window {
     /// The page table that the range is registered with.
     pub(crate) table: Arc<dyn PageTable>,
     pub(crate) options: MapOptions,
-    pub(super) base: Addr,
+    /// Its addresses.
+    pub(crate) place: Place,
     /// The pages of the file that it shows.
     pub(super) pages: PageRange,
     pub(super) page: PageSize,
@@ -31,10 +32,6 @@ pub(crate) struct Window {
     pub(super) again: Mutex<()>,
     /// Set when the mapping has been given up: calls say so, and touch nothing. Before anything is done to its addresses.
     lost: AtomicBool,
-    /// The parts of the range that are not ours any more: the application, or the kernel, has unmapped them. Nothing is done to
-    /// them, and they are not given back. Changed by `Core::give_up` with `regions` held exclusively. A leaf, for the
-    /// time of a copy.
-    foreign: Mutex<Vec<(Addr, u64)>>,
     /// The page, and 1, whose last fault ended in SIGBUS for lack of address ranges; 0 when there was room again.
     short_of: AtomicU64,
     /// Cleared under L2 held exclusively, before the address range is given back or revoked: whoever
@@ -46,7 +43,7 @@ impl Window {
     pub(crate) fn new(
         table: Arc<dyn PageTable>,
         options: MapOptions,
-        base: Addr,
+        place: Place,
         pages: PageRange,
         page: PageSize,
     ) -> Result<Self, Errno> {
@@ -55,7 +52,7 @@ impl Window {
         Ok(Self {
             table,
             options,
-            base,
+            place,
             pages,
             page,
             streams: Streams::default(),
@@ -63,14 +60,13 @@ impl Window {
             mapped,
             again: Mutex::new(()),
             lost: AtomicBool::new(false),
-            foreign: Mutex::new(Vec::new()),
             short_of: AtomicU64::new(0),
             alive: AtomicBool::new(true),
         })
     }
 
     pub(crate) fn base(&self) -> Addr {
-        self.base
+        self.place.at()
     }
 
     pub(crate) fn pages(&self) -> PageRange {
@@ -78,11 +74,11 @@ impl Window {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.page.bytes_of(self.pages.pages())
+        self.place.bytes()
     }
 
     pub(crate) fn contains(&self, at: Addr) -> bool {
-        (self.base..self.base.plus(self.bytes())).contains(&at)
+        (self.base()..self.base().plus(self.bytes())).contains(&at)
     }
 
     pub(crate) fn rights(&self) -> Rights {
@@ -106,30 +102,6 @@ impl Window {
         self.lost.store(true, Ordering::Release);
     }
 
-    /// A part of the range is not ours any more.
-    pub(crate) fn set_foreign(&self, at: Addr, bytes: u64) {
-        self.foreign.lock().push((at, bytes));
-    }
-
-    /// The parts of the range that are ours, by address: each with its length in bytes.
-    pub(crate) fn own_parts(&self) -> Vec<(Addr, u64)> {
-        let mut foreign = self.foreign.lock().clone();
-        foreign.sort_unstable();
-        let end = self.base.plus(self.bytes());
-        let mut parts = Vec::with_capacity(foreign.len() + 1);
-        let mut at = self.base;
-        for (start, bytes) in foreign {
-            if at < start {
-                parts.push((at, start.since(at)));
-            }
-            at = at.max(start.plus(bytes));
-        }
-        if at < end {
-            parts.push((at, end.since(at)));
-        }
-        parts
-    }
-
     /// A fault on the page has ended in SIGBUS because the process has no address range left.
     pub(crate) fn set_short_of(&self, page: PageIndex) {
         self.short_of.store(page.0 + 1, Ordering::Relaxed);
@@ -147,11 +119,20 @@ impl Window {
 
     /// The page of the file that an address of the window shows.
     pub(crate) fn page_at(&self, at: Addr) -> PageIndex {
-        self.pages.start.plus(self.page.page_of(at.since(self.base)).0)
+        self.pages.start.plus(self.page.page_of(at.since(self.base())).0)
     }
 
     pub(crate) fn addr_of(&self, page: PageIndex) -> Addr {
-        self.base.plus(self.page.bytes_of(page.0 - self.pages.start.0))
+        self.base().plus(self.page.bytes_of(page.0 - self.pages.start.0))
+    }
+
+    /// The addresses of those pages of `range` that it shows.
+    pub(crate) fn span(&self, range: PageRange) -> Span<'_> {
+        let cut = range.intersect(self.pages);
+        if cut.is_empty() {
+            return self.place.span(self.base(), 0);
+        }
+        self.place.span(self.addr_of(cut.start), self.page.bytes_of(cut.pages()))
     }
 
     /// A range of the file as a range of the window's own pages.
@@ -183,12 +164,12 @@ impl Window {
     }
 
     /// What to poison for an access at `at`: a base page where zeros are backed, a whole one on the device.
-    pub(crate) fn poisoned_range(&self, at: Addr, backing: Backing) -> (Addr, u64) {
+    pub(crate) fn poisoned_span(&self, at: Addr, backing: Backing) -> Span<'_> {
         let bytes = match backing {
             Backing::Zeros => self.table.base_page(),
             Backing::Block(_) => self.page.bytes(),
         };
-        (at.align_down(bytes), bytes)
+        self.place.span(at.align_down(bytes), bytes)
     }
 
     /// The first page of the file from `page` on that may be marked dirty here: stretches of clean
@@ -210,9 +191,9 @@ impl Window {
         if cut.is_empty() {
             return;
         }
-        let (at, bytes) = (self.addr_of(cut.start), self.page.bytes_of(cut.pages()));
-        if let Err(errno) = self.table.zap(at, bytes) {
-            panic!("zap of {bytes} bytes at {at:?} failed: {errno}");
+        let span = self.span(cut);
+        if let Err(errno) = self.table.zap(span) {
+            panic!("zap of {} bytes at {:?} failed: {errno}", span.bytes(), span.at());
         }
         self.settle(cut);
     }

@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, Mended, Message, Outcome, PageTable, Protection, Resolver, Revoked, Rights, Scan, Ticket,
-    Tid, Verdict,
+    Calls, Delivery, Filled, Last, Mended, Message, Outcome, PageTable, Protection, Resolver, Revoked, Rights, Scan,
+    Span, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::Arc;
@@ -20,21 +20,20 @@ pub(super) trait Twin: PageTable {
     /// As [`PageTable::point_at_device`].
     fn point_at_device_unnoticed(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno>;
 
     /// As [`PageTable::install`], for a range that lets stores through by itself.
-    fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno>;
+    fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
     /// As [`PageTable::install_run`], likewise.
-    fn install_run_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno>;
+    fn install_run_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno>;
 
     /// As [`PageTable::scan`].
-    fn scan_unnoticed(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno>;
+    fn scan_unnoticed(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno>;
 }
 
 /// See the module.
@@ -43,9 +42,9 @@ pub(super) struct Asynchronous<T>(pub(super) Arc<T>);
 impl<T: Twin> Asynchronous<T> {
     /// Zeros and device are watched by different userfaultfds, and a thread sleeps at the one of the range that it
     /// has faulted on. What is done through the other wakes nobody there.
-    fn wake_after(&self, at: Addr, bytes: u64, outcome: Result<Outcome, Errno>) -> Result<Outcome, Errno> {
+    fn wake_after(&self, span: Span<'_>, outcome: Result<Outcome, Errno>) -> Result<Outcome, Errno> {
         if outcome == Ok(Outcome::Installed) {
-            self.0.wake(at, bytes);
+            self.0.wake(span.at(), span.bytes());
         }
         outcome
     }
@@ -68,8 +67,8 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         Ok(self)
     }
 
-    fn scan(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
-        self.0.scan_unnoticed(scan, at, bytes, each)
+    fn scan(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        self.0.scan_unnoticed(scan, span, each)
     }
 
     fn has_real_addresses(&self) -> bool {
@@ -82,89 +81,88 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
 
     fn point_at_device(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.0.point_at_device_unnoticed(at, bytes, device, offset, rights)?;
-        self.0.wake(at, bytes);
+        self.0.point_at_device_unnoticed(span, device, offset, rights)?;
+        self.0.wake(span.at(), span.bytes());
         Ok(())
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
-        self.0.point_at_zeros(at, bytes, rights)?;
-        self.0.wake(at, bytes);
+    fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.0.point_at_zeros(span, rights)?;
+        self.0.wake(span.at(), span.bytes());
         Ok(())
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
-        self.0.join_to_zeros(at, bytes, rights)?;
-        self.0.wake(at, bytes);
+    fn join_to_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.0.join_to_zeros(span, rights)?;
+        self.0.wake(span.at(), span.bytes());
         Ok(())
     }
 
-    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
-        let mended = self.0.mend(at, bytes, rights)?;
+    fn mend(&self, span: Span<'_>, rights: Rights) -> Result<Mended, Errno> {
+        let mended = self.0.mend(span, rights)?;
         // Only where the range is another now. A thread that is woken for nothing faults anew, and its wait begins anew.
         if mended != Mended::Untouched {
-            self.0.wake(at, bytes);
+            self.0.wake(span.at(), span.bytes());
         }
         Ok(mended)
     }
 
-    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
-        self.0.revoke(at, bytes)
+    fn revoke(&self, span: Span<'_>) -> Revoked {
+        self.0.revoke(span)
     }
 
-    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        self.0.is_ours(at, bytes)
+    fn revoke_moved(&self, at: Addr, bytes: u64) -> Option<Revoked> {
+        self.0.revoke_moved(at, bytes)
     }
 
-    fn unmap(&self, at: Addr, bytes: u64) {
-        self.0.unmap(at, bytes);
+    fn unmap(&self, last: Last<'_>) {
+        self.0.unmap(last);
     }
 
-    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.0.install_unnoticed(at, bytes, protection)
+    fn install(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.0.install_unnoticed(span, protection)
     }
 
-    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
-        self.0.install_run_unnoticed(at, bytes, protection)
+    fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.0.install_run_unnoticed(span, protection)
     }
 
-    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
-        self.0.install_zeros(at)
+    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.0.install_zeros(span)
     }
 
-    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.wake_after(at, bytes, self.0.poison(at, bytes))
+    fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.wake_after(span, self.0.poison(span))
     }
 
     #[cfg(feature = "sabotage")]
-    fn put_quietly(&self, at: Addr, entry: super::inject::Entry) -> Result<Outcome, Errno> {
-        self.0.put_quietly(at, entry)
+    fn put_quietly(&self, span: Span<'_>, entry: super::inject::Entry) -> Result<Outcome, Errno> {
+        self.0.put_quietly(span, entry)
     }
 
     fn refuse_own(&self, at: Addr) -> bool {
         self.0.refuse_own(at)
     }
 
-    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.wake_after(at, bytes, self.0.unprotect(at, bytes))
+    fn unprotect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.wake_after(span, self.0.unprotect(span))
     }
 
-    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.0.clear_markers(at, bytes)
+    fn clear_markers(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.0.clear_markers(span)
     }
 
-    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.0.protect(at, bytes)
+    fn protect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.0.protect(span)
     }
 
-    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.0.zap(at, bytes)
+    fn zap(&self, span: Span<'_>) -> Result<(), Errno> {
+        self.0.zap(span)
     }
 
     fn wake(&self, at: Addr, bytes: u64) {

@@ -10,7 +10,7 @@ use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
 use super::{
-    Access, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Revoked, Rights, Scan, access,
+    Access, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Revoked, Rights, Scan, Span, access,
 };
 use crate::sync::plain::{AtomicBool, Ordering};
 use crate::sync::{Arc, thread};
@@ -101,7 +101,7 @@ impl Subject {
         // On the kernel the page cache must have every page, as it always has for the fake.
         device.populate(0, BLOCKS * page).unwrap();
         (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()).unwrap());
-        let place = Place::reserve(&*table, PAGES * page, page, Rights::LOAD_STORE).unwrap();
+        let place = Place::reserve(&table, PAGES * page, page, Rights::LOAD_STORE).unwrap();
         Self { cpu, table, device: Arc::new(device), base: place.at(), place }
     }
 
@@ -121,9 +121,8 @@ impl Subject {
         Self::new(Cpu::Fake(fake), table, DeviceMemory::heap(bytes, block).unwrap())
     }
 
-    fn range(&self, page: u64, count: u64) -> (Addr, u64) {
-        let count = count.min(PAGES - page);
-        (self.base.plus(page * self.table.base_page()), count * self.table.base_page())
+    fn range(&self, page: u64, count: u64) -> Span<'_> {
+        self.place.span(self.base.plus(page * self.table.base_page()), count * self.table.base_page())
     }
 
     /// Runs `act` in another thread, and plays the pager meanwhile: reads, and ends every fault.
@@ -159,53 +158,41 @@ impl Subject {
     }
 
     fn access(&self, page: u64, word: Word) -> Seen {
-        let at = self.range(page, 1).0;
+        let at = self.range(page, 1).at();
         let (end, faults) = self.attended(|| self.cpu.access(&self.place, at.0, word));
         Seen::Access { faults, end: end.map_err(|addr| Addr(addr).since(self.base)) }
     }
 
     fn run(&self, step: Step) -> Seen {
         let table = &*self.table;
-        let on = |page, count, act: &dyn Fn(Addr, u64) -> Result<Outcome, Errno>| {
-            let (at, bytes) = self.range(page, count);
-            Seen::Outcome(act(at, bytes))
-        };
+        let on =
+            |page, count, act: &dyn Fn(Span<'_>) -> Result<Outcome, Errno>| Seen::Outcome(act(self.range(page, count)));
         match step {
-            Step::InstallReadOnly(page, count) => {
-                on(page, count, &|at, bytes| table.install(at, bytes, Protection::ReadOnly))
-            }
-            Step::InstallWritable(page, count) => {
-                on(page, count, &|at, bytes| table.install(at, bytes, Protection::Writable))
-            }
-            Step::InstallZeros(page) => on(page, 1, &|at, _| table.install_zeros(at)),
-            Step::Poison(page, count) => on(page, count, &|at, bytes| table.poison(at, bytes)),
-            Step::Protect(page, count) => on(page, count, &|at, bytes| table.protect(at, bytes)),
-            Step::Unprotect(page, count) => on(page, count, &|at, bytes| table.unprotect(at, bytes)),
-            Step::ClearMarkers(page, count) => on(page, count, &|at, bytes| table.clear_markers(at, bytes)),
-            Step::Zap(page, count) => {
-                let (at, bytes) = self.range(page, count);
-                Seen::Done(table.zap(at, bytes))
-            }
+            Step::InstallReadOnly(page, count) => on(page, count, &|span| table.install(span, Protection::ReadOnly)),
+            Step::InstallWritable(page, count) => on(page, count, &|span| table.install(span, Protection::Writable)),
+            Step::InstallZeros(page) => on(page, 1, &|span| table.install_zeros(span)),
+            Step::Poison(page, count) => on(page, count, &|span| table.poison(span)),
+            Step::Protect(page, count) => on(page, count, &|span| table.protect(span)),
+            Step::Unprotect(page, count) => on(page, count, &|span| table.unprotect(span)),
+            Step::ClearMarkers(page, count) => on(page, count, &|span| table.clear_markers(span)),
+            Step::Zap(page, count) => Seen::Done(table.zap(self.range(page, count))),
             Step::PointAtDevice(page, count, block) => {
-                let (at, bytes) = self.range(page, count);
+                let span = self.range(page, count);
                 let offset = block * table.base_page();
-                Seen::Done(
-                    self.attended(|| table.point_at_device(at, bytes, &self.device, offset, Rights::LOAD_STORE)).0,
-                )
+                Seen::Done(self.attended(|| table.point_at_device(span, &self.device, offset, Rights::LOAD_STORE)).0)
             }
             Step::PointAtZeros(page, count) => {
-                let (at, bytes) = self.range(page, count);
-                Seen::Done(self.attended(|| table.point_at_zeros(at, bytes, Rights::LOAD_STORE)).0)
+                let span = self.range(page, count);
+                Seen::Done(self.attended(|| table.point_at_zeros(span, Rights::LOAD_STORE)).0)
             }
             Step::Revoke(page, count) => {
-                let (at, bytes) = self.range(page, count);
-                assert_eq!(table.revoke(at, bytes), Revoked::Sigbus);
+                assert_eq!(table.revoke(self.range(page, count)), Revoked::Sigbus);
                 Seen::Done(Ok(()))
             }
             Step::Scan(scan, page, count) => {
-                let (at, bytes) = self.range(page, count);
+                let span = self.range(page, count);
                 let mut found = Vec::new();
-                let scanned = table.scan(scan, at, bytes, &mut |at, bytes| {
+                let scanned = table.scan(scan, span, &mut |at, bytes| {
                     let first = at.since(self.base) / table.base_page();
                     found.extend(first..first + bytes / table.base_page());
                 });
@@ -224,12 +211,6 @@ impl Subject {
             u64::from_ne_bytes(bytes)
         };
         (0..BLOCKS).map(word).collect()
-    }
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        self.table.unmap(self.base, PAGES * self.table.base_page());
     }
 }
 
@@ -326,8 +307,8 @@ proptest! {
 /// thread has run again; taking entries away and waking are not.
 fn refused_while_an_event_is_unread(subject: &Subject) -> Vec<Seen> {
     let point = |page, block| {
-        let (at, bytes) = subject.range(page, 1);
-        subject.table.point_at_device(at, bytes, &subject.device, block * bytes, Rights::LOAD_STORE)
+        let span = subject.range(page, 1);
+        subject.table.point_at_device(span, &subject.device, block * span.bytes(), Rights::LOAD_STORE)
     };
     subject.attended(|| point(0, 0)).0.unwrap();
     let steps = [

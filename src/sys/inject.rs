@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault, Resolver,
-    Revoked, Rights, Scan, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault,
+    Resolver, Revoked, Rights, Scan, Span, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
@@ -43,9 +43,9 @@ pub struct Injection {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Entry {
     /// The device page that the range points at.
-    Page(u64, Protection),
+    Page(Protection),
     Zeros,
-    Poison(u64),
+    Poison,
 }
 
 /// Messages held back at most.
@@ -155,7 +155,7 @@ impl Injecting {
     }
 
     /// Puts an entry there, or has something come in between.
-    fn put(&self, at: Addr, entry: Entry) -> Result<Outcome, Errno> {
+    fn put(&self, span: Span<'_>, entry: Entry) -> Result<Outcome, Errno> {
         if let Some(refused) = self.refuse() {
             return Ok(refused);
         }
@@ -163,12 +163,12 @@ impl Injecting {
         let noted = self.notes_installs && matches!(entry, Entry::Page(..));
         if noted || !self.strikes(What::Exist) {
             return match entry {
-                Entry::Page(bytes, protection) => self.table.install(at, bytes, protection),
-                Entry::Zeros => self.table.install_zeros(at),
-                Entry::Poison(bytes) => self.table.poison(at, bytes),
+                Entry::Page(protection) => self.table.install(span, protection),
+                Entry::Zeros => self.table.install_zeros(span),
+                Entry::Poison => self.table.poison(span),
             };
         }
-        match self.table.put_quietly(at, entry)? {
+        match self.table.put_quietly(span, entry)? {
             Outcome::Installed => {
                 self.count(What::Exist);
                 Ok(Outcome::AlreadyPresent)
@@ -178,15 +178,15 @@ impl Injecting {
     }
 
     /// The bytes of a page of a range. What may be huge pages is taken for them.
-    fn unit(&self, at: Addr, bytes: u64) -> u64 {
-        let unit = 1 << (at.0 as u64 | bytes).trailing_zeros();
+    fn unit(&self, span: Span<'_>) -> u64 {
+        let unit = 1 << (span.at().0 as u64 | span.bytes()).trailing_zeros();
         if unit < HUGE_BYTES { self.base_page() } else { unit }
     }
 
     /// Where to cut a range in two, if it is of several pages.
-    fn half(&self, at: Addr, bytes: u64) -> Option<u64> {
-        let unit = self.unit(at, bytes);
-        Some(bytes / unit / 2 * unit).filter(|half| *half > 0)
+    fn half<'a>(&self, span: Span<'a>) -> Option<Span<'a>> {
+        let unit = self.unit(span);
+        Some(span.bytes() / unit / 2 * unit).filter(|half| *half > 0).map(|half| span.at_most(half))
     }
 }
 
@@ -271,11 +271,11 @@ impl PageTable for Injecting {
         Ok(Arc::new(Self { table, notes_installs, injection, drawn, counts, late, reading_all }))
     }
 
-    fn scan(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+    fn scan(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
         if scan == Scan::TakeWritten && self.refuse().is_some() {
             return Err(Errno::EAGAIN);
         }
-        self.table.scan(scan, at, bytes, each)
+        self.table.scan(scan, span, each)
     }
 
     fn has_real_addresses(&self) -> bool {
@@ -288,112 +288,111 @@ impl PageTable for Injecting {
 
     fn point_at_device(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_device(at, bytes, device, offset, rights)
+        self.table.point_at_device(span, device, offset, rights)
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+    fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.point_at_zeros(at, bytes, rights)
+        self.table.point_at_zeros(span, rights)
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+    fn join_to_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
-        self.table.join_to_zeros(at, bytes, rights)
+        self.table.join_to_zeros(span, rights)
     }
 
-    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        self.table.is_ours(at, bytes)
+    fn revoke_moved(&self, at: Addr, bytes: u64) -> Option<Revoked> {
+        self.table.revoke_moved(at, bytes)
     }
 
-    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
-        self.table.mend(at, bytes, rights)
+    fn mend(&self, span: Span<'_>, rights: Rights) -> Result<Mended, Errno> {
+        self.table.mend(span, rights)
     }
 
-    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
-        self.table.revoke(at, bytes)
+    fn revoke(&self, span: Span<'_>) -> Revoked {
+        self.table.revoke(span)
     }
 
-    fn unmap(&self, at: Addr, bytes: u64) {
-        self.table.unmap(at, bytes);
+    fn unmap(&self, last: Last<'_>) {
+        self.table.unmap(last);
     }
 
-    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.put(at, Entry::Page(bytes, protection))
+    fn install(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.put(span, Entry::Page(protection))
     }
 
-    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+    fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
         if let Some(refused) = self.refuse() {
             return Ok(Filled::Nothing(refused));
         }
         self.short_of_memory()?;
-        let page = self.unit(at, bytes);
+        let page = span.at_most(self.unit(span));
         if !self.notes_installs
             && self.strikes(What::Exist)
-            && self.table.put_quietly(at, Entry::Page(page, protection))? == Outcome::Installed
+            && self.table.put_quietly(page, Entry::Page(protection))? == Outcome::Installed
         {
             self.count(What::Exist);
             return Ok(Filled::Nothing(Outcome::AlreadyPresent));
         }
-        match self.half(at, bytes) {
+        match self.half(span) {
             // As if the page in the middle had an entry.
             Some(half) if self.strikes(What::Partial) => {
                 self.count(What::Partial);
-                self.table.install_run(at, half, protection)
+                self.table.install_run(half, protection)
             }
-            _ => self.table.install_run(at, bytes, protection),
+            _ => self.table.install_run(span, protection),
         }
     }
 
-    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
-        self.put(at, Entry::Zeros)
+    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.put(span, Entry::Zeros)
     }
 
-    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.put(at, Entry::Poison(bytes))
+    fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.put(span, Entry::Poison)
     }
 
-    fn put_quietly(&self, at: Addr, entry: Entry) -> Result<Outcome, Errno> {
-        self.table.put_quietly(at, entry)
+    fn put_quietly(&self, span: Span<'_>, entry: Entry) -> Result<Outcome, Errno> {
+        self.table.put_quietly(span, entry)
     }
 
     fn refuse_own(&self, at: Addr) -> bool {
         self.table.refuse_own(at)
     }
 
-    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.refuse().map_or_else(|| self.table.unprotect(at, bytes), Ok)
+    fn unprotect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.refuse().map_or_else(|| self.table.unprotect(span), Ok)
     }
 
-    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.refuse().map_or_else(|| self.table.clear_markers(at, bytes), Ok)
+    fn clear_markers(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.refuse().map_or_else(|| self.table.clear_markers(span), Ok)
     }
 
-    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+    fn protect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
         if let Some(refused) = self.refuse() {
             return Ok(refused);
         }
-        match self.half(at, bytes) {
+        match self.half(span) {
             Some(half) if self.strikes(What::Partial) => {
-                let outcome = self.table.protect(at, half)?;
+                let outcome = self.table.protect(half)?;
                 if outcome != Outcome::Installed {
                     return Ok(outcome);
                 }
                 self.count(What::Partial);
                 Ok(Outcome::Retry)
             }
-            _ => self.table.protect(at, bytes),
+            _ => self.table.protect(span),
         }
     }
 
-    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
-        self.table.zap(at, bytes)
+    fn zap(&self, span: Span<'_>) -> Result<(), Errno> {
+        self.table.zap(span)
     }
 
     fn wake(&self, at: Addr, bytes: u64) {

@@ -29,7 +29,7 @@ use crate::options::MapOptions;
 use crate::sync::Arc;
 use crate::units::Addr;
 use memory::DeviceMemory;
-pub(crate) use place::{Part, Place};
+pub(crate) use place::{Last, Part, Place, Span};
 
 /// What the access wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -211,15 +211,12 @@ pub(crate) enum Delivery {
 
 /// One address space, and the channel on which its faults arrive.
 ///
-/// The implementation for the kernel is [`userfault::Userfault`]: one userfaultfd. `at` and
-/// `bytes` are multiples of the base page everywhere, and of the device's page where
+/// The implementation for the kernel is [`userfault::Userfault`]: one userfaultfd. Addresses and
+/// lengths are multiples of the base page everywhere, and of the device's page where
 /// an entry for a device page is meant.
 ///
-/// **What it asks of its callers**, and what the `SAFETY` comments of the kernel's refer to: a range lies within one that this table has
-/// given out ([`PageTable::reserve`]) and that is not given back ([`PageTable::unmap`]) before the call returns. The ranges come from a
-/// `Window`, whose place is that of its [`Place`] (`Pager::map_with` makes both), and nothing of it that the application has taken away
-/// (`Window::own_parts`). Given back they are by `Core::unmap` alone, and by nobody else once they are known to more than their maker: with `regions` and
-/// L2 held exclusively, when the window has left both. Everybody else holds one of those locks and has found the window there, or is `Core::unmap` itself.
+/// What changes anything at an address takes a [`Span`] of it: the proof that the addresses are a mapping's, and stay so until the call
+/// returns. The kernel would not look: its ioctls serve every range of the process that is registered with any userfaultfd.
 pub(crate) trait PageTable: Send + Sync {
     /// The granularity at which zeros are installed: the machine's base page, in bytes.
     fn base_page(&self) -> u64;
@@ -236,7 +233,7 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Calls `each` for every range of the pages that are meant, in order, of those of the range that point at the device and let stores
     /// through by themselves: there are none but in what [`PageTable::asynchronous`] gives.
-    fn scan(&self, _: Scan, _: Addr, _: u64, _: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+    fn scan(&self, _: Scan, _: Span<'_>, _: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
         Ok(())
     }
 
@@ -244,73 +241,70 @@ pub(crate) trait PageTable: Send + Sync {
     fn has_real_addresses(&self) -> bool;
 
     /// Reserves an address range whose every access faults, aligned to `align`. All of it
-    /// points at zeros.
+    /// points at zeros. For [`Place::reserve`], which gives it back.
     fn reserve(&self, bytes: u64, align: u64, rights: Rights) -> Result<Addr, Errno>;
 
-    /// Makes `at` point at the device from `offset` on, with no entry in the page table.
+    /// Makes a range point at the device from `offset` on, with no entry in the page table.
     /// Threads that fault there see the old range or the new one, never neither.
     ///
     /// Waits until somebody has called [`PageTable::read`] for the event, and until then every
     /// install answers [`Outcome::Retry`].
     fn point_at_device(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno>;
 
-    /// Makes `at` point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
-    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno>;
+    /// Makes a range point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
+    fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno>;
 
     /// As [`PageTable::point_at_zeros`], where that makes one address range of several: with those that are kept in reserve, if
     /// the process has none left.
-    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
-        self.point_at_zeros(at, bytes, rights)
+    fn join_to_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.point_at_zeros(span, rights)
     }
 
     /// After a re-point has failed: the kernel may have unmapped the range before it gave up.
     ///
     /// # Errors
     /// What kept the kernel from telling; nothing is known then.
-    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno>;
+    fn mend(&self, span: Span<'_>, rights: Rights) -> Result<Mended, Errno>;
 
     /// Makes every later access to the range end in SIGBUS, with no pager needed for it, and wakes who waits there. In place:
     /// the addresses stay taken.
-    fn revoke(&self, at: Addr, bytes: u64) -> Revoked;
+    fn revoke(&self, span: Span<'_>) -> Revoked;
 
-    /// Whether the range is registered with this page table, and with no other.
-    ///
-    /// # Errors
-    /// What kept the kernel from telling.
-    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno>;
+    /// Revokes a range to which the application has moved a part of a mapping, if it is registered with this page table and with no
+    /// other: `None` if it is not, or the kernel does not tell.
+    fn revoke_moved(&self, at: Addr, bytes: u64) -> Option<Revoked>;
 
     /// Gives the address range back, and wakes who waits there.
-    fn unmap(&self, at: Addr, bytes: u64);
+    fn unmap(&self, last: Last<'_>);
 
     /// Installs the device page that the range points at.
-    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno>;
+    fn install(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
     /// Installs the device pages of a range, up to the first that has an entry: in one call, which wakes once. An
     /// error is of the first page, or of the range as a whole; then nothing is done.
-    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno>;
+    fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno>;
 
-    /// Installs a page of zeros, write-protected, in a range that points at zeros.
-    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno>;
+    /// Installs a page of zeros, write-protected, in a base page of a range that points at zeros.
+    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno>;
 
     /// Makes the next accesses to the range end in SIGBUS, until it is zapped.
-    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+    fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno>;
 
     /// Puts an entry there as [`PageTable::install`] and its siblings do, and wakes nobody: for [`inject`].
     #[cfg(feature = "sabotage")]
-    fn put_quietly(&self, at: Addr, entry: inject::Entry) -> Result<Outcome, Errno>;
+    fn put_quietly(&self, span: Span<'_>, entry: inject::Entry) -> Result<Outcome, Errno>;
 
     /// Poisons a range on which nothing is mapped but perhaps a write-protect marker, which makes
     /// [`PageTable::poison`] answer [`Outcome::AlreadyPresent`].
-    fn poison_over_marker(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        match self.clear_markers(at, bytes)? {
-            Outcome::Installed => self.poison(at, bytes),
+    fn poison_over_marker(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        match self.clear_markers(span)? {
+            Outcome::Installed => self.poison(span),
             other => Ok(other),
         }
     }
@@ -320,16 +314,16 @@ pub(crate) trait PageTable: Send + Sync {
     fn refuse_own(&self, at: Addr) -> bool;
 
     /// Lets stores through. Installs nothing where nothing is.
-    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+    fn unprotect(&self, span: Span<'_>) -> Result<Outcome, Errno>;
 
     /// Takes write-protect markers away, and wakes nobody.
-    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+    fn clear_markers(&self, span: Span<'_>) -> Result<Outcome, Errno>;
 
     /// Makes the next store to each page of the range fault. Installs nothing.
-    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno>;
+    fn protect(&self, span: Span<'_>) -> Result<Outcome, Errno>;
 
     /// Takes the entries of the range away. The device's bytes stay.
-    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno>;
+    fn zap(&self, span: Span<'_>) -> Result<(), Errno>;
 
     /// Wakes every thread that waits on the range: each repeats its access.
     fn wake(&self, at: Addr, bytes: u64);

@@ -1,5 +1,5 @@
-//! The proof that addresses may be accessed: who has it needs no `unsafe` to do so, and nobody can make one up. And the list of all of them,
-//! which tells whether a buffer of the caller's lies in a mapping ([`may_be_missing`]).
+//! The proof that addresses are a mapping's: who has it needs no `unsafe` to access them or to have their page table changed, and nobody
+//! can make one up. And the list of all of them, which tells whether a buffer of the caller's lies in a mapping ([`may_be_missing`]).
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::fork::{Home, PerProcess};
 use super::{PageTable, Rights};
 use crate::error::Error;
-use crate::sync::{Ordering, ProcessRwLock, Tally};
+use crate::sync::{Arc, Mutex, Ordering, ProcessRwLock, Tally};
 use crate::units::Addr;
 
 /// The mappings of this process that can be accessed, of all its pagers. A forked child has none of its parent's, nor the lock.
@@ -54,30 +54,35 @@ pub(super) fn may_be_missing(buffer: &[u8]) -> bool {
     MAPPED.get().is_some_and(|mapped| mapped.touches(buffer.as_ptr() as usize, buffer.len()))
 }
 
-/// An address range that a page table has reserved for a mapping. The mapping owns it, and gives the range back when it is dropped,
-/// which nobody else does: as long as it is borrowed the addresses are the mapping's, if with nothing behind them.
-#[derive(Debug)]
+/// An address range that a page table has reserved for a mapping. It is given back when this is dropped, and by nothing else: as long as
+/// it is borrowed the addresses are the mapping's, if with nothing behind them. It is owned by the `Window`, which the mapping has, its
+/// file and its pager as long as it can be faulted on, and whoever serves a fault of it.
 pub(crate) struct Place {
+    table: Arc<dyn PageTable>,
     at: Addr,
     bytes: u64,
     /// In which list it is, and under which number. `None` where the addresses are made up ([`super::fake`]).
     listed: Option<(Home, u64)>,
+    /// The parts that are not ours any more: the application, or the kernel, has unmapped them. Nothing is done to
+    /// them, and they are not given back. Changed by `Core::give_up` with `regions` held exclusively. A leaf, for the
+    /// time of a copy.
+    foreign: Mutex<Vec<(Addr, u64)>>,
 }
 
 impl Place {
     /// Reserves a range. The only way to get one.
-    pub(crate) fn reserve(table: &dyn PageTable, bytes: u64, align: u64, rights: Rights) -> Result<Self, Errno> {
+    pub(crate) fn reserve(table: &Arc<dyn PageTable>, bytes: u64, align: u64, rights: Rights) -> Result<Self, Errno> {
         let at = table.reserve(bytes, align, rights)?;
         let enter = || {
             let home = Home::here()?;
             Ok::<_, Error>((home, MAPPED.get_or_make()?.enter(at, bytes)))
         };
         let listed = table.has_real_addresses().then(|| enter().expect("who reserves has a page table, and it a home"));
-        Ok(Self { at, bytes, listed })
+        Ok(Self { table: table.clone(), at, bytes, listed, foreign: Mutex::default() })
     }
 
     /// It is not listed any more. Before the addresses are given back: they may be another's at once.
-    pub(crate) fn leave(&self) {
+    fn leave(&self) {
         // A child's list has other ranges, perhaps at the same addresses.
         if let Some((home, number)) = self.listed
             && home.is_here()
@@ -89,6 +94,51 @@ impl Place {
 
     pub(crate) fn at(&self) -> Addr {
         self.at
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What of `bytes` from `at` on lies in it.
+    pub(crate) fn span(&self, at: Addr, bytes: u64) -> Span<'_> {
+        let end = self.at.plus(self.bytes);
+        let from = at.clamp(self.at, end);
+        let bytes = bytes.saturating_sub(from.0.saturating_sub(at.0) as u64).min(end.since(from));
+        Span { at: from, bytes, _place: PhantomData }
+    }
+
+    /// A part is not ours any more.
+    pub(crate) fn set_foreign(&self, at: Addr, bytes: u64) {
+        self.foreign.lock().push((at, bytes));
+    }
+
+    /// The parts that are ours, by address.
+    pub(crate) fn own_parts(&self) -> Vec<Span<'_>> {
+        let mut foreign = self.foreign.lock().clone();
+        foreign.sort_unstable();
+        let end = self.at.plus(self.bytes);
+        let mut parts = Vec::with_capacity(foreign.len() + 1);
+        let mut at = self.at;
+        for (start, bytes) in foreign {
+            if at < start {
+                parts.push(self.span(at, start.since(at)));
+            }
+            at = at.max(start.plus(bytes));
+        }
+        if at < end {
+            parts.push(self.span(at, end.since(at)));
+        }
+        parts
+    }
+
+    /// Gives a part of it back while others may be at work on it, which is what nobody may do: for rules that are broken on purpose.
+    /// Without the feature it does nothing.
+    pub(crate) fn give_back_too_early(&self, part: Span<'_>) {
+        if cfg!(feature = "sabotage") {
+            self.table.unmap(Last(part));
+            self.set_foreign(part.at, part.bytes);
+        }
     }
 
     /// Breaks [`Rule::MadeUpAddresses`](crate::sabotage::Rule::MadeUpAddresses).
@@ -112,7 +162,65 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // In a child there is nothing of it at its addresses.
+        if self.listed.is_some_and(|(home, _)| !home.is_here()) {
+            return;
+        }
         self.leave();
+        self.own_parts().into_iter().for_each(|part| self.table.unmap(Last(part)));
+    }
+}
+
+/// A part of a place, for its page table: the addresses stay the mapping's as long as it is there. Nothing in Rust borrows what is there
+/// ([`Mapping`](crate::Mapping) gives out a pointer and no reference), so entries may come and go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Span<'a> {
+    at: Addr,
+    bytes: u64,
+    _place: PhantomData<&'a Place>,
+}
+
+impl<'a> Span<'a> {
+    /// # Safety
+    /// The range was mapped by a page table, for a mapping or for itself, and is not given back while the span is there; or
+    /// the kernel is only asked about it.
+    pub(super) unsafe fn of(at: Addr, bytes: u64) -> Span<'a> {
+        Span { at, bytes, _place: PhantomData }
+    }
+
+    /// Any range, for the tests of a page table.
+    #[cfg(test)]
+    pub(crate) fn made_up(at: Addr, bytes: u64) -> Span<'a> {
+        Span { at, bytes, _place: PhantomData }
+    }
+
+    pub(crate) fn at(self) -> Addr {
+        self.at
+    }
+
+    pub(crate) fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// The same from its start, and no longer than `bytes`.
+    pub(crate) fn at_most(self, bytes: u64) -> Self {
+        Self { bytes: self.bytes.min(bytes), ..self }
+    }
+}
+
+/// A part of a place that is being dropped: nobody else has its addresses, nor will.
+#[derive(Debug)]
+pub(crate) struct Last<'a>(Span<'a>);
+
+impl Last<'_> {
+    /// Any range, for the tests of a page table.
+    #[cfg(test)]
+    pub(crate) fn made_up(at: Addr, bytes: u64) -> Self {
+        Self(Span::made_up(at, bytes))
+    }
+
+    pub(super) fn range(&self) -> (Addr, u64) {
+        (self.0.at, self.0.bytes)
     }
 }
 
@@ -149,12 +257,17 @@ impl Part<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "fake"))]
 mod tests {
+    use std::mem::ManuallyDrop;
+
     use super::*;
 
-    fn place(real: bool) -> Place {
-        Place { at: Addr(4096), bytes: 8192, listed: real.then(|| (Home::here().unwrap(), u64::MAX)) }
+    /// Nothing is at its addresses, or will be: it is not given back.
+    fn place(real: bool) -> ManuallyDrop<Place> {
+        let listed = real.then(|| (Home::here().unwrap(), u64::MAX));
+        let (table, foreign) = (crate::sys::fake::FakePageTable::new().table(), Mutex::default());
+        ManuallyDrop::new(Place { table, at: Addr(4096), bytes: 8192, listed, foreign })
     }
 
     #[test]
@@ -183,6 +296,19 @@ mod tests {
         assert!(place.part(8192, 0).is_some() && place.part(8185, 8).is_none());
         assert!(place.part(u64::MAX, 8).is_none() && place.part(8, u64::MAX).is_none());
         assert!(self::place(false).part(0, 8).is_none());
+    }
+
+    #[test]
+    fn a_span_is_cut_to_what_lies_inside() {
+        let place = place(false);
+        let span = |at, bytes| (place.span(Addr(at), bytes).at().0, place.span(Addr(at), bytes).bytes());
+        assert_eq!((span(4096, 8192), span(8192, 4096)), ((4096, 8192), (8192, 4096)));
+        assert_eq!((span(0, 8192), span(0, 64)), ((4096, 4096), (4096, 0)));
+        assert_eq!((span(8192, u64::MAX), span(16384, 8)), ((8192, 4096), (12288, 0)));
+        place.set_foreign(Addr(8192), 4096);
+        assert_eq!(place.own_parts(), [place.span(Addr(4096), 4096)]);
+        place.set_foreign(Addr(4096), 64);
+        assert_eq!(place.own_parts(), [place.span(Addr(4160), 4032)]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::blocks::device::Device;
 use crate::blocks::store::Store;
 use crate::error::{Error, Result};
 use crate::file::File;
-use crate::inode::Inode;
+use crate::inode::{InUse, Inode};
 use crate::probe::Probe;
 #[cfg(feature = "inside")]
 use crate::sabotage::Rule;
@@ -31,7 +31,7 @@ pub struct Volume {
 struct Names {
     store: Arc<Store>,
     /// Taken by create, open, remove and list, for the time of a map look-up. Nothing is taken under it.
-    files: Mutex<BTreeMap<String, Arc<Inode>>>,
+    files: Mutex<BTreeMap<String, InUse>>,
 }
 
 /// One line of [`Volume::list`].
@@ -77,7 +77,7 @@ impl Volume {
         if files.contains_key(name) {
             return Err(Error::NameTaken { name: name.to_owned() });
         }
-        let inode = Arc::new(Inode::new(self.inner.store.clone()));
+        let inode = Inode::new(self.inner.store.clone());
         files.insert(name.to_owned(), inode.clone());
         Ok(File::new(self.inner.home().keep(inode)))
     }
@@ -114,7 +114,7 @@ impl Volume {
             let files = self.inner.files.lock();
             files.iter().map(|(name, inode)| (name.clone(), inode.clone())).collect()
         };
-        let info = |(name, inode): (String, Arc<Inode>)| {
+        let info = |(name, inode): (String, InUse)| {
             let shared = inode.space.shared();
             FileInfo { name, len: shared.size(), blocks: shared.extents().blocks() }
         };

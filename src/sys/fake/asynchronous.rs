@@ -8,7 +8,7 @@ use super::space::{Backing, Space};
 use crate::sync::Arc;
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Filled, Outcome, PageTable, Protection, Rights, Scan};
+use crate::sys::{Filled, Outcome, PageTable, Protection, Rights, Scan, Span};
 use crate::units::Addr;
 
 /// What becomes of a store through a write-protected entry of the device.
@@ -50,16 +50,15 @@ impl Space {
 impl Shared {
     pub(super) fn point_within(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         (stores, rights): (Stores, Rights),
     ) -> Result<(), Errno> {
-        if offset.checked_add(bytes).is_none_or(|end| end > device.len_bytes()) {
+        if offset.checked_add(span.bytes()).is_none_or(|end| end > device.len_bytes()) {
             return Err(Errno::EFAULT);
         }
-        self.point(at, bytes, Backing::Device(device.clone(), offset, stores), rights);
+        self.point(span.at(), span.bytes(), Backing::Device(device.clone(), offset, stores), rights);
         Ok(())
     }
 }
@@ -67,25 +66,24 @@ impl Shared {
 impl Twin for Shared {
     fn point_at_device_unnoticed(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point_within(at, bytes, device, offset, (Stores::LetThrough, rights))
+        self.point_within(span, device, offset, (Stores::LetThrough, rights))
     }
 
-    fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.install(at, bytes, protection)
+    fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.install(span, protection)
     }
 
-    fn install_run_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
-        self.install_run(at, bytes, protection)
+    fn install_run_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.install_run(span, protection)
     }
 
-    fn scan_unnoticed(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
-        let found = self.state.lock().space.scan(scan, at, bytes);
+    fn scan_unnoticed(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        let found = self.state.lock().space.scan(scan, span.at(), span.bytes());
         found.into_iter().for_each(|page| each(page, self.base_page));
         Ok(())
     }

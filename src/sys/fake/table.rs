@@ -11,15 +11,15 @@ use crate::sync::{Arc, MutexGuard};
 use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Calls, Delivery, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver, Revoked,
-    Rights, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver,
+    Revoked, Rights, Span, Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
 
 impl Shared {
     /// One ioctl, which answers a fault or does not: refused while an event is under way, and followed by a wake of what
     /// it has done.
-    fn ioctl(&self, at: Addr, answers: bool, act: impl FnOnce(&mut Space) -> Answer) -> Result<Outcome, Errno> {
+    fn ioctl(&self, span: Span<'_>, answers: bool, act: impl FnOnce(&mut Space) -> Answer) -> Result<Outcome, Errno> {
         let (answer, done) = {
             let mut state = self.state.lock();
             state.calls.installs += 1;
@@ -31,7 +31,7 @@ impl Shared {
         };
         // The kernel has let go of the page table by now: a zap, and a new fault, may come first.
         if done > 0 {
-            self.wake_range(at, done);
+            self.wake_range(span.at(), done);
         }
         answer
     }
@@ -93,70 +93,79 @@ impl PageTable for Shared {
 
     fn point_at_device(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point_within(at, bytes, device, offset, (Stores::Fault, rights))
+        self.point_within(span, device, offset, (Stores::Fault, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
-        self.point(at, bytes, Backing::Zeros, rights);
+    fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.point(span.at(), span.bytes(), Backing::Zeros, rights);
         Ok(())
     }
 
-    fn mend(&self, _: Addr, _: u64, _: Rights) -> Result<Mended, Errno> {
+    fn mend(&self, _: Span<'_>, _: Rights) -> Result<Mended, Errno> {
         // A re-point that fails has changed nothing here.
         Ok(Mended::Untouched)
     }
 
-    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        Ok(self.state.lock().space.is_mapped(at, bytes))
+    fn revoke_moved(&self, at: Addr, bytes: u64) -> Option<Revoked> {
+        let mut state = self.state.lock();
+        if !state.space.is_mapped(at, bytes) {
+            return None;
+        }
+        state.space.replace(at, bytes, Backing::Revoked, Rights::LOAD_STORE);
+        drop(state);
+        self.wake(at, bytes);
+        Some(Revoked::Sigbus)
     }
 
-    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
-        self.state.lock().space.replace(at, bytes, Backing::Revoked, Rights::LOAD_STORE);
-        self.wake(at, bytes);
+    fn revoke(&self, span: Span<'_>) -> Revoked {
+        self.state.lock().space.replace(span.at(), span.bytes(), Backing::Revoked, Rights::LOAD_STORE);
+        self.wake(span.at(), span.bytes());
         Revoked::Sigbus
     }
 
-    fn unmap(&self, at: Addr, bytes: u64) {
+    fn unmap(&self, last: Last<'_>) {
+        let (at, bytes) = last.range();
         self.state.lock().space.unmap(at, bytes);
         self.wake(at, bytes);
     }
 
-    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.ioctl(at, true, |space| space.install(at, bytes, protection == Protection::ReadOnly))
+    fn install(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.ioctl(span, true, |space| space.install(span.at(), span.bytes(), protection == Protection::ReadOnly))
     }
 
-    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+    fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
         let mut done = 0;
-        let outcome = self.ioctl(at, true, |space| {
-            let answer = space.install(at, bytes, protection == Protection::ReadOnly);
+        let outcome = self.ioctl(span, true, |space| {
+            let answer = space.install(span.at(), span.bytes(), protection == Protection::ReadOnly);
             done = answer.1;
             answer
         })?;
         Ok(if done > 0 { Filled::Bytes(done) } else { Filled::Nothing(outcome) })
     }
 
-    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
-        self.ioctl(at, true, |space| space.install_zeros(at))
+    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.ioctl(span, true, |space| space.install_zeros(span.at()))
     }
 
-    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.ioctl(at, true, |space| space.poison(at, bytes))
+    fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.ioctl(span, true, |space| space.poison(span.at(), span.bytes()))
     }
 
     #[cfg(feature = "sabotage")]
-    fn put_quietly(&self, at: Addr, entry: crate::sys::inject::Entry) -> Result<Outcome, Errno> {
+    fn put_quietly(&self, span: Span<'_>, entry: crate::sys::inject::Entry) -> Result<Outcome, Errno> {
         use crate::sys::inject::Entry;
         // Only what is reported as done is woken.
-        self.ioctl(at, false, |space| match entry {
-            Entry::Page(bytes, protection) => (space.install(at, bytes, protection == Protection::ReadOnly).0, 0),
-            Entry::Zeros => (space.install_zeros(at).0, 0),
-            Entry::Poison(bytes) => (space.poison(at, bytes).0, 0),
+        self.ioctl(span, false, |space| match entry {
+            Entry::Page(protection) => {
+                (space.install(span.at(), span.bytes(), protection == Protection::ReadOnly).0, 0)
+            }
+            Entry::Zeros => (space.install_zeros(span.at()).0, 0),
+            Entry::Poison => (space.poison(span.at(), span.bytes()).0, 0),
         })
     }
 
@@ -164,23 +173,23 @@ impl PageTable for Shared {
         false
     }
 
-    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.ioctl(at, true, |space| space.write_protect(at, bytes, false))
+    fn unprotect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.ioctl(span, true, |space| space.write_protect(span.at(), span.bytes(), false))
     }
 
-    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.ioctl(at, false, |space| (space.write_protect(at, bytes, false).0, 0))
+    fn clear_markers(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.ioctl(span, false, |space| (space.write_protect(span.at(), span.bytes(), false).0, 0))
     }
 
-    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+    fn protect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
         // As it wakes nobody, nothing of it is reported as done.
-        self.ioctl(at, false, |space| (space.write_protect(at, bytes, true).0, 0))
+        self.ioctl(span, false, |space| (space.write_protect(span.at(), span.bytes(), true).0, 0))
     }
 
-    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn zap(&self, span: Span<'_>) -> Result<(), Errno> {
         let mut state = self.state.lock();
         state.calls.zaps += 1;
-        state.space.zap(at, bytes);
+        state.space.zap(span.at(), span.bytes());
         Ok(())
     }
 

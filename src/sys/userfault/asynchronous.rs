@@ -17,7 +17,7 @@ use crate::sync::Arc;
 use crate::sync::plain::{AtomicU8, Ordering};
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Rights, Scan, abi};
+use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Rights, Scan, Span, abi};
 use crate::units::Addr;
 
 /// The second userfaultfd, and what it takes to read its record.
@@ -45,7 +45,7 @@ impl Second {
     }
 
     /// PAGEMAP_SCAN: calls `each` for the ranges that are meant.
-    fn scan(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+    fn scan(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
         let absent = abi::PAGE_IS_PRESENT | abi::PAGE_IS_SWAPPED;
         // A range of zeros is not ours to scan: silently skipped where pages are protected, and not WPALLOWED.
         let (flags, inverted, mask) = match scan {
@@ -58,8 +58,8 @@ impl Second {
             }
         };
         let mut regions = [abi::PageRegion::default(); REGIONS];
-        let end = at.plus(bytes).0 as u64;
-        let mut start = at.0 as u64;
+        let end = span.at().plus(span.bytes()).0 as u64;
+        let mut start = span.at().0 as u64;
         while start < end {
             let mut argument = abi::PmScan {
                 size: size_of::<abi::PmScan>() as u64,
@@ -72,7 +72,8 @@ impl Second {
                 category_mask: mask,
                 ..Default::default()
             };
-            // SAFETY: `argument` is a valid pm_scan_arg, and it and `regions`, of the length that it says, outlive the call.
+            // SAFETY: `argument` is a valid pm_scan_arg, and it and `regions`, of the length that it says, outlive the call. What it
+            // protects is a mapping's (`Span`).
             let found = unsafe { abi::pagemap_scan(self.pagemap.as_raw_fd(), &mut argument) }?;
             for region in regions.iter().take(found as usize) {
                 each(Addr(region.start as usize), region.end - region.start);
@@ -129,27 +130,25 @@ impl Userfault {
 impl Twin for Userfault {
     fn point_at_device_unnoticed(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        // SAFETY: what `PageTable` asks of its callers.
-        unsafe { self.point(at, bytes, device, offset, (Watched::DeviceUnnoticed, rights)) }
+        self.point(span, device, offset, (Watched::DeviceUnnoticed, rights))
     }
 
-    fn install_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
+    fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
         let fd = self.second()?.uffd.as_raw_fd();
-        self.continue_(fd, at, bytes, continue_mode(protection))
+        self.continue_(fd, span, continue_mode(protection))
     }
 
-    fn install_run_unnoticed(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
+    fn install_run_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
         let fd = self.second()?.uffd.as_raw_fd();
-        self.continue_run(fd, at, bytes, continue_mode(protection))
+        self.continue_run(fd, span, continue_mode(protection))
     }
 
-    fn scan_unnoticed(&self, scan: Scan, at: Addr, bytes: u64, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
-        self.second()?.scan(scan, at, bytes, each)
+    fn scan_unnoticed(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
+        self.second()?.scan(scan, span, each)
     }
 }

@@ -3,16 +3,15 @@
 use nix::errno::Errno;
 
 use super::{Userfault, count};
-use crate::sys::{Filled, Outcome, PageTable, Protection, abi};
-use crate::units::Addr;
+use crate::sys::{Filled, Outcome, PageTable, Protection, Span, abi};
 
 /// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
 #[repr(align(65536))]
 struct ZeroPage([u8; 65536]);
 static ZEROS: ZeroPage = ZeroPage([0; 65536]);
 
-fn range(at: Addr, bytes: u64) -> abi::Range {
-    abi::Range { start: at.0 as u64, len: bytes }
+fn range(span: Span<'_>) -> abi::Range {
+    abi::Range { start: span.at().0 as u64, len: span.bytes() }
 }
 
 /// The outcome of an ioctl that leaves in `done` the bytes it did, or a negative errno.
@@ -37,56 +36,61 @@ pub(super) fn continue_mode(protection: Protection) -> u64 {
 
 impl Userfault {
     /// UFFDIO_CONTINUE: installs what is in the page cache, and wakes who sleeps at this userfaultfd.
-    pub(super) fn continue_(&self, fd: i32, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+    pub(super) fn continue_(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
         count(&self.calls.installs);
-        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
-        // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
+        let mut argument = abi::Continue { range: range(span), mode, done: 0 };
+        // SAFETY: `argument` is a valid uffdio_continue and outlives the call. What it installs in is a mapping's (`Span`).
         let answer = unsafe { abi::uffdio_continue(fd, &mut argument) };
         outcome(answer, argument.done)
     }
 
     /// UFFDIO_CONTINUE of several pages. It ends at the first that has an entry, says EAGAIN, and has woken who waits on
     /// those before; or EEXIST, if that is the very first.
-    pub(super) fn continue_run(&self, fd: i32, at: Addr, bytes: u64, mode: u64) -> Result<Filled, Errno> {
+    pub(super) fn continue_run(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Filled, Errno> {
         count(&self.calls.installs);
-        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
-        // SAFETY: `argument` is a valid uffdio_continue and outlives the call.
+        let mut argument = abi::Continue { range: range(span), mode, done: 0 };
+        // SAFETY: `argument` is a valid uffdio_continue and outlives the call. What it installs in is a mapping's (`Span`).
         let answer = unsafe { abi::uffdio_continue(fd, &mut argument) };
         match u64::try_from(argument.done) {
             // Whatever stopped it: these are done. (Of an error the field holds the negative errno, or nothing.)
             Ok(done) if done > 0 => Ok(Filled::Bytes(done)),
             Ok(_) | Err(_) => Ok(match outcome(answer, 0)? {
-                Outcome::Installed => Filled::Bytes(bytes),
+                Outcome::Installed => Filled::Bytes(span.bytes()),
                 other => Filled::Nothing(other),
             }),
         }
     }
 
-    /// UFFDIO_COPY of a page of zeros.
-    pub(super) fn copy_zeros(&self, at: Addr, mode: u64) -> Result<Outcome, Errno> {
+    /// UFFDIO_COPY of zeros into a base page.
+    ///
+    /// # Panics
+    /// If it is more than one: there are no more zeros than that.
+    pub(super) fn copy_zeros(&self, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
+        assert!(span.bytes() <= self.base_page(), "zeros go into one base page at a time");
         count(&self.calls.installs);
-        let (dst, src) = (at.0 as u64, ZEROS.0.as_ptr() as u64);
-        let mut argument = abi::Copy { dst, src, len: self.base_page(), mode, copied: 0 };
+        let (dst, src) = (span.at().0 as u64, ZEROS.0.as_ptr() as u64);
+        let mut argument = abi::Copy { dst, src, len: span.bytes(), mode, copied: 0 };
         // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at least `len` bytes (a base page is
-        // 64 KiB at most). The kernel writes to nothing but a range that is registered here, which no Rust reference points into (`Place`).
+        // 64 KiB at most). What it writes to is a mapping's (`Span`).
         let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
         outcome(answer, argument.copied)
     }
 
     /// UFFDIO_POISON.
-    pub(super) fn poison_with(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+    pub(super) fn poison_with(&self, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
         count(&self.calls.installs);
-        let mut argument = abi::Continue { range: range(at, bytes), mode, done: 0 };
-        // SAFETY: `argument` has the layout of uffdio_poison (asserted in `abi`) and outlives the call.
+        let mut argument = abi::Continue { range: range(span), mode, done: 0 };
+        // SAFETY: `argument` has the layout of uffdio_poison (asserted in `abi`) and outlives the call. What it poisons is a mapping's
+        // (`Span`).
         let answer = unsafe { abi::uffdio_poison(self.fd(), &mut argument) };
         outcome(answer, argument.done)
     }
 
     /// UFFDIO_WRITEPROTECT.
-    pub(super) fn write_protect(&self, at: Addr, bytes: u64, mode: u64) -> Result<Outcome, Errno> {
+    pub(super) fn write_protect(&self, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
         count(&self.calls.installs);
-        let mut argument = abi::WriteProtect { range: range(at, bytes), mode };
-        // SAFETY: `argument` is a valid uffdio_writeprotect and outlives the call.
+        let mut argument = abi::WriteProtect { range: range(span), mode };
+        // SAFETY: `argument` is a valid uffdio_writeprotect and outlives the call. Whose entries it changes: `Span`.
         let answer = unsafe { abi::uffdio_writeprotect(self.fd(), &mut argument) };
         outcome(answer, 0)
     }

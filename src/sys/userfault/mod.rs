@@ -22,8 +22,8 @@ use super::abi;
 use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
-    Access, Calls, Delivery, FaultKind, Filled, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection,
-    RawFault, Resolver, Revoked, Rights, Ticket, Tid, Verdict, access, passing, process, trap,
+    Access, Calls, Delivery, FaultKind, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable,
+    Protection, RawFault, Resolver, Revoked, Rights, Span, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
 use crate::sync::plain::OnceLock;
@@ -188,59 +188,57 @@ impl PageTable for Userfault {
 
     fn point_at_device(
         &self,
-        at: Addr,
-        bytes: u64,
+        span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        // SAFETY: what the trait asks of its callers.
-        unsafe { self.point(at, bytes, device, offset, (Watched::Device, rights)) }
+        self.point(span, device, offset, (Watched::Device, rights))
     }
 
-    fn point_at_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
+    fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         count(&self.calls.repoints);
-        let stage = self.map_zeros(bytes, self.base_page(), None, rights)?;
-        // SAFETY: has just been mapped here, and nobody else has its address; and what the trait asks of its callers.
-        let moved = unsafe { self.move_over(stage, bytes, bytes, at) };
+        let stage = self.map_zeros(span.bytes(), self.base_page(), None, rights)?;
+        // SAFETY: has just been mapped here, and nobody else has its address.
+        let moved = unsafe { self.move_over(stage, span.bytes(), span) };
         // SAFETY: likewise: it was not moved.
-        moved.inspect_err(|_| unsafe { self.give_back(stage, bytes) })
+        moved.inspect_err(|_| unsafe { self.give_back(stage, span.bytes()) })
     }
 
-    fn join_to_zeros(&self, at: Addr, bytes: u64, rights: Rights) -> Result<(), Errno> {
-        spare::lend(|| self.point_at_zeros(at, bytes, rights))
+    fn join_to_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        spare::lend(|| self.point_at_zeros(span, rights))
     }
 
-    fn mend(&self, at: Addr, bytes: u64, rights: Rights) -> Result<Mended, Errno> {
+    fn mend(&self, span: Span<'_>, rights: Rights) -> Result<Mended, Errno> {
         // Asked first: where no address range is left, the kernel refuses before it looks whether the place is free.
-        if self.is_ours(at, bytes)? {
+        if self.is_ours(span)? {
             return Ok(Mended::Untouched);
         }
-        match spare::lend(|| self.map_zeros(bytes, self.base_page(), Some(at), rights)) {
+        match spare::lend(|| self.map_zeros(span.bytes(), self.base_page(), Some(span.at()), rights)) {
             Ok(_) => Ok(Mended::Zeros),
             Err(_) => Ok(Mended::Lost),
         }
     }
 
-    fn revoke(&self, at: Addr, bytes: u64) -> Revoked {
+    fn revoke(&self, span: Span<'_>) -> Revoked {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        let (at, bytes) = (span.at(), span.bytes());
         let Ok(len) = length(bytes) else { return Revoked::Sigbus };
         let place = std::num::NonZeroUsize::new(at.0);
-        // SAFETY: what the trait asks of its callers, or a range that the application has moved away, and that `is_ours` has found
-        // registered here (`Core::revoke_if_ours`). No Rust reference points into it (`Place`).
+        // SAFETY: `Span`.
         let dead = spare::lend(|| unsafe { mmap(place, len, prot, flags, self.grave.as_fd(), 0) });
         let revoked = match dead {
             Ok(_) => {
                 // Nothing to see.
-                // SAFETY: as above. It changes a flag, and no byte.
+                // SAFETY: likewise. It changes a flag, and no byte.
                 let _ = unsafe { ranges::madvise(at, bytes, libc::MADV_DONTDUMP) };
                 Revoked::Sigbus
             }
             // No room for the mapping, or no memory may be locked: SIGSEGV is still better than zeros that were never there.
             Err(_) => {
                 access::expect_inaccessible();
-                // SAFETY: as above.
+                // SAFETY: likewise.
                 match spare::lend(|| unsafe { ranges::make_inaccessible(at, bytes) }) {
                     Ok(()) => Revoked::Segv,
                     Err(_) => Revoked::Refused,
@@ -251,41 +249,46 @@ impl PageTable for Userfault {
         revoked
     }
 
-    fn is_ours(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        Ok(self.is_registered(at, bytes)? && self.is_registered_with_us(at, bytes))
+    fn revoke_moved(&self, at: Addr, bytes: u64) -> Option<Revoked> {
+        // SAFETY: nothing is done to it before it is known to be registered here, but that it is asked whether it is: what is neither
+        // is let alone by that (`Userfault::is_ours`). And what is registered here is a part of a mapping that the application has
+        // moved; nobody but its mremap has given these addresses to anybody.
+        let span = unsafe { Span::of(at, bytes) };
+        matches!(self.is_ours(span), Ok(true)).then(|| self.revoke(span))
     }
 
-    fn unmap(&self, at: Addr, bytes: u64) {
-        // SAFETY: what the trait asks of its callers, here with nobody else at work on the range.
+    fn unmap(&self, last: Last<'_>) {
+        let (at, bytes) = last.range();
+        // SAFETY: nobody else has the addresses, nor will (`Last`).
         unsafe { self.give_back(at, bytes) };
         // munmap wakes nobody.
         self.wake(at, bytes);
     }
 
-    fn install(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Outcome, Errno> {
-        self.continue_(self.fd(), at, bytes, continue_mode(protection))
+    fn install(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.continue_(self.fd(), span, continue_mode(protection))
     }
 
-    fn install_run(&self, at: Addr, bytes: u64, protection: Protection) -> Result<Filled, Errno> {
-        self.continue_run(self.fd(), at, bytes, continue_mode(protection))
+    fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.continue_run(self.fd(), span, continue_mode(protection))
     }
 
-    fn install_zeros(&self, at: Addr) -> Result<Outcome, Errno> {
-        self.copy_zeros(at, abi::COPY_MODE_WP)
+    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.copy_zeros(span, abi::COPY_MODE_WP)
     }
 
-    fn poison(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.poison_with(at, bytes, 0)
+    fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.poison_with(span, 0)
     }
 
     #[cfg(feature = "sabotage")]
-    fn put_quietly(&self, at: Addr, entry: super::inject::Entry) -> Result<Outcome, Errno> {
+    fn put_quietly(&self, span: Span<'_>, entry: super::inject::Entry) -> Result<Outcome, Errno> {
         use super::inject::Entry;
         let quietly = abi::MODE_DONTWAKE;
         match entry {
-            Entry::Page(bytes, protection) => self.continue_(self.fd(), at, bytes, continue_mode(protection) | quietly),
-            Entry::Zeros => self.copy_zeros(at, abi::COPY_MODE_WP | quietly),
-            Entry::Poison(bytes) => self.poison_with(at, bytes, quietly),
+            Entry::Page(protection) => self.continue_(self.fd(), span, continue_mode(protection) | quietly),
+            Entry::Zeros => self.copy_zeros(span, abi::COPY_MODE_WP | quietly),
+            Entry::Poison => self.poison_with(span, quietly),
         }
     }
 
@@ -295,29 +298,31 @@ impl PageTable for Userfault {
         let own = templates.iter().any(|template| template.at <= at && at.since(template.at) < template.bytes);
         if own {
             let (at, bytes) = (at.align_down(self.base_page()), self.base_page());
-            if !matches!(self.poison(at, bytes), Ok(Outcome::Installed)) {
+            // SAFETY: a part of a template, which is given back when it is out of the list: its lock is held.
+            let span = unsafe { Span::of(at, bytes) };
+            if !matches!(self.poison(span), Ok(Outcome::Installed)) {
                 self.wake(at, bytes);
             }
         }
         own
     }
 
-    fn unprotect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.write_protect(at, bytes, 0)
+    fn unprotect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.write_protect(span, 0)
     }
 
-    fn clear_markers(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.write_protect(at, bytes, abi::WRITEPROTECT_MODE_DONTWAKE)
+    fn clear_markers(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.write_protect(span, abi::WRITEPROTECT_MODE_DONTWAKE)
     }
 
-    fn protect(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
-        self.write_protect(at, bytes, abi::WRITEPROTECT_MODE_WP)
+    fn protect(&self, span: Span<'_>) -> Result<Outcome, Errno> {
+        self.write_protect(span, abi::WRITEPROTECT_MODE_WP)
     }
 
-    fn zap(&self, at: Addr, bytes: u64) -> Result<(), Errno> {
+    fn zap(&self, span: Span<'_>) -> Result<(), Errno> {
         count(&self.calls.zaps);
-        // SAFETY: what the trait asks of its callers. It drops entries.
-        match unsafe { madvise(at, bytes, abi::MADV_DONTNEED_LOCKED) } {
+        // SAFETY: `Span`. It drops entries.
+        match unsafe { madvise(span.at(), span.bytes(), abi::MADV_DONTNEED_LOCKED) } {
             // The application has unmapped a part; the kernel has done the rest.
             Err(Errno::ENOMEM) => Ok(()),
             other => other,

@@ -10,7 +10,7 @@ use super::open::errno_of;
 use super::{Userfault, count};
 use crate::sync::back_off;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Outcome, PageTable, Rights};
+use crate::sys::{Outcome, PageTable, Rights, Span};
 use crate::units::Addr;
 
 /// How often, and how long apart, it is asked whether a range is registered: about a second.
@@ -54,11 +54,17 @@ impl Userfault {
         uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
     }
 
-    /// Whether the whole range is registered, be it with another userfaultfd: the kernel does not look whose it is. Waits where the kernel refuses to say: the event of somebody's
-    /// mremap is unread, or its thread has not run again.
-    pub(super) fn is_registered(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+    /// Whether the whole range is registered with one of ours. Where it is registered with another userfaultfd its pages may be
+    /// protected afterwards, which its handler has to expect of any of them: no byte of anybody's is different.
+    pub(super) fn is_ours(&self, span: Span<'_>) -> Result<bool, Errno> {
+        Ok(self.is_registered(span)? && self.is_registered_with_us(span.at(), span.bytes()))
+    }
+
+    /// Whether the whole range is registered, be it with another userfaultfd: the kernel does not look whose it is. Waits where the
+    /// kernel refuses to say: the event of somebody's mremap is unread, or its thread has not run again.
+    fn is_registered(&self, span: Span<'_>) -> Result<bool, Errno> {
         for _ in 0..ASK_TRIES {
-            match self.protect(at, bytes)? {
+            match self.protect(span)? {
                 Outcome::Installed | Outcome::AlreadyPresent => return Ok(true),
                 Outcome::Gone => return Ok(false),
                 Outcome::Retry => back_off(ASK_BACK_OFF),
@@ -70,7 +76,7 @@ impl Userfault {
     /// Whether a range that is registered is so with ours, one or the other. To register it again asks for no mode that it does
     /// not have, and changes nothing; the kernel refuses (EBUSY) where another userfaultfd has any of it. So a range of which
     /// each of ours has a part is asked about in halves.
-    pub(super) fn is_registered_with_us(&self, at: Addr, bytes: u64) -> bool {
+    fn is_registered_with_us(&self, at: Addr, bytes: u64) -> bool {
         let again =
             |uffd: &Uffd| uffd.register_with_mode(at.0 as *mut _, bytes as usize, RegisterMode::WRITE_PROTECT).is_ok();
         let Some(second) = self.second.get() else { return again(&self.uffd) };
@@ -160,16 +166,16 @@ impl Userfault {
         let _ = unsafe { munmap(pointer(at), bytes as usize) };
     }
 
-    /// Moves `bytes` from `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
+    /// Moves what is at `from` over what is mapped at `to`. `old_bytes` of zero duplicates instead.
     /// Waits until the event is read.
     ///
     /// # Safety
-    /// `from` was mapped here, and is nobody else's, or it is duplicated. `to` is as [`PageTable`] wants its ranges.
-    pub(super) unsafe fn move_over(&self, from: Addr, old_bytes: u64, bytes: u64, to: Addr) -> Result<(), Errno> {
+    /// `from` was mapped here, as long as `to`, and is nobody else's, or it is duplicated.
+    pub(super) unsafe fn move_over(&self, from: Addr, old_bytes: u64, to: Span<'_>) -> Result<(), Errno> {
+        let (to, bytes) = (to.at(), to.bytes());
         self.moves.lock().push_back((from, to));
         let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
-        // SAFETY: the caller's promise. The address stays valid, its accesses stay served, and nothing in Rust borrows its bytes
-        // (`Place`).
+        // SAFETY: the caller's promise; and `to` is a mapping's (`Span`), whose accesses stay served.
         let moved = unsafe { mremap(pointer(from), old_bytes as usize, bytes as usize, flags, Some(pointer(to))) };
         if moved.is_err() {
             // No event comes of it.
@@ -186,37 +192,25 @@ impl Userfault {
     }
 
     /// Points a range at the device.
-    ///
-    /// # Safety
-    /// The range is as [`PageTable`] wants it.
-    pub(super) unsafe fn point(
-        &self,
-        at: Addr,
-        bytes: u64,
-        device: &DeviceMemory,
-        offset: u64,
-        kind: Kind,
-    ) -> Result<(), Errno> {
+    pub(super) fn point(&self, span: Span<'_>, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<(), Errno> {
         count(&self.calls.repoints);
         if !device.is_huge() {
             let template = self.template(device, kind)?;
             // After mlockall the kernel would fill the range from inside this very thread.
             // SAFETY: a template, which is given back when its device or this struct is dropped: both are borrowed.
             unsafe { munlock(template, device.len_bytes()) }?;
-            // SAFETY: likewise, duplicated; and the caller's promise.
-            unsafe { self.move_over(template.plus(offset), 0, bytes, at) }?;
-            // SAFETY: the caller's promise.
-            unsafe { dump_by_choice(at, bytes, kind) };
+            // SAFETY: likewise, duplicated.
+            unsafe { self.move_over(template.plus(offset), 0, span) }?;
+            dump_by_choice(span, kind);
             return Ok(());
         }
         // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
-        let stage = self.map_device(bytes, device, offset, kind)?;
-        // SAFETY: has just been mapped here, and nobody else has its address; and the caller's promise.
-        let moved = unsafe { self.move_over(stage, bytes, bytes, at) };
+        let stage = self.map_device(span.bytes(), device, offset, kind)?;
+        // SAFETY: has just been mapped here, and nobody else has its address.
+        let moved = unsafe { self.move_over(stage, span.bytes(), span) };
         // SAFETY: likewise: it was not moved.
-        moved.inspect_err(|_| unsafe { self.give_back(stage, bytes) })?;
-        // SAFETY: the caller's promise.
-        unsafe { dump_by_choice(at, bytes, kind) };
+        moved.inspect_err(|_| unsafe { self.give_back(stage, span.bytes()) })?;
+        dump_by_choice(span, kind);
         Ok(())
     }
 
@@ -269,13 +263,10 @@ unsafe fn munlock(at: Addr, bytes: u64) -> Result<(), Errno> {
 
 /// Has a part of the device that is in its place in core dumps, if that is wanted. Where the kernel refuses it is in none, and
 /// works as well.
-///
-/// # Safety
-/// The range is as [`PageTable`] wants it.
-unsafe fn dump_by_choice(at: Addr, bytes: u64, (_, rights): Kind) {
+fn dump_by_choice(span: Span<'_>, (_, rights): Kind) {
     if rights.dumped {
-        // SAFETY: the caller's promise. It changes a flag, and no byte.
-        let _ = unsafe { madvise(at, bytes, libc::MADV_DODUMP) };
+        // SAFETY: `Span`. It changes a flag, and no byte.
+        let _ = unsafe { madvise(span.at(), span.bytes(), libc::MADV_DODUMP) };
     }
 }
 
@@ -293,15 +284,15 @@ unsafe fn make_accessible(at: Addr, bytes: u64, rights: Rights) -> Result<(), Er
 /// Makes every access to a range a SIGSEGV. The range stays mapped.
 ///
 /// # Safety
-/// The range is as [`PageTable`] wants it.
+/// The range is a mapping's ([`Span`]).
 pub(super) unsafe fn make_inaccessible(at: Addr, bytes: u64) -> Result<(), Errno> {
-    // SAFETY: the caller's promise. No Rust reference points into it (`Place`), and accesses of the application are to fail from now on.
+    // SAFETY: the caller's promise: no Rust reference points into it, and accesses of the application are to fail from now on.
     unsafe { nix::sys::mman::mprotect(pointer(at), bytes as usize, ProtFlags::PROT_NONE) }
 }
 
 /// # Safety
-/// The range has just been mapped by the caller, or is as [`PageTable`] wants it. The advice is one that changes flags, or drops entries:
-/// the bytes of such a range live in the device, or are zeros, and no Rust reference points into it (`Place`).
+/// The range has just been mapped by the caller, or is a mapping's ([`Span`]). The advice is one that changes flags, or drops entries:
+/// the bytes of such a range live in the device, or are zeros, and no Rust reference points into it.
 pub(super) unsafe fn madvise(at: Addr, bytes: u64, advice: i32) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     Errno::result(unsafe { libc::madvise(at.0 as *mut _, bytes as usize, advice) }).map(drop)

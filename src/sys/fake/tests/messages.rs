@@ -8,7 +8,7 @@ fn a_load_faults_by_what_the_range_points_at_and_repeats_after_an_install() {
     let load = zeros.load(1);
     let fault = zeros.fault();
     assert_eq!((fault.addr, fault.access, fault.kind), (zeros.at(1), Access::Load, FaultKind::Missing));
-    assert_eq!(zeros.table.install_zeros(zeros.at(1)), Ok(Outcome::Installed));
+    assert_eq!(zeros.table.install_zeros(zeros.page(1)), Ok(Outcome::Installed));
     assert_eq!(load.join().unwrap(), Ok(0));
 
     let device = Fixture::device();
@@ -25,7 +25,7 @@ fn unprotecting_nothing_wakes_and_installs_nothing() {
     let test = Fixture::device();
     let store = test.store(0, 1);
     let fault = test.fault();
-    assert_eq!(test.table.clear_markers(test.at(0), BASE_PAGE), Ok(Outcome::Installed));
+    assert_eq!(test.table.clear_markers(test.page(0)), Ok(Outcome::Installed));
     assert_eq!((test.fake.waiting(), test.table.runs(fault.tid)), (1, Some(0)));
     assert_eq!(test.unprotect(0), Outcome::Installed);
     // Woken, it faults again, with a new message.
@@ -64,6 +64,7 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
         .collect();
     // A range of its own, so that the sleepers stay what they are.
     let other = test.table.reserve(BASE_PAGE, BASE_PAGE, Rights::LOAD_STORE).unwrap();
+    let other = Span::made_up(other, BASE_PAGE);
     let pages = |messages: &[Message]| -> Vec<u64> {
         let page = |message: &Message| match message {
             Message::Fault(fault) => Some(fault.addr.since(test.base) / BASE_PAGE),
@@ -72,9 +73,9 @@ fn faults_are_read_once_in_order_before_events_and_so_many_at_a_time() {
         messages.iter().filter_map(page).collect()
     };
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| test.table.point_at_zeros(other, BASE_PAGE, Rights::LOAD_STORE));
-        while test.table.poison(other, BASE_PAGE) != Ok(Outcome::Retry) {
-            test.table.zap(other, BASE_PAGE).unwrap();
+        let pointing = scope.spawn(|| test.table.point_at_zeros(other, Rights::LOAD_STORE));
+        while test.table.poison(other) != Ok(Outcome::Retry) {
+            test.table.zap(other).unwrap();
         }
         let (first, second) = (test.read(), test.read());
         let expected: Vec<u64> = (0..threads as u64).map(|number| number % PAGES).collect();
@@ -93,10 +94,10 @@ fn everything_is_refused_while_an_event_is_unread() {
     let load = test.load(0);
     test.fault();
     thread::scope(|scope| {
-        let pointing = scope.spawn(|| test.table.point_at_zeros(test.at(2), BASE_PAGE, Rights::LOAD_STORE));
+        let pointing = scope.spawn(|| test.table.point_at_zeros(test.page(2), Rights::LOAD_STORE));
         test.table.wait();
         assert_eq!(test.install(0, Protection::ReadOnly), Outcome::Retry);
-        assert_eq!(test.table.install_zeros(test.at(2)), Ok(Outcome::Retry));
+        assert_eq!(test.table.install_zeros(test.page(2)), Ok(Outcome::Retry));
         assert_eq!(
             (test.poison(0), test.protect(0), test.unprotect(0)),
             (Outcome::Retry, Outcome::Retry, Outcome::Retry)
@@ -161,7 +162,7 @@ fn kicks_end_a_wait_and_calls_are_counted() {
     let test = Fixture::zeros();
     test.table.kick();
     test.table.wait();
-    test.table.install_zeros(test.at(0)).map(drop).unwrap();
+    test.table.install_zeros(test.page(0)).map(drop).unwrap();
     test.zap(0);
     test.table.wake(test.base, BASE_PAGE);
     assert_eq!(test.read(), vec![]);

@@ -10,7 +10,8 @@ use super::*;
 use crate::sync::thread::JoinHandle;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Access, Delivery, FaultKind, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Rights, Tid,
+    Access, Delivery, FaultKind, Last, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, RawFault, Rights,
+    Span, Tid,
 };
 use crate::units::Addr;
 
@@ -39,9 +40,7 @@ impl Fixture {
     /// Page N of the range points at block N.
     fn device() -> Self {
         let this = Self::zeros();
-        this.pointed(|this| {
-            this.table.point_at_device(this.base, PAGES * BASE_PAGE, &this.device, 0, Rights::LOAD_STORE)
-        });
+        this.pointed(|this| this.table.point_at_device(this.pages(0, PAGES), &this.device, 0, Rights::LOAD_STORE));
         this
     }
 
@@ -53,6 +52,14 @@ impl Fixture {
             assert_eq!(self.read(), vec![]);
             pointing.join().unwrap().unwrap();
         });
+    }
+
+    fn pages(&self, page: u64, count: u64) -> Span<'static> {
+        Span::made_up(self.at(page), count * BASE_PAGE)
+    }
+
+    fn page(&self, page: u64) -> Span<'static> {
+        self.pages(page, 1)
     }
 
     fn at(&self, page: u64) -> Addr {
@@ -92,23 +99,23 @@ impl Fixture {
     }
 
     fn install(&self, page: u64, protection: Protection) -> Outcome {
-        self.table.install(self.at(page), BASE_PAGE, protection).unwrap()
+        self.table.install(self.page(page), protection).unwrap()
     }
 
     fn poison(&self, page: u64) -> Outcome {
-        self.table.poison(self.at(page), BASE_PAGE).unwrap()
+        self.table.poison(self.page(page)).unwrap()
     }
 
     fn protect(&self, page: u64) -> Outcome {
-        self.table.protect(self.at(page), BASE_PAGE).unwrap()
+        self.table.protect(self.page(page)).unwrap()
     }
 
     fn unprotect(&self, page: u64) -> Outcome {
-        self.table.unprotect(self.at(page), BASE_PAGE).unwrap()
+        self.table.unprotect(self.page(page)).unwrap()
     }
 
     fn zap(&self, page: u64) {
-        self.table.zap(self.at(page), BASE_PAGE).unwrap();
+        self.table.zap(self.page(page)).unwrap();
     }
 
     fn block(&self, block: u64) -> u64 {
