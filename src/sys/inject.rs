@@ -2,7 +2,7 @@
 //! delivers messages late or twice, as the kernel may. The library is correct all the same.
 //!
 //! What is not put in, because nothing survives it by design: a zap that fails (an entry that stays would show a freed
-//! block), a revokeation that fails (the range would be somebody else's), a wake that wakes nobody, a message
+//! block), a revocation that fails (the range would be somebody else's), a wake that wakes nobody, a message
 //! lost for good, and an event held back (the caller of mremap sleeps until it is read).
 
 use nix::errno::Errno;

@@ -29,7 +29,29 @@ struct Slots {
     next: usize,
     slots: BTreeMap<usize, Slot>,
     /// What went by while a trap was set: for the message when it was not reached.
-    recent: Vec<(Event, String)>,
+    recent: Vec<(Event, Name)>,
+}
+
+/// What went by that is kept at most. Probes run in a signal handler, too, where nothing is allocated.
+const RECENT: usize = 50;
+
+/// The beginning of a thread's name.
+#[derive(Clone, Copy)]
+struct Name([u8; 24]);
+
+impl Name {
+    fn of(name: &str) -> Self {
+        let mut kept = [0; 24];
+        let len = name.len().min(kept.len());
+        kept[..len].copy_from_slice(&name.as_bytes()[..len]);
+        Self(kept)
+    }
+}
+
+impl std::fmt::Debug for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(String::from_utf8_lossy(&self.0).trim_end_matches('\0'))
+    }
 }
 
 type Wanted = Box<dyn Fn(&Event, &str) -> bool + Send>;
@@ -82,6 +104,7 @@ impl Park {
         let id = slots.next;
         slots.next += 1;
         slots.recent.clear();
+        slots.recent.reserve(RECENT);
         slots.slots.insert(id, Slot { wanted: Box::new(wanted), phase: Phase::Armed });
         self.armed.fetch_add(1, Ordering::SeqCst);
         Trap { park: self.clone(), id }
@@ -104,8 +127,8 @@ impl Probe for Park {
         let thread = thread::current();
         let name = thread.name().unwrap_or("");
         let mut slots = self.lock();
-        if slots.recent.len() < 50 {
-            slots.recent.push((event, name.to_owned()));
+        if slots.recent.len() < RECENT {
+            slots.recent.push((event, Name::of(name)));
         }
         let hit = |slot: &Slot| matches!(slot.phase, Phase::Armed) && (slot.wanted)(&event, name);
         let Some(id) = slots.slots.iter().find(|(_, slot)| hit(slot)).map(|(id, _)| *id) else { return };

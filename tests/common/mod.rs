@@ -7,7 +7,7 @@ pub mod guard;
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,9 +58,29 @@ type Filter = Box<dyn Fn(&Event) -> bool + Send>;
 /// Holds threads at points. Each trap holds the first thread that meets it. When the thread that has made this
 /// panics, nobody is held any more.
 pub struct Park {
-    traps: Mutex<Vec<Arc<Trap>>>,
+    traps: Traps,
+    /// One at a time puts a trap behind the last.
+    setting: Mutex<()>,
     let_go: Arc<AtomicBool>,
     _on_panic: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// The traps from here on. They are met in a signal handler, too: no lock, and nothing is allocated to look through them.
+#[derive(Default)]
+struct Traps(OnceLock<Box<(Arc<Trap>, Traps)>>);
+
+impl Traps {
+    fn iter(&self) -> impl Iterator<Item = &Arc<Trap>> {
+        std::iter::successors(self.0.get(), |here| here.1.0.get()).map(|here| &here.0)
+    }
+
+    fn push(&self, trap: Arc<Trap>) {
+        let mut end = self;
+        while let Some(here) = end.0.get() {
+            end = &here.1;
+        }
+        assert!(end.0.set(Box::new((trap, Self::default()))).is_ok(), "only one at a time sets a trap");
+    }
 }
 
 pub struct Trap {
@@ -87,7 +107,7 @@ impl Default for Park {
             let let_go = let_go.clone();
             move || let_go.store(true, Ordering::SeqCst)
         });
-        Self { traps: Mutex::default(), let_go, _on_panic: on_panic }
+        Self { traps: Traps::default(), setting: Mutex::new(()), let_go, _on_panic: on_panic }
     }
 }
 
@@ -101,7 +121,8 @@ impl Park {
             changed: Condvar::new(),
             let_go: self.let_go.clone(),
         });
-        self.traps.lock().unwrap().push(trap.clone());
+        let _alone = self.setting.lock().unwrap();
+        self.traps.push(trap.clone());
         trap
     }
 
@@ -113,8 +134,7 @@ impl Park {
 
 impl Probe for Park {
     fn at(&self, event: Event) {
-        let traps: Vec<_> = self.traps.lock().unwrap().clone();
-        traps.iter().for_each(|trap| trap.meet(event));
+        self.traps.iter().for_each(|trap| trap.meet(event));
     }
 }
 

@@ -52,7 +52,8 @@ pub(crate) struct Trace {
 
 impl Default for Trace {
     fn default() -> Self {
-        Self { entries: VecDeque::new(), look: PageLook::Hole }
+        // All of it now: events are noted in signal handlers, too, where nothing may be allocated.
+        Self { entries: VecDeque::with_capacity(EVENTS), look: PageLook::Hole }
     }
 }
 

@@ -103,18 +103,21 @@ pub(super) unsafe fn copy_to(at: usize, from: &[u8]) -> Result<(), usize> {
     done(unsafe { routines::copy(at, from.as_ptr() as usize, from.len()) }).map(drop)
 }
 
-/// read(2) into a mapping.
+/// read(2) into a mapping. By its number: the bytes are the kernel's to change, as they are other threads' and processes', and no
+/// wrapper of the C library is to take that for an access of this thread (ThreadSanitizer's does).
 pub(crate) fn read_into(fd: BorrowedFd<'_>, into: Part<'_>) -> Result<usize, Errno> {
     let start = into.at() as *mut libc::c_void;
     // SAFETY: a `Part`, which nothing in Rust borrows; where its bytes are not to be had the kernel says EFAULT.
-    Errno::result(unsafe { libc::read(fd.as_raw_fd(), start, into.bytes()) }).map(|done| done as usize)
+    Errno::result(unsafe { libc::syscall(libc::SYS_read, fd.as_raw_fd(), start, into.bytes()) })
+        .map(|done| done as usize)
 }
 
-/// write(2) out of a mapping.
+/// write(2) out of a mapping, likewise.
 pub(crate) fn write_from(fd: BorrowedFd<'_>, from: Part<'_>) -> Result<usize, Errno> {
     let start = from.at() as *const libc::c_void;
     // SAFETY: the kernel only reads the `Part`, and says EFAULT where it cannot.
-    Errno::result(unsafe { libc::write(fd.as_raw_fd(), start, from.bytes()) }).map(|done| done as usize)
+    Errno::result(unsafe { libc::syscall(libc::SYS_write, fd.as_raw_fd(), start, from.bytes()) })
+        .map(|done| done as usize)
 }
 
 /// Whether a read(2) or write(2) on the descriptor may have a device work on the very pages of the buffer: it was opened with `O_DIRECT`. On
