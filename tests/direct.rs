@@ -43,7 +43,9 @@ fn a_hit_is_resolved_without_the_pagers_threads() {
     assert_eq!(after.in_thread - before.in_thread, 3);
     assert_eq!(after.handed_over, before.handed_over);
     let calls = after.calls.since(&before.calls);
-    assert_eq!((calls.polls, calls.reads, calls.installs, calls.wakes), (0, 0, 3, 0), "{calls:?}");
+    assert_eq!((calls.installs, calls.wakes), (3, 0), "{calls:?}");
+    // The reader may have been on its way back to sleep, from the first fault; woken for each access, it would count three.
+    assert!(calls.polls <= 1 && calls.reads <= 1, "{calls:?}");
     assert_eq!(map.take_dirty().unwrap(), [PAGE..3 * PAGE]);
 }
 
