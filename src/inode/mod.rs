@@ -39,7 +39,7 @@ pub(crate) struct Inode {
 }
 
 impl Inode {
-    pub(crate) fn new(store: Arc<Store>) -> InUse {
+    pub(crate) fn create(store: Arc<Store>) -> InUse {
         let space = Space::new(store.page, store.next_number());
         let (users, change, grace) = (AtomicU64::new(1), RwLock::new(()), Mutex::new(None));
         InUse(Arc::new(Self { users, store, change, space, grace }))

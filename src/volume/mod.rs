@@ -77,7 +77,7 @@ impl Volume {
         if files.contains_key(name) {
             return Err(Error::NameTaken { name: name.to_owned() });
         }
-        let inode = Inode::new(self.inner.store.clone());
+        let inode = Inode::create(self.inner.store.clone());
         files.insert(name.to_owned(), inode.clone());
         Ok(File::new(self.inner.home().keep(inode)))
     }

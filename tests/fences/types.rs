@@ -35,7 +35,7 @@ fn of_a_file(file: &File) {
 fn of_a_mapping(map: &Mapping) {
     map.backing_at(0); //~ E0599 backing_at
     let _ = &map.window; //~ E0616 window
-    let _ = &map.place; //~ E0616 place
+    let _ = &map.place; //~ E0609 place
 }
 
 fn wants_send<T: Send>(_: T) {}
