@@ -131,7 +131,8 @@ fn harm_is_found_and_named() {
 /// other things to do gives the harness a few hundred operations a second.
 #[test]
 fn broken_rules_are_caught() {
-    guard::allow(3 * guard::PROGRAM + guard::HANG);
+    const AGAIN: u32 = 3;
+    guard::allow((2 + AGAIN) * guard::PROGRAM + guard::HANG);
     let output = stress("--sabotage quick --seed 3 --seconds 60");
     let text = stdout(&output);
     println!("{text}");
@@ -142,9 +143,13 @@ fn broken_rules_are_caught() {
         return;
     };
     for rule in missed.split(", ") {
-        let again = stress(&format!("--sabotage {rule} --times 1 --seed 1003 --seconds 120"));
-        println!("{}", stdout(&again));
-        assert_eq!(again.status.code(), Some(0), "{}{}", stdout(&again), stderr(&again));
+        let found = (1..=AGAIN).any(|seed| {
+            let again = stress(&format!("--sabotage {rule} --times 1 --seed {seed}003 --seconds 120"));
+            println!("{}", stdout(&again));
+            assert!(!stdout(&again).contains('!'), "{}{}", stdout(&again), stderr(&again));
+            again.status.code() == Some(0)
+        });
+        assert!(found, "{rule}: missed {AGAIN} times more");
     }
 }
 

@@ -344,7 +344,7 @@ impl Drop for Mapping {
         if !self.home.is_here() {
             return;
         }
-        self.core.unmap(&self.window, &self.inode);
+        self.core.unmap(&mut self.window, &self.inode);
     }
 }
 

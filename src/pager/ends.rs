@@ -61,8 +61,8 @@ impl Core {
     }
 
     /// Unmaps a mapping. An invalidation like any other (rule 7): no install reaches the range once it has
-    /// left the file and the map of regions. Only then is the address given back, by the last who has the window: that is the
-    /// mapping, unless a fault of it is being served.
+    /// left the file and the map of regions. Only then is the address given back, if nobody else has the window. A worker may, that has
+    /// a late fault of it in its hands: then accesses are a SIGBUS until that is done, and gives the address back.
     ///
     /// ```text
     /// unmap                                             fault
@@ -70,32 +70,32 @@ impl Core {
     ///                                                       L2 shared: decide, install
     ///                                                       unlock both
     ///     leave the map
-    ///     L2 exclusive: leave the file; zap; unlock
+    ///     L2 exclusive: leave the file; munmap; wake; unlock
     ///   unlock                                            regions shared: nobody's address. Wake
-    ///   the last: munmap; wake
     /// ```
-    pub(crate) fn unmap(&self, window: &Arc<Window>, inode: &Arc<Inode>) {
-        let tell = |point| inode.probe(point, window.pages().start, None);
+    pub(crate) fn unmap(&self, window: &mut Arc<Window>, inode: &Arc<Inode>) {
+        let first = window.pages().start;
+        let tell = |point| inode.probe(point, first, None);
         tell(Point::BeforeUnmap);
         if inode.broken(Rule::UnmapUnderLock) {
             give_back_too_early(window);
         }
         let mut regions = self.regions.write();
-        let removed = regions.remove(window);
+        // Its window goes now. The last reference to a removed file frees its blocks: after the lock.
+        let file = regions.remove(window).map(|region| region.inode);
         let mut change = inode.space.change();
         change.remove_window(window);
         window.table.unwatch(window.base());
         // Under L2: no invalidation finds the entries any more, and what they name may be freed once it is dropped.
-        for part in window.place.own_parts() {
-            if window.table.zap(part).is_err() {
-                let _ = window.table.revoke(part);
-            }
+        match Arc::get_mut(window) {
+            Some(window) => window.place.give_back(),
+            // If the kernel has no room for that the entries are gone even so.
+            None => _ = self.take_out_of_service(window),
         }
         change.commit(&inode.store);
         tell(Point::Unmapped);
         RwLockWriteGuard::unlock_fair(regions);
-        // The last reference to a removed file frees its blocks: after the lock.
-        drop(removed);
+        drop(file);
         // With the mapping gone: its entries are, too.
         inode.give_back_preallocated(PageRange::from(PageIndex(0)));
     }

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::sabotage::{Rule, broken_everywhere};
 use crate::sync::plain::{AtomicPtr, AtomicU64, Ordering};
 use std::mem::ManuallyDrop;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::ptr;
 
 /// The process that made a handle.
@@ -142,6 +142,12 @@ pub(crate) struct Kept<T> {
 impl<T> Kept<T> {
     pub(crate) fn home(&self) -> Home {
         self.home
+    }
+}
+
+impl<T> DerefMut for Kept<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.kept
     }
 }
 

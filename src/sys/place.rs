@@ -54,7 +54,7 @@ pub(super) fn may_be_missing(buffer: &[u8]) -> bool {
     MAPPED.get().is_some_and(|mapped| mapped.touches(buffer.as_ptr() as usize, buffer.len()))
 }
 
-/// An address range that a page table has reserved for a mapping. It is given back when this is dropped, and by nothing else: as long as
+/// An address range that a page table has reserved for a mapping. It is given back by who has this alone ([`Place::give_back`], or a drop): as long as
 /// it is borrowed the addresses are the mapping's, if with nothing behind them. It is owned by the `Window`, which the mapping has, its
 /// file and its pager as long as it can be faulted on, and whoever serves a fault of it.
 pub(crate) struct Place {
@@ -132,6 +132,13 @@ impl Place {
         parts
     }
 
+    /// Gives it back. Nobody has a part of it, or will: who asks has it alone.
+    pub(crate) fn give_back(&mut self) {
+        self.leave();
+        self.own_parts().into_iter().for_each(|part| self.table.unmap(Last(part)));
+        self.set_foreign(self.at, self.bytes);
+    }
+
     /// Gives a part of it back while others may be at work on it, which is what nobody may do: for rules that are broken on purpose.
     /// Without the feature it does nothing.
     pub(crate) fn give_back_too_early(&self, part: Span<'_>) {
@@ -166,8 +173,7 @@ impl Drop for Place {
         if self.listed.is_some_and(|(home, _)| !home.is_here()) {
             return;
         }
-        self.leave();
-        self.own_parts().into_iter().for_each(|part| self.table.unmap(Last(part)));
+        self.give_back();
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use daxpager::{MapOptions, Resolve, Tracking};
 use hunt::{How, unbroken};
-use scenarios::{ALL, REFUSED, Scenario, named};
+use scenarios::{AGAIN, ALL, REFUSED, Scenario, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
 use world::with_options;
 
@@ -80,6 +80,18 @@ fn unread_events_refuse_installs() {
         let refused = REFUSED.load(Ordering::Relaxed) - before;
         println!("{how:?}: {refused} refused in 1000 schedules");
         assert!(refused > 0, "{how:?}");
+    }
+}
+
+/// A mapping that has gone and the next one are at one address in most schedules: what is said of that is said of something.
+#[test]
+fn an_address_is_used_again() {
+    for how in [How::Random, How::Pct] {
+        let before = AGAIN.load(Ordering::Relaxed);
+        unbroken(how.scheduler(SEED, 1000), named("unmap"));
+        let again = AGAIN.load(Ordering::Relaxed) - before;
+        println!("{how:?}: {again} used again in 1000 schedules");
+        assert!(again > 500, "{how:?}: {again}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Files, mappings and pagers that end, or grow.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use daxpager::fake::{FakeFault, FakePageTable};
 use daxpager::sabotage::Rule;
 use shuttle::thread;
@@ -55,8 +57,11 @@ pub fn past_the_end(broken: Option<Rule>) {
     world.end();
 }
 
-/// A mapping goes while threads load through it, and another file's comes to the same address. From then on that is
-/// what everybody sees there.
+/// How often the second mapping has come to the address of the first.
+pub static AGAIN: AtomicU64 = AtomicU64::new(0);
+
+/// A mapping goes while threads load through it, and another file's comes to the same address, unless a worker that serves a
+/// late fault still keeps that. From then on it is what everybody sees there.
 pub fn unmap(broken: Option<Rule>) {
     let world = Plan::blocks(4).build(broken);
     let (first, second) = (world.file("a", 1), world.file("b", 1));
@@ -75,7 +80,7 @@ pub fn unmap(broken: Option<Rule>) {
     let threads = [loader(fake.clone()), loader(fake.clone())];
     drop(map);
     let view = world.map(&second, 1);
-    assert_eq!(view.base, base);
+    AGAIN.fetch_add(u64::from(view.base == base), Ordering::Relaxed);
     assert_eq!(view.load(0, 0), Ok(0xb0), "the file that was mapped here before");
     join(threads);
     assert_eq!(view.load(0, 0), Ok(0xb0));

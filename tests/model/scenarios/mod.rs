@@ -7,6 +7,7 @@ mod trouble;
 
 use daxpager::sabotage::Rule;
 
+pub use ends::AGAIN;
 pub use trouble::REFUSED;
 
 /// One schedule of a scenario, with a rule broken or none.
