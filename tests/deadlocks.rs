@@ -230,6 +230,7 @@ fn a_panic_of_a_worker_ends_in_sigbus() {
 fn unmap_ends_those_who_wait() {
     let world = World::new(4, None);
     let a = world.file("a", 1, A);
+    let mut refused = 0;
     for round in 1..=20 {
         let map = world.map(&a, 1);
         let address = map.as_ptr() as usize;
@@ -242,12 +243,16 @@ fn unmap_ends_those_who_wait() {
         parked.wait();
         let unmap = spawn(move || drop(map));
         unmap.join("the unmap").unwrap();
-        assert_eq!(wait.join("a thread that waited in a mapping that is gone").unwrap(), -1);
+        let written = wait.join("a thread that waited in a mapping that is gone").unwrap();
+        // Another test's thread may have memory of its own there by then.
+        assert!(matches!(written, -1 | 8), "{written}");
+        refused += u64::from(written == -1);
         parked.release();
         // The fault that was parked belongs to nobody now. Were it served later, it would be served in
         // the next mapping, which is right and would leave that one without a fault to park.
         until("the end of the parked fault", || (world.pager().stats().unknown_addresses == round).then_some(()));
     }
+    assert!(refused >= 10, "{refused} of 20: the address is somebody else's nearly each time");
     assert_eq!(world.pager().mappings(), 0);
 }
 
