@@ -266,15 +266,13 @@ impl Part<'_> {
 
 #[cfg(all(test, feature = "fake"))]
 mod tests {
-    use std::mem::ManuallyDrop;
-
     use super::*;
 
-    /// Nothing is at its addresses, or will be: it is not given back.
-    fn place(real: bool) -> ManuallyDrop<Place> {
+    /// Its page table is a fake one, which has nothing at its addresses.
+    fn place(real: bool) -> Place {
         let listed = real.then(|| (Home::here().unwrap(), u64::MAX));
         let (table, foreign) = (crate::sys::fake::FakePageTable::new().table(), Mutex::default());
-        ManuallyDrop::new(Place { table, at: Addr(4096), bytes: 8192, listed, foreign })
+        Place { table, at: Addr(4096), bytes: 8192, listed, foreign }
     }
 
     #[test]
