@@ -46,23 +46,28 @@ fn late_messages_do_no_harm_at_an_address_used_again() {
     }
 }
 
-/// Who has nothing but a late message in his hands keeps no block from anybody: when the last name, handle and mapping of a file are
-/// gone, its blocks are free.
-#[test]
-fn a_late_fault_keeps_no_block_of_a_file_that_is_gone() {
+/// A store is held at a point in the hands of its worker, and answered by somebody else. Then nobody has its file any more:
+/// neither a name, a handle nor a mapping. `used` blocks are in use just before.
+fn late_for_a_file_that_is_gone(point: Point, used: u64) -> (World, Arc<Trap>) {
     let world = World::with_reader(4, None, true);
     let file = world.volume.create("a").unwrap();
     file.truncate(PAGE).unwrap();
     let map = world.map(&file, 1);
-    let parked = world.park.at_page(Point::Prepared, 0);
+    let parked = world.park.at_page(point, 0);
     let store = spawn_on(&map, |map| map.store(0, 1));
     parked.wait();
-    // The store is answered by somebody else, and its worker still has the file.
     map.populate(0..PAGE, Access::Store).unwrap();
     assert_eq!(store.join("the store").unwrap(), Ok(()));
-    assert_eq!(world.volume.used_blocks(), 1);
+    assert_eq!(world.volume.used_blocks(), used);
     drop((map, file));
     world.volume.remove("a").unwrap();
+    (world, parked)
+}
+
+/// Who has nothing but a late message in his hands keeps no block from anybody.
+#[test]
+fn a_late_fault_keeps_no_block_of_a_file_that_is_gone() {
+    let (world, parked) = late_for_a_file_that_is_gone(Point::Prepared, 1);
     assert_eq!(world.volume.used_blocks(), 0);
     parked.release();
 }
@@ -70,17 +75,7 @@ fn a_late_fault_keeps_no_block_of_a_file_that_is_gone() {
 /// The same when the block comes after the file has gone.
 #[test]
 fn a_late_fault_puts_no_block_into_a_file_that_is_gone() {
-    let world = World::with_reader(4, None, true);
-    let file = world.volume.create("a").unwrap();
-    file.truncate(PAGE).unwrap();
-    let map = world.map(&file, 1);
-    let parked = world.park.at_page(Point::Allocated, 0);
-    let store = spawn_on(&map, |map| map.store(0, 1));
-    parked.wait();
-    map.populate(0..PAGE, Access::Store).unwrap();
-    assert_eq!(store.join("the store").unwrap(), Ok(()));
-    drop((map, file));
-    world.volume.remove("a").unwrap();
+    let (world, parked) = late_for_a_file_that_is_gone(Point::Allocated, 2);
     // The one that the worker has in its hands: on its way, and whoever runs short waits for it.
     assert_eq!(world.volume.used_blocks(), 1);
     parked.release();

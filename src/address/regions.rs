@@ -75,11 +75,11 @@ impl Regions {
         (region.window.base().plus(region.window.bytes()) > at).then_some(region)
     }
 
-    /// Takes a region out; `None` if it is gone already.
-    pub(crate) fn remove(&mut self, window: &Arc<Window>) -> Option<Region> {
-        let pieces = self.of(window)?.layout.pieces();
+    /// Takes a region out, if it is not gone already.
+    pub(crate) fn remove(&mut self, window: &Arc<Window>) {
+        let Some(pieces) = self.of(window).map(|region| region.layout.pieces()) else { return };
         self.share.count(pieces, 0);
-        self.by_addr.remove(&window.base().0)
+        self.by_addr.remove(&window.base().0);
     }
 
     /// All of them, by address.

@@ -122,8 +122,6 @@ impl Inode {
         let mut change = inode.space.change();
         let eof = inode.page().ceil(change.size());
         match change.extents().state(page) {
-            // Nobody is left who could load it.
-            PageState::Hole if change.is_evicted() => {}
             PageState::Hole if page < eof => {
                 let hole = change.extents().hole_around(page).intersect(PageRange::new(page, eof));
                 let run = reserved.take(hole.intersect(PageRange::at(page, run.blocks)).pages());

@@ -4,7 +4,7 @@
 use nix::errno::Errno;
 
 use crate::address::core::Core;
-use crate::address::regions::{Region, Regions};
+use crate::address::regions::Regions;
 use crate::error::{Error, Result};
 use crate::inode::Inode;
 use crate::probe::Point;
@@ -26,26 +26,23 @@ impl Core {
     /// waiting for the reader, which goes on reading meanwhile. The addresses stay taken: [`Core::unmap`] alone gives them
     /// back. Waits, too, while the process has no address range left with which to take one out of service.
     pub(crate) fn revoke(&self) {
-        // The last reference to a removed file frees its blocks: dropped after the lock.
-        let mut dropped = Vec::new();
         let mut regions = self.regions.write();
         while let Some(region) = regions.first() {
             let (window, inode) = (region.window.clone(), region.inode.clone());
             let mut change = inode.space.change();
             change.remove_window(&window);
-            window.table.unwatch(window.base());
             if self.switches.broken(Rule::RevokeOnce) && !window.is_lost() {
                 give_back_too_early(&window);
                 window.set_lost();
                 change.commit(&inode.store);
-                dropped.extend(regions.remove(&window));
+                regions.remove(&window);
                 continue;
             }
             // Its entries go under the lock under which it leaves: no invalidation finds them from then on.
             let done = self.switches.broken(Rule::RevokeBeforeClose) || self.take_out_of_service(&window);
             if done {
                 // Before an observer is told, which may panic: nothing is revoked twice.
-                dropped.extend(regions.remove(&window));
+                regions.remove(&window);
                 change.commit(&inode.store);
                 continue;
             }
@@ -81,11 +78,9 @@ impl Core {
             give_back_too_early(window);
         }
         let mut regions = self.regions.write();
-        // Its window goes now. The last reference to a removed file frees its blocks: after the lock.
-        let file = regions.remove(window).map(|region| region.inode);
+        regions.remove(window);
         let mut change = inode.space.change();
         change.remove_window(window);
-        window.table.unwatch(window.base());
         // Under L2: no invalidation finds the entries any more, and what they name may be freed once it is dropped.
         match Arc::get_mut(window) {
             Some(window) => window.place.give_back(),
@@ -95,7 +90,6 @@ impl Core {
         change.commit(&inode.store);
         tell(Point::Unmapped);
         RwLockWriteGuard::unlock_fair(regions);
-        drop(file);
         // With the mapping gone: its entries are, too.
         inode.give_back_preallocated(PageRange::from(PageIndex(0)));
     }
@@ -105,8 +99,8 @@ impl Core {
     pub(crate) fn lose(&self, from: Addr, to: Addr, bytes: u64) {
         let mut regions = self.regions.write();
         let window = regions.find(from).map(|region| region.window.clone());
-        let dropped = window.and_then(|window| self.give_up(&mut regions, &window, from, bytes, Some(to)));
-        if dropped.is_none() {
+        let given_up = window.is_some_and(|window| self.give_up(&mut regions, &window, from, bytes, Some(to)));
+        if !given_up {
             // Of a mapping that has been given up already.
             Self::revoke_if_ours(&*self.table, to, bytes);
             if let Some(direct) = self.direct() {
@@ -114,12 +108,11 @@ impl Core {
             }
         }
         RwLockWriteGuard::unlock_fair(regions);
-        drop(dropped);
     }
 
     /// Ends a mapping of which a part is not ours any more: `bytes` from `hole` on, which are at `moved` now if
     /// the application has moved them. The rest is taken out of service in place, and given back when the mapping is dropped.
-    /// `None` if there is no such region, or the kernel has no room for that: then its faults are poisoned one by one.
+    /// `false` if there is no such region, or the kernel has no room for that: then its faults are poisoned one by one.
     pub(crate) fn give_up(
         &self,
         regions: &mut Regions,
@@ -127,14 +120,13 @@ impl Core {
         hole: Addr,
         bytes: u64,
         moved: Option<Addr>,
-    ) -> Option<Region> {
-        let inode = regions.of(window)?.inode.clone();
+    ) -> bool {
+        let Some(inode) = regions.of(window).map(|region| region.inode.clone()) else { return false };
         let end = window.base().plus(window.bytes());
         let bytes = hole.plus(bytes).min(end).since(hole);
         window.set_lost();
         let mut change = inode.space.change();
         change.remove_window(window);
-        window.table.unwatch(window.base());
         if let Some(to) = moved {
             Self::revoke_if_ours(&*window.table, to, bytes);
         }
@@ -146,7 +138,10 @@ impl Core {
         let done = self.take_out_of_service(window);
         change.commit(&inode.store);
         window.table.wake(window.base(), window.bytes());
-        if done { regions.remove(window) } else { None }
+        if done {
+            regions.remove(window);
+        }
+        done
     }
 
     /// Gives a mapping up that is all ours, and its addresses with it; all but a part, whose faults are nobody's from then on. For
@@ -156,11 +151,10 @@ impl Core {
         window.set_lost();
         let mut change = inode.space.change();
         change.remove_window(window);
-        window.table.unwatch(window.base());
         window.place.set_foreign(part, bytes);
         give_back_too_early(window);
         change.commit(&inode.store);
-        drop(regions.remove(window));
+        regions.remove(window);
     }
 
     /// An address range that no region has, and the map of regions held exclusively from before there is a range.
@@ -194,9 +188,10 @@ impl Core {
             drop(place);
             let hole = base.max(stale.base());
             let end = base.plus(bytes).min(stale.base().plus(stale.bytes()));
-            let dropped = (tries_left == 1).then(|| self.give_up(&mut regions, &stale, hole, end.since(hole), None));
+            if tries_left == 1 {
+                self.give_up(&mut regions, &stale, hole, end.since(hole), None);
+            }
             RwLockWriteGuard::unlock_fair(regions);
-            drop(dropped);
             crate::sync::back_off(ROOM_BACK_OFF);
         }
         Err(Error::system("mmap", Errno::EAGAIN))

@@ -165,7 +165,7 @@ fn mend(core: &Core, regions: &mut Regions, window: &Arc<Window>, range: PageRan
     match window.table.mend(span, window.rights()) {
         Ok(Mended::Zeros) => regions.repointed(window, range, Backing::Zeros),
         Ok(Mended::Untouched) => {}
-        Ok(Mended::Lost) => drop(core.give_up(regions, window, at, bytes, None)),
+        Ok(Mended::Lost) => _ = core.give_up(regions, window, at, bytes, None),
         // The kernel does not tell. If the range is gone, an access is a SIGSEGV; if it is there, the next re-point tells.
         Err(_) => {}
     }

@@ -73,12 +73,7 @@ pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Ba
     if window.is_direct() {
         return Attempt::Sigbus;
     }
-    let span = window.poisoned_span(raw.addr, backing);
-    let poisoned = match window.table.poison(span) {
-        Ok(Outcome::AlreadyPresent) => window.table.poison_over_marker(span),
-        other => other,
-    };
-    if poisoned != Ok(Outcome::Installed) {
+    if window.poison(raw.addr, backing) != Ok(Outcome::Installed) {
         core.wake(raw);
     }
     Attempt::Done

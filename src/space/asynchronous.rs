@@ -55,13 +55,10 @@ impl Window {
         if range.is_empty() {
             return Ok(());
         }
-        let start = self.base().plus(self.page.bytes_of(range.start.0));
         let own = |at: Addr, bytes: u64| {
             PageRange::at(PageIndex(self.page.page_of(at.since(self.base())).0), self.page.pages_in(bytes))
         };
-        self.table.scan(scan, self.place.span(start, self.page.bytes_of(range.pages())), &mut |at, bytes| {
-            each(own(at, bytes))
-        })
+        self.table.scan(scan, self.own_span(range), &mut |at, bytes| each(own(at, bytes)))
     }
 
     /// Pages of `range` that had an entry, and have none any more though nobody here has zapped it, or has zapped it just now:

@@ -62,14 +62,10 @@ impl Change<'_> {
         self.pending.forget.push(range);
     }
 
-    /// Takes all blocks of the file away, and it gets no others: nobody has it any more.
+    /// Takes all blocks of the file away, and it gets no others: nobody has it any more, and all of it is past its end.
     pub(crate) fn evict(&mut self) {
+        self.set_size(0);
         self.unmap(PageRange::from(PageIndex(0)));
-        self.state.evicted = true;
-    }
-
-    pub(crate) fn is_evicted(&self) -> bool {
-        self.state.evicted
     }
 
     /// Puts blocks, or another state, under `extent`'s pages. Blocks that go by this stay the caller's.
@@ -114,10 +110,11 @@ impl Change<'_> {
         self.state.windows.push(window);
     }
 
-    /// No install reaches the window any more once this is committed.
+    /// No install reaches the window any more once this is committed, and no thread resolves a fault of it by itself.
     pub(crate) fn remove_window(&mut self, window: &Arc<Window>) {
         window.alive.store(false, Ordering::Relaxed);
         self.state.windows.retain(|other| !Arc::ptr_eq(other, window));
+        window.table.unwatch(window.base());
     }
 
     /// Pages of `range` marked dirty in `window`, as ranges of the file. They stay marked.
@@ -144,10 +141,7 @@ impl Change<'_> {
     /// zap.
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
         window.zap(PageRange::one(page));
-        let span = window.poisoned_span(at, backing);
-        if let Ok(Outcome::AlreadyPresent) = window.table.poison(span) {
-            let _ = window.table.poison_over_marker(span);
-        }
+        let _ = window.poison(at, backing);
     }
 
     /// [`Change::try_commit`] of a change in which nothing is zeroed or copied: so nothing can fail.
@@ -205,7 +199,7 @@ impl Change<'_> {
                 pending.invalidate(&state.windows);
                 done = pending.fill(&mut state, store);
             }
-            // Deferred over to whoever waits: a fault that competes with a loop of punches gets its turn.
+            // Handed over to whoever waits: a fault that competes with a loop of punches gets its turn.
             RwLockWriteGuard::unlock_fair(state);
         }
         tell(Point::Invalidated);

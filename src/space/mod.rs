@@ -45,8 +45,6 @@ struct State {
     windows: Vec<Arc<Window>>,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
-    /// Nobody has the file any more, and it gets no block.
-    evicted: bool,
 }
 
 /// Size, extents and mappings of one file, under L2.
@@ -71,7 +69,6 @@ impl Space {
             extents: ExtentMap::default(),
             windows: Vec::new(),
             preallocated: Preallocation::default(),
-            evicted: false,
         };
         Self { number, page, state: RwLock::new(state) }
     }
@@ -188,7 +185,7 @@ impl Shared<'_> {
     }
 
     pub(crate) fn install_zeros(&self, window: &Window, at: Addr) -> Result<Outcome, Errno> {
-        window.table.install_zeros(window.poisoned_span(at, Backing::Zeros))
+        window.table.install_zeros(window.span_at(at, Backing::Zeros))
     }
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {
@@ -200,17 +197,13 @@ impl Shared<'_> {
 
     /// Poisons the page that `at` lies in.
     pub(crate) fn poison(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
-        window.table.poison(window.poisoned_span(at, backing))
+        window.table.poison(window.span_at(at, backing))
     }
 
     /// Poisons a page past the end. What may be in the way there is a write-protect marker that a zap has
     /// left, or the poison of another thread's fault. Nowhere else: clearing a marker makes an
     /// entry writable where there is one.
     pub(crate) fn poison_past_end(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
-        let span = window.poisoned_span(at, backing);
-        match window.table.poison(span)? {
-            Outcome::AlreadyPresent => window.table.poison_over_marker(span),
-            other => Ok(other),
-        }
+        window.poison(at, backing)
     }
 }

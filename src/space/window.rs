@@ -8,7 +8,7 @@ use super::streams::Streams;
 use crate::options::{MapOptions, Resolve};
 use crate::policy::Backing;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::sys::{PageTable, Place, Rights, Span};
+use crate::sys::{Outcome, PageTable, Place, Rights, Span};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
 /// A mapping as the file sees it: where to zap.
@@ -128,11 +128,12 @@ impl Window {
 
     /// The addresses of those pages of `range` that it shows.
     pub(crate) fn span(&self, range: PageRange) -> Span<'_> {
-        let cut = range.intersect(self.pages);
-        if cut.is_empty() {
-            return self.place.span(self.base(), 0);
-        }
-        self.place.span(self.addr_of(cut.start), self.page.bytes_of(cut.pages()))
+        self.own_span(self.own(range))
+    }
+
+    /// The same of the window's own pages.
+    pub(super) fn own_span(&self, own: PageRange) -> Span<'_> {
+        self.place.span(self.base().plus(self.page.bytes_of(own.start.0)), self.page.bytes_of(own.pages()))
     }
 
     /// A range of the file as a range of the window's own pages.
@@ -163,8 +164,18 @@ impl Window {
         self.page.pages_in(self.options.fault_around).max(1)
     }
 
-    /// What to poison for an access at `at`: a base page where zeros are backed, a whole one on the device.
-    pub(crate) fn poisoned_span(&self, at: Addr, backing: Backing) -> Span<'_> {
+    /// Poisons what an access at `at` finds, whatever marker is in the way. Only where no entry can be: past the end, in a mapping
+    /// that has been given up, or under L2 held exclusively. Clearing a marker makes an entry writable where there is one.
+    pub(crate) fn poison(&self, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
+        let span = self.span_at(at, backing);
+        match self.table.poison(span)? {
+            Outcome::AlreadyPresent => self.table.poison_over_marker(span),
+            other => Ok(other),
+        }
+    }
+
+    /// What an access at `at` finds: a base page where zeros are backed, a whole one on the device.
+    pub(crate) fn span_at(&self, at: Addr, backing: Backing) -> Span<'_> {
         let bytes = match backing {
             Backing::Zeros => self.table.base_page(),
             Backing::Block(_) => self.page.bytes(),
@@ -187,14 +198,13 @@ impl Window {
     /// When the kernel refuses. An entry that stays would show a freed block, so the
     /// caller must not go on to free it.
     pub(crate) fn zap(&self, range: PageRange) {
-        let cut = range.intersect(self.pages);
-        if cut.is_empty() {
+        let span = self.span(range);
+        if span.bytes() == 0 {
             return;
         }
-        let span = self.span(cut);
         if let Err(errno) = self.table.zap(span) {
             panic!("zap of {} bytes at {:?} failed: {errno}", span.bytes(), span.at());
         }
-        self.settle(cut);
+        self.settle(range);
     }
 }

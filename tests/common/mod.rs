@@ -59,8 +59,6 @@ type Filter = Box<dyn Fn(&Event) -> bool + Send>;
 /// panics, nobody is held any more.
 pub struct Park {
     traps: Traps,
-    /// One at a time puts a trap behind the last.
-    setting: Mutex<()>,
     let_go: Arc<AtomicBool>,
     _on_panic: Arc<dyn Fn() + Send + Sync>,
 }
@@ -75,11 +73,11 @@ impl Traps {
     }
 
     fn push(&self, trap: Arc<Trap>) {
-        let mut end = self;
-        while let Some(here) = end.0.get() {
-            end = &here.1;
+        let (mut end, mut new) = (self, Box::new((trap, Self::default())));
+        while let Err(taken) = end.0.set(new) {
+            new = taken;
+            end = &end.0.get().expect("somebody has set it").1;
         }
-        assert!(end.0.set(Box::new((trap, Self::default()))).is_ok(), "only one at a time sets a trap");
     }
 }
 
@@ -107,7 +105,7 @@ impl Default for Park {
             let let_go = let_go.clone();
             move || let_go.store(true, Ordering::SeqCst)
         });
-        Self { traps: Traps::default(), setting: Mutex::new(()), let_go, _on_panic: on_panic }
+        Self { traps: Traps::default(), let_go, _on_panic: on_panic }
     }
 }
 
@@ -121,7 +119,6 @@ impl Park {
             changed: Condvar::new(),
             let_go: self.let_go.clone(),
         });
-        let _alone = self.setting.lock().unwrap();
         self.traps.push(trap.clone());
         trap
     }

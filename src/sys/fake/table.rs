@@ -43,6 +43,12 @@ impl Shared {
         self.announce(state, None);
     }
 
+    fn revoke_range(&self, at: Addr, bytes: u64) -> Revoked {
+        self.state.lock().space.replace(at, bytes, Backing::Revoked, Rights::LOAD_STORE);
+        self.wake(at, bytes);
+        Revoked::Sigbus
+    }
+
     /// mremap(2) of a whole range by the application, which lets the kernel choose where it goes.
     pub(super) fn move_away(&self, at: Addr, bytes: u64) -> Option<Addr> {
         let mut state = self.state.lock();
@@ -112,20 +118,12 @@ impl PageTable for Shared {
     }
 
     fn revoke_moved(&self, at: Addr, bytes: u64) -> Option<Revoked> {
-        let mut state = self.state.lock();
-        if !state.space.is_mapped(at, bytes) {
-            return None;
-        }
-        state.space.replace(at, bytes, Backing::Revoked, Rights::LOAD_STORE);
-        drop(state);
-        self.wake(at, bytes);
-        Some(Revoked::Sigbus)
+        let mapped = self.state.lock().space.is_mapped(at, bytes);
+        mapped.then(|| self.revoke_range(at, bytes))
     }
 
     fn revoke(&self, span: Span<'_>) -> Revoked {
-        self.state.lock().space.replace(span.at(), span.bytes(), Backing::Revoked, Rights::LOAD_STORE);
-        self.wake(span.at(), span.bytes());
-        Revoked::Sigbus
+        self.revoke_range(span.at(), span.bytes())
     }
 
     fn unmap(&self, last: Last<'_>) {
