@@ -1,14 +1,11 @@
 //! The picture that the page opens with: for each pattern what a page costs with us, beside the floor and the kernel.
 
-use std::fmt::Write;
-
 use super::plots::Plot;
 use super::tables::number;
 use crate::case::{Case, Contender, Sample};
-use crate::html::escape;
 use crate::results::{Group, Results};
+use crate::svg::{Anchor, Area, Svg, WIDTH};
 
-const WIDTH: f64 = 960.0;
 const LEFT: f64 = 160.0;
 /// For the figures behind the bars.
 const RIGHT: f64 = 400.0;
@@ -67,28 +64,21 @@ fn bars(group: &Group, cases: &[&Case]) -> Vec<Bar> {
 }
 
 fn draw(label: &str, patterns: &[(String, Vec<Bar>)]) -> String {
-    let mut body = String::new();
+    let mut svg = Svg::default();
     let mut top = GAP;
     for (name, bars) in patterns {
         let longest = bars.iter().map(|bar| bar.ns).fold(f64::MIN_POSITIVE, f64::max);
-        let _ = write!(body, "\n<text x=\"0\" y=\"{:.0}\">{}</text>", top + BAR - 3.0, escape(name));
+        svg.text("name", (0.0, top + BAR - 3.0), Anchor::Start, name);
         for bar in bars {
             let width = (bar.ns / longest * (WIDTH - LEFT - RIGHT)).max(1.0);
-            let _ = write!(
-                body,
-                "\n<rect class=\"dot s{}\" x=\"{LEFT}\" y=\"{top:.0}\" width=\"{width:.1}\" height=\"{:.0}\"/>\
-                 <text x=\"{:.1}\" y=\"{:.0}\">{}</text>",
-                bar.class,
-                BAR - 2.0,
-                LEFT + width + 6.0,
-                top + BAR - 4.0,
-                escape(&caption(bar)),
-            );
+            let area = Area { x: LEFT, y: top, width, height: BAR - 2.0 };
+            svg.rect(&format!("dot s{}", bar.class), area, "");
+            svg.text("name", (area.right() + 6.0, top + BAR - 4.0), Anchor::Start, &caption(bar));
             top += BAR;
         }
         top += GAP;
     }
-    format!("<svg viewBox=\"0 0 {WIDTH} {top:.0}\" role=\"img\" aria-label=\"{}\">{body}\n</svg>\n", escape(label))
+    svg.finish(top, label)
 }
 
 /// `daxpager, 1 page: 8,745 ns, 1.05 × the floor, 11.1 × the kernel`
