@@ -70,6 +70,13 @@ pub enum Error {
         /// Blocks that were free.
         free: u64,
     },
+    /// The device of a volume of windows ([`Allocation::Windows`](crate::Allocation::Windows)) has no offsets left for so many pages:
+    /// the ranges that its files have been mapped at, or written to, are together longer than the longest file of the kernel.
+    #[error("the device has no place left for {pages} pages that follow each other")]
+    NoPlaces {
+        /// The pages that were to get a window.
+        pages: u64,
+    },
     /// The memory behind the device could not be allocated, though the volume has free blocks:
     /// the tmpfs is full, or there are no huge pages left.
     #[error("the device has no memory for block {block} (errno {errno})")]

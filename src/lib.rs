@@ -55,7 +55,7 @@ pub use error::{BusError, Error, Result};
 pub use file::{ExtentInfo, ExtentKind, File, PhysicalExtent};
 pub use mapping::Mapping;
 pub use mapping::accesses::Accesses;
-pub use options::{Advice, MapOptions, Resolve, Tracking};
+pub use options::{Advice, Allocation, MapOptions, Resolve, Tracking};
 pub use pager::{Pager, PagerBuilder};
 #[cfg(feature = "inside")]
 #[doc(hidden)]

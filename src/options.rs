@@ -29,6 +29,30 @@ pub enum Resolve {
     FaultingThread,
 }
 
+/// Where the pages of a volume's files lie on its device. For [`Volume::format_with`](crate::Volume::format_with).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+#[non_exhaustive]
+pub enum Allocation {
+    /// On single blocks: any page on any block, and a block that one file frees is the next one handed out. It is what devices
+    /// are like that have as many blocks as they have bytes. A mapping is as many address ranges as the file is
+    /// fragmented, and memory that files have given up stays the device's.
+    #[default]
+    Blocks,
+    /// In windows: each file has ranges of device offsets of its own, page N at place N, and the device, which is sparse, holds the pages
+    /// that are there. No block is another file's, ever.
+    ///
+    /// | | single blocks | windows |
+    /// |---|---|---|
+    /// | a first store into a hole | handed to a worker | answered at once, by one system call |
+    /// | address ranges of a mapping | one for each run of blocks | one for each window: few |
+    /// | punch, truncate, remove | the block is free | the memory is the system's again |
+    /// | a load of a hole | a page of zeros for each mapping, for as long as it is there | one for all of them; past 64 MiB a volume they are taken back |
+    ///
+    /// Only on memfds; elsewhere a volume has single blocks whatever is asked for ([`Volume::allocation`](crate::Volume::allocation)).
+    /// Mappings with [`Tracking::Asynchronous`] are tracked as with [`Tracking::Exact`], so far.
+    Windows,
+}
+
 /// How stores through a mapping are noticed, for [`Mapping::take_dirty`](crate::Mapping::take_dirty).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 #[non_exhaustive]

@@ -26,6 +26,8 @@ pub enum Backing {
     Zeros,
     /// This block of the device. It may be stale: pointing installs nothing.
     Block(BlockIndex),
+    /// The page's own place, where nobody else's bytes ever are: of a file with windows.
+    Own(BlockIndex),
 }
 
 /// A fault, without its address.
@@ -55,7 +57,7 @@ pub(crate) struct View {
 pub(crate) enum Decision {
     /// The page lies past the end.
     Sigbus,
-    /// Install a page of zeros, write-protected. Allocates nothing.
+    /// Install a page of zeros, write-protected. No block is taken for it.
     InstallZeros,
     /// Install the block's page write-protected: the first store shall be noticed.
     InstallReadOnly,
@@ -68,6 +70,8 @@ pub(crate) enum Decision {
     Retry,
     /// First put this under the address, without the lock; then look again.
     Repoint(Backing),
+    /// Take a page for the hole, or make the unwritten one written, and install it in its place, writable, as one step; mark it dirty.
+    Take,
     /// First give the hole a zeroed block, take zeros away from every mapping, then look again.
     Allocate,
     /// First zero the page's block and make it written, take zeros away from every mapping, then look again.
@@ -93,9 +97,16 @@ fn no_entry(access: Access, view: &View) -> Decision {
         (Load, Hole | Unwritten(_), Block(_)) => Decision::Repoint(Zeros),
         (Load, Written(block), Block(under)) if block == under => Decision::InstallReadOnly,
         (Store, Written(block), Block(under)) if block == under => Decision::InstallWritable,
-        (_, Written(block), _) => Decision::Repoint(Block(block)),
-        (Store, Hole, _) => Decision::Allocate,
-        (Store, Unwritten(block), _) => Decision::Convert(block),
+        // In its own place there is nothing to point elsewhere, and nothing to prepare.
+        (Load, Hole | Unwritten(_), Own(_)) => Decision::InstallZeros,
+        (Store, Hole | Unwritten(_), Own(_)) => Decision::Take,
+        (Load, Written(block), Own(place)) if block == place => Decision::InstallReadOnly,
+        (Store, Written(block), Own(place)) if block == place => Decision::InstallWritable,
+        // A broken invariant: a page is nowhere but in its place.
+        (_, Written(_), Own(_)) => Decision::Sigbus,
+        (_, Written(block), Zeros | Block(_)) => Decision::Repoint(Block(block)),
+        (Store, Hole, Zeros | Block(_)) => Decision::Allocate,
+        (Store, Unwritten(block), Zeros | Block(_)) => Decision::Convert(block),
     }
 }
 
@@ -110,11 +121,15 @@ fn mkwrite(view: &View) -> Decision {
         // retrying alone would find the same zeros again, for ever.
         (Hole, Zeros) => Decision::Allocate,
         (Unwritten(block), Zeros) => Decision::Convert(block),
+        // The page's own, whatever it has been since: taken away, the entry went with it; then it is taken anew.
+        (Written(block), Own(place)) if block == place => Decision::Unprotect,
+        (Hole | Unwritten(_), Own(_)) => Decision::Take,
+        (Written(_), Own(_)) => Decision::Sigbus,
         // The entry named a block that has been taken away. Never allocate here: the store was
         // aimed at that block, and the access will say what it wants when it faults again.
         (Hole | Unwritten(_), Block(_)) => Decision::Retry,
         // Pointed elsewhere since: the entry went with it.
-        (Written(_), _) => Decision::Retry,
+        (Written(_), Zeros | Block(_)) => Decision::Retry,
     }
 }
 
@@ -161,6 +176,19 @@ mod tests {
             (Store, WriteProtect, Written(B), Zeros, D::Retry),
             (Store, WriteProtect, Written(B), Block(B), D::Unprotect),
             (Store, WriteProtect, Written(B), Block(OTHER), D::Retry),
+            // in its own place
+            (Load, Missing, Hole, Own(B), D::InstallZeros),
+            (Load, Missing, Unwritten(B), Own(B), D::InstallZeros),
+            (Load, Missing, Written(B), Own(B), D::InstallReadOnly),
+            (Load, Missing, Written(B), Own(OTHER), D::Sigbus),
+            (Store, Missing, Hole, Own(B), D::Take),
+            (Store, Missing, Unwritten(B), Own(B), D::Take),
+            (Store, Missing, Written(B), Own(B), D::InstallWritable),
+            (Store, Missing, Written(B), Own(OTHER), D::Sigbus),
+            (Store, WriteProtect, Hole, Own(B), D::Take),
+            (Store, WriteProtect, Unwritten(B), Own(B), D::Take),
+            (Store, WriteProtect, Written(B), Own(B), D::Unprotect),
+            (Store, WriteProtect, Written(B), Own(OTHER), D::Sigbus),
         ];
         for (access, kind, state, backing, answer) in rows {
             let view = view(state, backing);

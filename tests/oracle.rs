@@ -21,7 +21,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use daxpager::fake::FakePageTable;
-use daxpager::{Access, Advice, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
+use daxpager::{
+    Access, Advice, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume,
+};
 use kernel::RealFile;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -553,5 +555,52 @@ fn agrees_with_the_kernel_when_it_tracks_the_stores_of_faulting_threads() {
     let volume = Volume::format(Device::heap(64 * PAGE, PAGE).unwrap());
     let pager = Pager::builder().start_on_fake(&fake).unwrap();
     run(&FakeCpu(fake), &volume, &pager, &options, "asynchronous-fake-direct");
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
+}
+
+/// Volumes of files with windows.
+fn windows() -> Volume {
+    let volume = Volume::format_with(Device::memfd("oracle", 64 * PAGE).unwrap(), Allocation::Windows);
+    assert_eq!(volume.allocation(), (Allocation::Windows, None));
+    volume
+}
+
+fn windows_on_the_fake() -> Volume {
+    Volume::format_with(Device::sparse_heap(64 * PAGE, 1024 * PAGE, PAGE).unwrap(), Allocation::Windows)
+}
+
+/// Files with windows: a page is where it is, and what is taken away is out of the device.
+#[test]
+fn agrees_with_the_kernel_in_windows() {
+    let volume = windows();
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, &MapOptions::new(), "windows");
+    assert_eq!(volume.resident_bytes(), 0, "memory is left behind");
+    assert_eq!(pager.stats().repoints, 0);
+}
+
+#[test]
+fn agrees_with_the_kernel_in_windows_under_coarse_tracking() {
+    let volume = windows();
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, &MapOptions::new().tracking(Tracking::Coarse), "windows-coarse");
+    assert_eq!(volume.resident_bytes(), 0, "memory is left behind");
+}
+
+#[test]
+fn agrees_with_the_kernel_in_windows_in_the_faulting_thread() {
+    let volume = windows();
+    let pager = Pager::builder().start().unwrap();
+    run(&RealCpu, &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "windows-direct");
+    assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
+}
+
+#[test]
+fn agrees_with_the_kernel_in_windows_on_the_fake_page_table() {
+    let fake = FakePageTable::new();
+    let volume = windows_on_the_fake();
+    let pager = Pager::builder().start_on_fake(&fake).unwrap();
+    run(&FakeCpu(fake.clone()), &volume, &pager, &MapOptions::new(), "windows-fake");
+    run(&FakeCpu(fake), &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "windows-fake-direct");
     assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }

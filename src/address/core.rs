@@ -52,6 +52,8 @@ pub(crate) struct Deferred {
     pub(crate) insists: bool,
     /// Its thread was to resolve it, and waits for the answer to this.
     pub(crate) ticket: Option<Ticket>,
+    /// What the page table had said of pages that go when its thread was last known to wait: [`PageTable::goings`].
+    pub(crate) heard: u64,
 }
 
 impl Deferred {
@@ -137,6 +139,8 @@ pub(crate) struct Core {
     /// read and numbered, and while a thread is sent a SIGBUS, which may take 5 ms. A leaf; never held by
     /// anybody who waits for the reader. Guarded by `tests/full_volume.rs`.
     pub(crate) numbering: Mutex<Vec<Signalled>>,
+    /// See [`Core::heard`].
+    heard: Tally,
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
     /// Set when every mapping has been revoked.
@@ -181,6 +185,7 @@ impl Core {
             numbering: Mutex::new(Vec::new()),
             latest: std::array::from_fn(|_| AtomicU64::new(0)),
             latest_access: std::array::from_fn(|_| Tally::new(0)),
+            heard: Tally::new(0),
             stopping: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -233,6 +238,7 @@ impl Core {
     fn read_under(&self, signalled: &mut Vec<Signalled>, messages: &mut Vec<Message>) -> Result<(u64, usize), Errno> {
         messages.clear();
         signalled.retain(|thread| self.table.runs(thread.tid) == Some(thread.runs));
+        self.heard.store(self.table.goings(), Ordering::Relaxed);
         self.table.read(messages)?;
         let read = messages.len();
         messages.retain(|message| match message {
@@ -282,10 +288,16 @@ impl Core {
         }
     }
 
+    /// What the page table had said of pages that go before the last messages were read: whoever has sent one of those waited then.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// A fault for the workers, that has been read just now.
     pub(crate) fn deferred(&self, fault: RawFault, message: u64) -> Deferred {
         let read_at = self.latencies.is_some().then(std::time::Instant::now);
-        Deferred { fault, message, starving: false, shortages: 0, read_at, insists: false, ticket: None }
+        let heard = self.heard();
+        Deferred { fault, message, starving: false, shortages: 0, read_at, insists: false, ticket: None, heard }
     }
 
     pub(crate) fn hand_over(&self, deferred: Deferred) {

@@ -25,6 +25,7 @@ impl Backing {
         match self {
             Backing::Zeros => Backing::Zeros,
             Backing::Block(block) => Backing::Block(block.plus(pages)),
+            Backing::Own(block) => Backing::Own(block.plus(pages)),
         }
     }
 }

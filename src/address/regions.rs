@@ -111,6 +111,8 @@ impl Regions {
 
     /// The region that takes the most address ranges.
     pub(crate) fn most_pieces(&mut self) -> Option<&mut Region> {
-        self.by_addr.values_mut().max_by_key(|region| region.layout.pieces())
+        // What shows windows shows them for good.
+        let pointed = self.by_addr.values_mut().filter(|region| region.inode.store.capacity().is_none());
+        pointed.max_by_key(|region| region.layout.pieces())
     }
 }

@@ -74,6 +74,14 @@ impl Device {
         Ok(Self { memory: Home::here()?.keep(Arc::new(DeviceMemory::heap(bytes, block_bytes)?)) })
     }
 
+    /// The same with `span_bytes` bytes of places, for windows.
+    #[cfg(feature = "fake")]
+    #[doc(hidden)]
+    pub fn sparse_heap(bytes: u64, span_bytes: u64, block_bytes: u64) -> Result<Self> {
+        let memory = DeviceMemory::sparse_heap(bytes, span_bytes, block_bytes)?;
+        Ok(Self { memory: Home::here()?.keep(Arc::new(memory)) })
+    }
+
     /// The size of the device in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.memory.len_bytes()

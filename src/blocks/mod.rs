@@ -1,6 +1,7 @@
 //! A device, its blocks, and who may have them. Knows nothing of files.
 
 pub(crate) mod allocator;
+pub(crate) mod capacity;
 pub(crate) mod device;
 pub(crate) mod store;
 

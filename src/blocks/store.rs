@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::blocks::Run;
 use crate::blocks::allocator::Allocator;
+use crate::blocks::capacity::Capacity;
 use crate::error::{Error, Result};
+use crate::options::Allocation;
 use crate::probe::{Event, Point, Probe};
 use crate::sabotage::{Rule, Switches};
 use crate::sync::{self, Arc, AtomicU64, Mutex, Ordering, Weak};
@@ -30,19 +32,35 @@ pub(crate) enum Wanted {
     All,
 }
 
-/// Who may have blocks that nobody has asked for.
+/// A file that may have pages which nobody has asked for.
 pub(crate) trait Preallocates: Send + Sync {
-    /// Frees those that nobody has stored to. Whether there were any that were remembered.
+    /// Frees the blocks that nobody has stored to. Whether there were any that were remembered.
     fn give_back(&self) -> bool;
+
+    /// Takes back zeros that loads have left in holes, until `enough` says so. It goes on where it has stopped the last time.
+    fn take_zeros_back(&self, enough: &dyn Fn() -> bool);
 }
+
+/// Where the pages of files lie. See [`Allocation`].
+enum Way {
+    /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
+    /// lock (L2) held: `space::Change::commit` frees after it has dropped it.
+    Blocks(Mutex<Allocator>),
+    Windows(Arc<Capacity>),
+}
+
+/// Places that a device of windows has for each page that it may hold, at least.
+const PLACES_A_PAGE: u64 = 4;
+/// Windows begin at multiples of so many pages: what one entry of the level above covers on most machines.
+const GRANULE_PAGES: u64 = 512;
 
 pub(crate) struct Store {
     pub(crate) memory: Kept<Arc<DeviceMemory>>,
     pub(crate) page: PageSize,
     pub(crate) switches: Switches,
-    /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
-    /// lock (L2) held: `space::Change::commit` frees after it has dropped it.
-    allocator: Mutex<Allocator>,
+    way: Way,
+    /// Why it is not the way that was asked for.
+    why_not: Option<&'static str>,
     /// Reservations, and changes that have taken blocks away and not freed them yet: they may all be free in
     /// a moment. Raised before the blocks can be missed, lowered when they are published or free.
     in_transit: AtomicU64,
@@ -50,6 +68,11 @@ pub(crate) struct Store {
     frees: AtomicU64,
     /// Files that may have blocks which nobody has asked for. A leaf.
     preallocated: Mutex<Vec<Weak<dyn Preallocates>>>,
+    /// Files with windows that have been mapped: loads may have left zeros in their holes. In the order in which they are
+    /// asked for some, the next one first. A leaf.
+    mapped: Mutex<std::collections::VecDeque<Weak<dyn Preallocates>>>,
+    /// Who takes zeros back has it: one at a time suffices. No lock is taken under it but those of the files.
+    taking_back: Mutex<()>,
     /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
@@ -57,15 +80,19 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(memory: Kept<Arc<DeviceMemory>>, probe: Option<Arc<dyn Probe>>) -> Self {
+    pub(crate) fn new(memory: Kept<Arc<DeviceMemory>>, allocation: Allocation, probe: Option<Arc<dyn Probe>>) -> Self {
         let page = PageSize::new(memory.block_bytes());
         let blocks = page.pages_in(memory.len_bytes());
+        let (way, why_not) = Self::way(&memory, page, allocation, blocks);
         let chunks = blocks.div_ceil(POPULATE_BLOCKS);
         Self {
             memory,
             page,
             switches: Switches::default(),
-            allocator: Mutex::new(Allocator::new(blocks)),
+            way,
+            why_not,
+            mapped: Mutex::default(),
+            taking_back: Mutex::new(()),
             in_transit: AtomicU64::new(0),
             frees: AtomicU64::new(0),
             preallocated: Mutex::new(Vec::new()),
@@ -88,10 +115,52 @@ impl Store {
         }
     }
 
-    /// The allocator, if nobody has its lock. For the schedule checker's invariants.
+    /// Windows where they are wanted and the device has room for them.
+    fn way(memory: &DeviceMemory, page: PageSize, wanted: Allocation, blocks: u64) -> (Way, Option<&'static str>) {
+        let by_blocks = |why| (Way::Blocks(Mutex::new(Allocator::new(blocks))), why);
+        if wanted == Allocation::Blocks {
+            memory.settle(memory.len_bytes());
+            return by_blocks(None);
+        }
+        if memory.is_huge() || !memory.is_private() {
+            memory.settle(memory.len_bytes());
+            return by_blocks(Some("the device is a file with a name: windows need one that nobody else can open"));
+        }
+        let places = page.pages_in(memory.stretch());
+        if places / PLACES_A_PAGE < blocks {
+            return by_blocks(Some("the process may not make a file that is long enough (RLIMIT_FSIZE)"));
+        }
+        let granule = GRANULE_PAGES.min((places / 8).next_power_of_two() / 2).max(1);
+        (Way::Windows(Arc::new(Capacity::new(blocks, places, granule, page.bytes()))), None)
+    }
+
+    /// What counts the pages of files that have windows; none where they have single blocks.
+    pub(crate) fn capacity(&self) -> Option<&Arc<Capacity>> {
+        match &self.way {
+            Way::Blocks(_) => None,
+            Way::Windows(capacity) => Some(capacity),
+        }
+    }
+
+    fn allocator(&self) -> Option<&Mutex<Allocator>> {
+        match &self.way {
+            Way::Blocks(allocator) => Some(allocator),
+            Way::Windows(_) => None,
+        }
+    }
+
+    /// Which way it is, and why not the one that was asked for.
+    pub(crate) fn allocation(&self) -> (Allocation, Option<&'static str>) {
+        match &self.way {
+            Way::Blocks(_) => (Allocation::Blocks, self.why_not),
+            Way::Windows(_) => (Allocation::Windows, self.why_not),
+        }
+    }
+
+    /// The allocator, if there is one and nobody has its lock. For the schedule checker's invariants.
     #[cfg(feature = "shuttle")]
     pub(crate) fn peek(&self) -> Option<impl std::ops::Deref<Target = Allocator> + '_> {
-        self.allocator.peek()
+        self.allocator()?.peek()
     }
 
     /// A number that no file of the volume has had: from 1 up.
@@ -101,8 +170,63 @@ impl Store {
 
     /// Free blocks, and all blocks.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        let allocator = self.allocator.lock();
-        (allocator.free_blocks(), allocator.total_blocks())
+        match &self.way {
+            Way::Blocks(allocator) => {
+                let allocator = allocator.lock();
+                (allocator.free_blocks(), allocator.total_blocks())
+            }
+            Way::Windows(capacity) => (capacity.free(), capacity.total()),
+        }
+    }
+
+    /// Takes one page for a store, if there is one. Allocates nothing and waits for nobody. What is not used is given
+    /// back, and in transit up to then: [`Store::give_page`], [`Store::keep_page`].
+    pub(crate) fn take_page(&self, capacity: &Capacity) -> bool {
+        self.in_transit.fetch_add(1, Ordering::AcqRel);
+        let taken = capacity.take(1);
+        if !taken {
+            self.in_transit.fetch_sub(1, Ordering::AcqRel);
+        }
+        taken
+    }
+
+    pub(crate) fn keep_page(&self) {
+        self.in_transit.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn give_page(&self, capacity: &Capacity) {
+        capacity.give(1);
+        self.frees.fetch_add(1, Ordering::AcqRel);
+        self.in_transit.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Loads may leave zeros in the holes of a file from now on.
+    pub(crate) fn leaves_zeros(&self, who: &Arc<dyn Preallocates>) {
+        let mut mapped = self.mapped.lock();
+        mapped.retain(|known| known.strong_count() > 0);
+        mapped.push_back(Arc::downgrade(who));
+    }
+
+    /// Takes zeros back that loads have left in holes, until there are few enough. The caller holds no L2.
+    pub(crate) fn take_zeros_back(&self) {
+        let Way::Windows(capacity) = &self.way else { return };
+        let _one = self.taking_back.lock();
+        let enough = || capacity.zeros() <= capacity.enough_zeros();
+        let files = self.mapped.lock().len();
+        for _ in 0..files {
+            if enough() {
+                return;
+            }
+            let next = {
+                let mut mapped = self.mapped.lock();
+                let next = mapped.pop_front();
+                mapped.extend(next.clone());
+                next
+            };
+            if let Some(file) = next.and_then(|next| next.upgrade()) {
+                file.take_zeros_back(&enough);
+            }
+        }
     }
 
     /// Runs of `want` blocks in all, with memory behind them, whatever they hold. All or nothing.
@@ -124,9 +248,10 @@ impl Store {
     /// of what is free at most.
     pub(crate) fn reserve_run(self: &Arc<Self>, want: u64, wanted: Wanted) -> Result<Reservation> {
         self.until_space(|| {
+            let Some(allocator) = self.allocator() else { return self.try_reserve(1) };
             let mut held = Reservation::new(self);
             {
-                let mut allocator = self.allocator.lock();
+                let mut allocator = allocator.lock();
                 let free = allocator.free_blocks();
                 let want = if wanted == Wanted::First { want.min(1 + free / PREALLOCATED_PART) } else { want };
                 let (run, fresh) = allocator.take_run(want).ok_or(Error::NoSpace { wanted: 1, free })?;
@@ -177,8 +302,21 @@ impl Store {
 
     fn try_reserve(self: &Arc<Self>, want: u64) -> Result<Reservation> {
         let mut held = Reservation::new(self);
+        let allocator = match &self.way {
+            Way::Blocks(allocator) => allocator,
+            Way::Windows(capacity) => {
+                if want > 0 {
+                    held.count();
+                }
+                if !capacity.take(want) {
+                    return Err(Error::NoSpace { wanted: want, free: capacity.free() });
+                }
+                held.pages = want;
+                return Ok(held);
+            }
+        };
         {
-            let mut allocator = self.allocator.lock();
+            let mut allocator = allocator.lock();
             let free = allocator.free_blocks();
             if free < want {
                 return Err(Error::NoSpace { wanted: want, free });
@@ -208,10 +346,7 @@ impl Store {
     /// One run of `want` blocks, with memory behind it; none where the free blocks lie too far apart.
     pub(crate) fn reserve_together(self: &Arc<Self>, want: u64) -> Option<Reservation> {
         let mut held = Reservation::new(self);
-        {
-            let mut allocator = self.allocator.lock();
-            held.push(allocator.take_together(want)?);
-        }
+        held.push(self.allocator()?.lock().take_together(want)?);
         let run = held.runs[0];
         self.populate(run).ok()?;
         Some(held)
@@ -263,13 +398,25 @@ impl Store {
         if runs.is_empty() {
             return;
         }
-        {
-            let mut allocator = self.allocator.lock();
-            for run in runs {
-                allocator.give(*run);
+        match &self.way {
+            Way::Blocks(allocator) => {
+                let mut allocator = allocator.lock();
+                runs.iter().for_each(|run| allocator.give(*run));
             }
+            Way::Windows(capacity) => capacity.give(runs.iter().map(|run| run.blocks).sum()),
         }
         self.frees.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes the pages of a run out of the device, with every entry for them. What is there again later is zeros.
+    ///
+    /// # Panics
+    /// When the kernel refuses. An entry that stays would show what is to be gone, so the caller must not go on.
+    pub(crate) fn punch(&self, run: Run) {
+        let (offset, bytes) = (self.page.device_offset(run.start), self.page.bytes_of(run.blocks));
+        if let Err(errno) = self.memory.punch(offset, bytes) {
+            panic!("punch of {bytes} bytes at {offset} of the device failed: {errno}");
+        }
     }
 
     /// Zeroes a part of a block.
@@ -311,6 +458,8 @@ pub(crate) struct Reservation {
     store: Arc<Store>,
     /// In reverse order: the next one is the last.
     runs: Vec<Run>,
+    /// Where files have windows: how many pages, wherever they will lie.
+    pages: u64,
     counted: bool,
     /// None of the blocks has been anybody's: the device has zeros there, and the kernel has the work of them.
     fresh: bool,
@@ -319,21 +468,36 @@ pub(crate) struct Reservation {
 impl Reservation {
     /// An empty one. In transit only once it has blocks, so that two that find none do not wait for each other.
     fn new(store: &Arc<Store>) -> Self {
-        Self { store: store.clone(), runs: Vec::new(), counted: false, fresh: false }
+        Self { store: store.clone(), runs: Vec::new(), pages: 0, counted: false, fresh: false }
     }
 
-    /// Under the allocator's lock: whoever misses the block finds it in transit.
-    fn push(&mut self, run: Run) {
+    fn count(&mut self) {
         if !self.counted {
             self.counted = true;
             self.store.in_transit.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// `pages` of those that are reserved are a file's from now on, in the places that it has for them.
+    ///
+    /// # Panics
+    /// When they are not: the caller reserved too few.
+    pub(crate) fn take_pages(&mut self, pages: u64) {
+        self.pages = self.pages.checked_sub(pages).expect("a reservation covers what is taken from it");
+    }
+
+    /// Under the allocator's lock: whoever misses the block finds it in transit.
+    fn push(&mut self, run: Run) {
+        self.count();
         self.runs.push(run);
     }
 
     /// Gives back what was taken last: it is the next one again.
     pub(crate) fn put_back(&mut self, run: Run) {
-        self.runs.push(run);
+        match self.store.way {
+            Way::Blocks(_) => self.runs.push(run),
+            Way::Windows(_) => self.pages += run.blocks,
+        }
     }
 
     /// Takes one to `want` consecutive blocks.
@@ -369,6 +533,10 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         // The next to be taken is freed last, so that it is the next one handed out.
         self.store.free(&self.runs);
+        if let (Way::Windows(capacity), 1..) = (&self.store.way, self.pages) {
+            capacity.give(self.pages);
+            self.store.frees.fetch_add(1, Ordering::AcqRel);
+        }
         if self.counted {
             self.store.in_transit.fetch_sub(1, Ordering::AcqRel);
         }

@@ -129,14 +129,14 @@ impl Inode {
         let bytes = checked_range(offset, len)?;
         let _l1 = self.change.write();
         let page = self.page();
+        self.have_places(page.touched(&bytes))?;
         let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
         let mut change = self.invalidate(page.touched(&bytes).and(page.page_of(old)));
         change.keep(page.touched(&bytes));
         let whole = page.whole(&bytes);
         let written: Vec<Extent> = change.extents().within(whole).filter(|extent| extent.written).collect();
         for extent in written {
-            change.put(Extent { written: false, ..extent });
-            change.zap(extent.range());
+            change.unwrite(extent);
         }
         self.zero_edges(&mut change, &bytes);
         self.fill_with_unwritten(&mut change, page.touched(&bytes), &mut reserved);
@@ -151,6 +151,7 @@ impl Inode {
         let bytes = checked_range(offset, len)?;
         let _l1 = self.change.write();
         let page = self.page();
+        self.have_places(page.touched(&bytes))?;
         let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
         // Holes and unwritten pages look the same in every mapping: only growth has anything to zap.
         let grows = !keep_size && bytes.end > old;
@@ -176,7 +177,7 @@ impl Inode {
         for hole in change.extents().holes(range) {
             let mut at = hole.start;
             while at < hole.end {
-                let run = reserved.take(hole.end.0 - at.0);
+                let run = change.extents().take(reserved, at, hole.end.0 - at.0);
                 change.put(Extent { page: at, run, written: false });
                 at = at.plus(run.blocks);
             }
@@ -232,6 +233,7 @@ impl Inode {
         // Before anything changes. What is gone by the time that it is copied is an error in the middle.
         buffer::check(from).map_err(|addr| Error::BadBuffer { addr })?;
         let _l1 = self.change.write();
+        self.have_places(self.page().touched(&bytes))?;
         let (mut reserved, _) = self.reserve_holes(self.page().touched(&bytes))?;
         let mut bounce = vec![0; COPY_BYTES.max(self.page().bytes()).min(from.len() as u64) as usize];
         let mut left = bytes.clone();
@@ -326,7 +328,10 @@ impl Inode {
         let here = first.filter(|extent| extent.page == pages.start);
         let run = match here {
             Some(extent) => extent.run,
-            None => reserved.take(first.map_or(pages.end, |extent| extent.page).0 - pages.start.0),
+            None => {
+                let end = first.map_or(pages.end, |extent| extent.page);
+                change.extents().take(reserved, pages.start, end.0 - pages.start.0)
+            }
         };
         let bytes = &copy[..page.bytes_of(run.blocks) as usize];
         let extent = Extent { page: pages.start, run, written: true };
@@ -344,7 +349,7 @@ impl Inode {
         change.keep(extent.range());
         change.put(extent);
         if !self.broken(Rule::ZapZerosOnAllocate) {
-            change.zap(extent.range());
+            change.zap_zeros(extent.range());
         }
         Some(run.blocks)
     }
@@ -406,8 +411,11 @@ impl Inode {
         let whole = part == (0..page.bytes());
         let write = |block| self.store.memory.write(page.device_offset(block) + part.start, bytes);
         // Filled before it is published; zeroed first where the bytes do not cover it.
+        // In its place there are zeros, or nothing.
+        let in_place = change.extents().windows().is_some();
         let fill = |block| match whole {
             true => self.store.memory.fill(page.device_offset(block), bytes),
+            false if in_place => write(block),
             false => self.store.zero_block(block).and_then(|()| write(block)),
         };
         let run = match change.extents().state(index) {
@@ -417,7 +425,7 @@ impl Inode {
                 other => return other,
             },
             PageState::Unwritten(block) => Run { start: block, blocks: 1 },
-            PageState::Hole => reserved.take(1),
+            PageState::Hole => change.extents().take(reserved, index, 1),
         };
         if let Err(error) = fill(run.start) {
             if change.extents().state(index) == PageState::Hole {
@@ -427,7 +435,7 @@ impl Inode {
         }
         change.put(Extent { page: index, run, written: true });
         if !self.broken(Rule::ZapZerosOnAllocate) {
-            change.zap(PageRange::one(index));
+            change.zap_zeros(PageRange::one(index));
         }
         Ok(())
     }

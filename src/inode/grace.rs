@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
     use crate::sys::fake::FakePageTable;
-    use crate::sys::{Message, Rights, Span};
+    use crate::sys::{Message, Protection, Rights, Span};
 
     /// A thread sleeps in a fault. The grace ends when it has run, and not before.
     #[test]
@@ -71,7 +71,7 @@ mod tests {
         let grace = Grace::new(&table, fault.tid, PageIndex(3)).unwrap();
         assert!(grace.concerns(PageRange::at(PageIndex(2), 2)) && !grace.concerns(PageRange::one(PageIndex(2))));
         assert_eq!(table.runs(fault.tid), Some(grace.runs));
-        assert!(table.install_zeros(Span::made_up(base, table.base_page())).is_ok());
+        assert!(table.install_zeros(Span::made_up(base, table.base_page()), Protection::ReadOnly).is_ok());
         grace.wait();
         let until = Instant::now() + Duration::from_secs(10);
         while table.runs(fault.tid) == Some(grace.runs) {

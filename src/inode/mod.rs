@@ -6,18 +6,20 @@ pub(crate) mod grace;
 use std::ops::Deref;
 
 use crate::blocks::store::{Preallocates, Store, Wanted};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inode::grace::Grace;
 use crate::policy::PageState;
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::extents::Extent;
-use crate::space::{Change, Space};
-use crate::sync::{Arc, AtomicU64, Mutex, Ordering, RwLock};
+use crate::space::{Change, Space, Stretch};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, RwLock, Tally};
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;
+/// Zeros that are taken back under one hold of L2, or a few more: it keeps faults out.
+const ZEROS_AT_ONCE: u64 = 256;
 
 /// A file that somebody has: by its name, a handle or a mapping. When the last of these goes, its blocks are free: the kernel's iput and
 /// evict_inode. Who serves a late fault of it has the inode alone, and keeps no block from anybody.
@@ -36,13 +38,18 @@ pub(crate) struct Inode {
     /// The thread that keeps losing a page to invalidations. A leaf: for the time of a copy. Whoever
     /// answers a fault only tries it (`tests/progress.rs`).
     grace: Mutex<Option<Grace>>,
+    /// The page from which zeros are taken back next.
+    zeros_cursor: Tally,
+    /// Whether it has been mapped: the volume knows then that it may have zeros.
+    has_been_mapped: AtomicBool,
 }
 
 impl Inode {
     pub(crate) fn create(store: Arc<Store>) -> InUse {
-        let space = Space::new(store.page, store.next_number());
+        let space = Space::new(&store, store.next_number());
         let (users, change, grace) = (AtomicU64::new(1), RwLock::new(()), Mutex::new(None));
-        InUse(Arc::new(Self { users, store, change, space, grace }))
+        let (zeros_cursor, has_been_mapped) = (Tally::new(0), AtomicBool::new(false));
+        InUse(Arc::new(Self { users, store, change, space, grace, zeros_cursor, has_been_mapped }))
     }
 
     pub(crate) fn page(&self) -> PageSize {
@@ -63,6 +70,36 @@ impl Inode {
     #[inline]
     pub(crate) fn broken(&self, rule: Rule) -> bool {
         self.store.broken(rule)
+    }
+
+    /// Gives all pages of `range` places, where files have windows.
+    ///
+    /// # Errors
+    /// [`Error::NoPlaces`](crate::Error::NoPlaces), and that of mmap(2) for what is to be known of the pages.
+    pub(crate) fn have_places(&self, range: PageRange) -> Result<()> {
+        let Some(capacity) = self.store.capacity() else { return Ok(()) };
+        loop {
+            let gap = self.space.shared().extents().windows().and_then(|places| places.gap(range));
+            let Some(gap) = gap else { return Ok(()) };
+            let run = capacity.take_places(gap.pages()).ok_or(Error::NoPlaces { pages: gap.pages() })?;
+            let stretch = Stretch::new(gap, run.start).map_err(|errno| {
+                capacity.give_places(run);
+                Error::system("mmap", errno)
+            })?;
+            let mut change = self.space.change();
+            let back = change.add_stretch(stretch);
+            change.commit(&self.store);
+            if let Some(stretch) = back {
+                capacity.give_places(stretch.run());
+            }
+        }
+    }
+
+    /// A mapping of the file is about to be made: loads may leave zeros in its holes.
+    pub(crate) fn is_mapped(inode: &Arc<Self>) {
+        if inode.store.capacity().is_some() && !inode.has_been_mapped.swap(true, Ordering::AcqRel) {
+            inode.store.leaves_zeros(&(Arc::clone(inode) as Arc<dyn Preallocates>));
+        }
     }
 
     /// Begins an invalidation of `range` on behalf of a control call, which holds L1. Waits for
@@ -110,6 +147,10 @@ impl Inode {
     /// # Errors
     /// [`Error::NoSpace`](crate::Error::NoSpace), and those of a write to the device.
     pub(crate) fn fill_hole(inode: &Arc<Self>, pages: PageRange, wanted: Wanted) -> Result<()> {
+        if inode.store.capacity().is_some() {
+            // The fault takes one itself when it looks again; here it is waited for.
+            return inode.store.reserve(1).map(drop);
+        }
         let page = pages.start;
         let preallocated = wanted == Wanted::First && pages.pages() > 1;
         let mut reserved = inode.store.reserve_run(pages.pages(), wanted)?;
@@ -123,7 +164,7 @@ impl Inode {
         let eof = inode.page().ceil(change.size());
         match change.extents().state(page) {
             PageState::Hole if page < eof => {
-                let hole = change.extents().hole_around(page).intersect(PageRange::new(page, eof));
+                let hole = change.extents().hole_from(page, eof);
                 let run = reserved.take(hole.intersect(PageRange::at(page, run.blocks)).pages());
                 let filled = PageRange::at(page, run.blocks);
                 change.put(Extent { page, run, written: true });
@@ -256,5 +297,26 @@ impl Drop for InUse {
 impl Preallocates for Inode {
     fn give_back(&self) -> bool {
         self.give_back_preallocated(PageRange::from(PageIndex(0)))
+    }
+
+    /// Round and round: what has been left longest goes first, as far as a file was read from its start to its end.
+    fn take_zeros_back(&self, enough: &dyn Fn() -> bool) {
+        let all = PageRange::from(PageIndex(0));
+        let from = PageIndex(self.zeros_cursor.load(Ordering::Relaxed));
+        for part in [PageRange::new(from, all.end), PageRange::new(all.start, from)] {
+            let mut left = part;
+            while !enough() {
+                let next = {
+                    let shared = self.space.shared();
+                    shared.extents().windows().and_then(|places| places.first_zeros(left, ZEROS_AT_ONCE))
+                };
+                let Some(zeros) = next else { break };
+                let mut change = self.space.change();
+                change.take_zeros_back(zeros);
+                change.commit(&self.store);
+                left.start = zeros.end;
+                self.zeros_cursor.store(zeros.end.0, Ordering::Relaxed);
+            }
+        }
     }
 }

@@ -7,8 +7,10 @@ use crate::address::core::Core;
 use crate::address::regions::Region;
 use crate::error::{Error, Result};
 use crate::file::File;
-use crate::options::MapOptions;
+use crate::inode::Inode;
+use crate::options::{MapOptions, Tracking};
 use crate::pager::Pager;
+use crate::policy::Backing;
 use crate::space::Window;
 use crate::sync::Arc;
 use crate::sys::Rights;
@@ -54,20 +56,43 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
-        let options = &options.settled();
+        let mut options = options.settled();
+        if inode.store.capacity().is_some() && options.tracking == Tracking::Asynchronous {
+            options.tracking = Tracking::Exact;
+        }
+        let options = &options;
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
+        inode.have_places(pages)?;
+        Inode::is_mapped(&inode);
         // Before the address is: until the region is known, a fault there would be at an unknown address.
         let (mut regions, place) = self.core.room_for(&table, len, page.bytes(), Rights::of(options))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, place, pages, page);
         let window = Arc::new(window.map_err(|errno| Error::system("mmap", errno))?);
+        let mut region = Region::new(Arc::clone(&inode), window.clone());
+        show_places(&inode, &window, &mut region)?;
         let mut change = inode.space.change();
         change.add_window(window.clone());
         change.commit(&inode.store);
-        regions.insert(Region::new(Arc::clone(&inode), window.clone()));
+        regions.insert(region);
         window.table.watch(base, len, Arc::<Core>::clone(&self.core));
         drop(regions);
         Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window))
     }
+}
+
+/// Has a mapping of a file with windows show them, for good. Before anybody has its address.
+fn show_places(inode: &Inode, window: &Window, region: &mut Region) -> Result<()> {
+    let windows: Vec<_> = {
+        let shared = inode.space.shared();
+        shared.extents().windows().map_or_else(Vec::new, |places| places.windows(window.pages()).collect())
+    };
+    for (pages, block) in windows {
+        let offset = inode.page().device_offset(block);
+        let (span, memory) = (window.span(pages), &inode.store.memory);
+        window.table.show(span, memory, offset, window.rights()).map_err(|errno| Error::system("mmap", errno))?;
+        region.layout.set(pages, Backing::Own(block));
+    }
+    Ok(())
 }

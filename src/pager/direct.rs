@@ -18,7 +18,7 @@ impl Resolver for Core {
         let started = self.latencies.is_some().then(std::time::Instant::now);
         let looked = caught(|| {
             self.tell(Point::FaultTaken, fault, Patience::Try);
-            attempt(self, fault, Patience::Try, Resolve::FaultingThread)
+            attempt(self, fault, Patience::Try, Resolve::FaultingThread, u64::MAX)
         });
         let verdict = match looked {
             Ok(Attempt::Done) => Verdict::Repeat,
@@ -62,7 +62,9 @@ fn carry(core: &Core, table: &dyn PageTable, messages: &mut Vec<Message>) {
         match message {
             Message::Posted(fault, ticket) => {
                 let starving = core.starvation.is_starving(fault.tid, fault.addr);
-                core.hand_over(Deferred { ticket: Some(ticket), starving, ..core.deferred(fault, 0) });
+                let deferred = core.deferred(fault, 0);
+                // It waits until it is answered.
+                core.hand_over(Deferred { ticket: Some(ticket), starving, heard: u64::MAX, ..deferred });
             }
             Message::Moved { from, to, bytes } => core.queue.push(Job::Moved(from, to, bytes)),
             Message::Fault(fault) => unreachable!("{fault:?} is its own thread's to resolve"),

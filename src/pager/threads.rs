@@ -73,7 +73,7 @@ fn serve_fault(core: &Core, fault: RawFault, message: u64) {
     core.tell(Point::FaultRead, &fault, Patience::Try);
     let starving = core.starvation.is_starving(fault.tid, fault.addr);
     let answer = match core.reader_answers && !starving {
-        true => attempt(core, &fault, patience(core), Resolve::PagerThread),
+        true => attempt(core, &fault, patience(core), Resolve::PagerThread, core.heard()),
         false => Attempt::Busy,
     };
     match answer {

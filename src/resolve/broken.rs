@@ -1,7 +1,7 @@
 //! What becomes of a fault where a rule is broken on purpose. No fault passes here otherwise.
 
 use super::fault_around::{Answer, Reach};
-use super::{Attempt, InTheWay, Preparation, Prepare, act};
+use super::{Attempt, Hindrance, Preparation, Prepare, act};
 use crate::address::core::Core;
 use crate::inode::Inode;
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View};
@@ -45,6 +45,7 @@ impl Preparation {
             (Prepare::Allocate(..), _) if mkwrite_allocates => Some(Decision::InstallWritable),
             _ if !self.inode.broken(Rule::Revalidate) => None,
             (Prepare::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
+            (Prepare::Repoint(_, Backing::Own(_)) | Prepare::TakeZerosBack, _) => None,
             (Prepare::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
             (Prepare::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
             (Prepare::Allocate(..) | Prepare::Convert(_) | Prepare::Keep(_) | Prepare::Poison(_), _) => None,
@@ -60,8 +61,8 @@ pub(super) fn act_unguarded(
     inode: &Inode,
     page: PageIndex,
     decision: Decision,
-) -> Result<Attempt, InTheWay> {
+) -> Result<Attempt, Hindrance> {
     let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros };
-    let answer = Answer { window, inode, view, decision, reach: Reach::one(page) };
+    let answer = Answer { window, inode, view, kind: raw.kind, decision, reach: Reach::one(page) };
     act(core, raw, &answer, &inode.space.unguarded())
 }

@@ -14,7 +14,7 @@ use crate::address::core::Core;
 use crate::address::regions::Region;
 use crate::inode::Inode;
 use crate::options::Tracking;
-use crate::policy::{Access, Decision, Fault, FaultKind, View, decide};
+use crate::policy::{Access, Backing, Decision, Fault, FaultKind, View, decide};
 use crate::space::streams::Place;
 use crate::space::{Shared, Window};
 use crate::sync::Ordering;
@@ -84,14 +84,15 @@ fn takes_neighbours(window: &Window, decision: Decision) -> bool {
         (Decision::InstallWritable, Tracking::Asynchronous) => true,
         (Decision::Unprotect, Tracking::Asynchronous) => false,
         (Decision::InstallWritable | Decision::Unprotect, Tracking::Exact) => false,
-        (Decision::Sigbus | Decision::InstallZeros | Decision::Retry, _) => false,
+        (Decision::Sigbus | Decision::InstallZeros | Decision::Take | Decision::Retry, _) => false,
         (Decision::Repoint(_) | Decision::Allocate | Decision::Convert(_), _) => false,
     }
 }
 
 /// From the page of `view`, which is written and points at its block, the pages of which the same is true, `wanted` at most.
 pub(super) fn alike(region: &Region, shared: &Shared<'_>, view: &View, wanted: u64) -> PageRange {
-    let Some(extent) = shared.extents().find(view.page) else { return PageRange::one(view.page) };
+    let far = view.page.plus(wanted);
+    let Some(extent) = shared.extents().run_from(view.page, far) else { return PageRange::one(view.page) };
     // The size is asked of this guard, even where a broken rule has a view of another.
     let eof = region.inode.page().ceil(shared.size());
     let end = extent.range().end.min(eof).min(region.layout.piece_end(view.page));
@@ -108,12 +109,13 @@ pub(super) fn reach_of_store(region: &Region, shared: &Shared<'_>, page: PageInd
         return PageRange::one(page);
     }
     let (wanted, _) = worth(region, page, tid, largest);
-    let same = match shared.extents().find(page) {
+    let far = page.plus(wanted);
+    let same = match shared.extents().run_from(page, far) {
         Some(unwritten) => unwritten.range(),
-        None => shared.extents().hole_around(page),
+        None => shared.extents().hole_from(page, far),
     };
     let eof = region.inode.page().ceil(shared.size());
-    PageRange::at(page, wanted).intersect(same).intersect(window.pages()).intersect(PageRange::new(page, eof))
+    same.intersect(window.pages()).intersect(PageRange::new(page, eof))
 }
 
 /// What [`alike`] is to be sure of, asked the long way.
@@ -132,6 +134,7 @@ pub(super) struct Answer<'a> {
     pub(super) window: &'a Window,
     pub(super) inode: &'a Inode,
     pub(super) view: View,
+    pub(super) kind: FaultKind,
     pub(super) decision: Decision,
     pub(super) reach: Reach,
 }
@@ -176,16 +179,23 @@ impl Answer<'_> {
         behind: u64,
     ) -> Result<Outcome, Errno> {
         let page = self.reach.pages.start;
+        if let Backing::Own(_) = self.view.backing {
+            let outcome = shared.install_in_place(self.window, page, self.kind, protection, mark)?;
+            return Ok(self.installed_own(core, outcome, behind));
+        }
         let mut installed = shared.install(self.window, page, protection, mark);
         if installed == Err(Errno::EFAULT) && refilled(core, self.inode, &self.view) {
             installed = shared.install(self.window, page, protection, mark);
         }
-        let outcome = installed?;
+        Ok(self.installed_own(core, installed?, behind))
+    }
+
+    fn installed_own(&self, core: &Core, outcome: Outcome, behind: u64) -> Outcome {
         if outcome == Outcome::Installed {
             core.stats.add(&core.stats.installs);
             self.reach.answered(self.window, 1 + behind);
         }
-        Ok(outcome)
+        outcome
     }
 
     /// The pages of a run that has been installed, counted.

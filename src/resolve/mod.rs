@@ -36,11 +36,11 @@ use crate::options::Resolve;
 use crate::policy::{Backing, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::space::{Shared, Window};
+use crate::space::{Claim, Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
-use fault_around::{Answer, reach, reach_of_store};
+use fault_around::{Answer, Reach, reach, reach_of_store};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, given_up, lost_page, unknown_address};
@@ -61,8 +61,14 @@ pub(crate) enum Attempt {
     Sigbus,
 }
 
-/// The page is to be poisoned, and something is in the way.
-struct InTheWay;
+/// What keeps a decision from being acted upon, as it shows only then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hindrance {
+    /// The page is to be poisoned, and something is in the way.
+    InTheWay,
+    /// No page is free for a store.
+    NoPage,
+}
 
 /// What became of a worker's turn at a fault.
 pub(crate) enum Served {
@@ -91,6 +97,8 @@ enum Prepare {
     Convert(PageRange),
     /// Keep the blocks that these pages have.
     Keep(PageRange),
+    /// Take zeros back that loads have left in holes.
+    TakeZerosBack,
     /// Poison what is at this address, whatever is in the way.
     Poison(Addr),
 }
@@ -113,7 +121,7 @@ pub(crate) fn resolve(core: &Core, mut deferred: Deferred) -> Served {
     }
     for _ in 0..ROUNDS_PER_TURN {
         core.stats.add(&core.stats.rounds);
-        let need = match attempt(core, &raw, Patience::Wait, deferred.way()) {
+        let need = match attempt(core, &raw, Patience::Wait, deferred.way(), deferred.heard) {
             Attempt::Done => return Served::Done,
             Attempt::Sigbus => return Served::Sigbus,
             Attempt::Prepare(need) => need,
@@ -126,6 +134,7 @@ pub(crate) fn resolve(core: &Core, mut deferred: Deferred) -> Served {
             Attempt::Again | Attempt::Busy => break,
         };
         if need.takes_a_block() && deferred.ticket.is_none() {
+            let heard = core.table.goings();
             let age = core.age(&deferred);
             // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
             // woken for this one: each thread that waits for the page would send another, faster
@@ -142,6 +151,7 @@ pub(crate) fn resolve(core: &Core, mut deferred: Deferred) -> Served {
                 }
                 return Served::Done;
             }
+            deferred.heard = heard;
         }
         match prepare(core, &need) {
             Prepared::Ready => {}
@@ -202,8 +212,9 @@ fn grant_grace(core: &Core, raw: &RawFault) {
     }
 }
 
-/// Looks at a fault once, and answers it if nothing has to be prepared. `way` is how its thread waits.
-pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Resolve) -> Attempt {
+/// Looks at a fault once, and answers it if nothing has to be prepared. `way` is how its thread waits, and `heard` what the page
+/// table said of pages that go when it was known to.
+pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Resolve, heard: u64) -> Attempt {
     let Some(regions) = core.try_regions(patience) else { return Attempt::Busy };
     let Some(region) = regions.find(raw.addr) else {
         return unknown_address(core, raw);
@@ -225,7 +236,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         view.eof = inode.page().ceil(size);
     }
     let decision = decide_for(inode, window, Fault { access: raw.access, kind: raw.kind }, &view);
-    if let Some(what) = need(region, &shared, page, decision, Some(raw.tid)) {
+    if let Some(what) = need(region, &shared, page, decision, Some(raw.tid), heard) {
         if patience == Patience::Try {
             return Attempt::Busy;
         }
@@ -238,16 +249,20 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         drop(shared);
         drop(regions);
         tell_decided(&inode, &view);
-        let answer = Answer { window: &window, inode: &inode, view, decision, reach };
+        let answer = Answer { window: &window, inode: &inode, view, kind: raw.kind, decision, reach };
         return act(core, raw, &answer, &inode.space.unguarded()).unwrap_or(Attempt::Busy);
     }
     tell_decided(inode, &view);
-    match act(core, raw, &Answer { window, inode, view, decision, reach }, &shared) {
+    match act(core, raw, &Answer { window, inode, view, kind: raw.kind, decision, reach }, &shared) {
         Ok(done) => done,
-        Err(InTheWay) if patience == Patience::Try => Attempt::Busy,
-        Err(InTheWay) => {
+        Err(_) if patience == Patience::Try => Attempt::Busy,
+        Err(hindrance) => {
             let (inode, window) = (region.inode.clone(), region.window.clone());
-            Attempt::Prepare(Preparation { inode, window, page, what: Prepare::Poison(raw.addr) })
+            let what = match hindrance {
+                Hindrance::InTheWay => Prepare::Poison(raw.addr),
+                Hindrance::NoPage => Prepare::Allocate(PageRange::one(page), Wanted::First),
+            };
+            Attempt::Prepare(Preparation { inode, window, page, what })
         }
     }
 }
@@ -285,15 +300,24 @@ fn decide_for(inode: &Inode, window: &Window, fault: Fault, view: &View) -> Deci
     broken::decision(inode, fault, decision)
 }
 
-/// What has to be put in place before the decision can be acted upon, for a fault of `tid`.
+/// What has to be put in place before the decision can be acted upon, for a fault of `tid` that is known to have waited when the
+/// page table said `heard`.
 fn need(
     region: &Region,
     shared: &Shared<'_>,
     page: PageIndex,
     decision: Decision,
     tid: Option<Tid>,
+    heard: u64,
 ) -> Option<Prepare> {
+    let store = &region.inode.store;
     let to = match decision {
+        Decision::InstallZeros if shared.has_too_many_zeros(store, page) => return Some(Prepare::TakeZerosBack),
+        // Another thread's store to the page may have woken this one, and the page may have gone since: no page for nobody. Asked
+        // whether it waits, as before a block is allocated.
+        Decision::Take if shared.is_hole(page) && region.window.has_lost_pages_since(heard) => {
+            return Some(Prepare::Allocate(PageRange::one(page), Wanted::First));
+        }
         Decision::Repoint(to) => to,
         Decision::Allocate => return Some(Prepare::Allocate(reach_of_store(region, shared, page, tid), Wanted::First)),
         Decision::Convert(_) => return Some(Prepare::Convert(reach_of_store(region, shared, page, tid))),
@@ -301,17 +325,14 @@ fn need(
         | Decision::InstallZeros
         | Decision::InstallReadOnly
         | Decision::InstallWritable
+        | Decision::Take
         | Decision::Unprotect
         | Decision::Retry => return None,
     };
     // As much as belongs together, so that the neighbours need no re-pointing of their own.
-    let range = match shared.extents().find(page) {
-        Some(extent) => extent.range(),
-        None => shared.extents().hole_around(page),
-    };
-    let range = range.intersect(region.window.pages());
+    let range = shared.extents().together_with(page).intersect(region.window.pages());
     let first = match to {
-        Backing::Zeros => Backing::Zeros,
+        Backing::Zeros | Backing::Own(_) => to,
         Backing::Block(block) => Backing::Block(crate::units::BlockIndex(block.0 - (page.0 - range.start.0))),
     };
     let wrong = region.layout.wrong_around(page, range, first);
@@ -325,7 +346,7 @@ impl Preparation {
 }
 
 /// Does what was decided, under the guard it was decided under.
-fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) -> Result<Attempt, InTheWay> {
+fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) -> Result<Attempt, Hindrance> {
     let Answer { window, inode, ref view, decision, .. } = *answer;
     let page = view.page;
     let stats = &core.stats;
@@ -337,7 +358,20 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
     }
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
-        Decision::InstallZeros => (shared.install_zeros(window, raw.addr), &stats.zeros),
+        Decision::InstallZeros => match view.backing {
+            Backing::Own(_) => (shared.install_zeros_in_place(window, page, raw.kind), &stats.zeros),
+            Backing::Zeros | Backing::Block(_) => (shared.install_zeros(window, raw.addr), &stats.zeros),
+        },
+        Decision::Take => match shared.claim(&inode.store, page) {
+            Claim::NoSpace => return Err(Hindrance::NoPage),
+            Claim::Taken { was_there } => {
+                stats.add(&stats.allocations);
+                let kind = if was_there { raw.kind } else { FaultKind::Missing };
+                let answer = Answer { kind, view: *view, reach: Reach::one(page), ..*answer };
+                (answer.install(core, shared, Protection::Writable, mark), &stats.runs)
+            }
+            Claim::Written => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
+        },
         Decision::InstallReadOnly => (answer.install(core, shared, Protection::ReadOnly, false), &stats.runs),
         Decision::InstallWritable => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
         Decision::Unprotect => (answer.unprotect(core, shared, mark), &stats.unprotects),

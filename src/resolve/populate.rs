@@ -13,8 +13,8 @@ use crate::address::regions::Region;
 use crate::blocks::store::Wanted;
 use crate::error::{Error, Result};
 use crate::inode::Inode;
-use crate::policy::{Access, Decision, Fault, FaultKind, PageState, View, decide};
-use crate::space::{Shared, Window};
+use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
+use crate::space::{Claim, Shared, Window};
 use crate::sync::{Arc, Ordering};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{LARGEST_WINDOW, PageIndex, PageRange};
@@ -93,10 +93,10 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
     if want == Want::Resident {
         match decision {
             Decision::Sigbus => return Ok(Step::UpTo(left.end)),
-            Decision::InstallZeros | Decision::Repoint(crate::policy::Backing::Zeros) => {
-                let end = match shared.extents().find(page) {
+            Decision::InstallZeros | Decision::Repoint(Backing::Zeros) => {
+                let end = match shared.extents().run_from(page, left.end) {
                     Some(unwritten) => unwritten.range().end,
-                    None => shared.extents().hole_around(page).end,
+                    None => shared.extents().hole_from(page, left.end).end,
                 };
                 return Ok(Step::UpTo(end.min(left.end)));
             }
@@ -110,14 +110,25 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
     let filling = Filling { core, region, shared: &shared, view: &view, left };
     match decision {
         Decision::Sigbus => Err(Error::PastEnd { page: page.0, file_bytes: shared.size() }),
+        Decision::InstallZeros if shared.has_too_many_zeros(&inode.store, page) => {
+            let what = Prepare::TakeZerosBack;
+            Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
+        }
         Decision::InstallZeros => filling.zeros(),
+        Decision::Take => match shared.claim(&inode.store, page) {
+            Claim::NoSpace => {
+                let what = Prepare::Allocate(PageRange::one(page), Wanted::All);
+                Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
+            }
+            Claim::Taken { .. } | Claim::Written => filling.in_place(),
+        },
         Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),
         Decision::InstallWritable => filling.blocks(Protection::Writable),
         Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
-            let what = match need(region, &shared, page, decision, None) {
+            let what = match need(region, &shared, page, decision, None, u64::MAX) {
                 Some(Prepare::Allocate(..)) => {
-                    let hole = shared.extents().hole_around(page).intersect(PageRange::new(page, view.eof));
-                    Prepare::Allocate(hole.intersect(filling.step()), Wanted::All)
+                    let end = filling.step().end.min(view.eof);
+                    Prepare::Allocate(shared.extents().hole_from(page, end), Wanted::All)
                 }
                 Some(Prepare::Convert(_)) => Prepare::Convert(filling.step()),
                 Some(other) => other,
@@ -145,12 +156,35 @@ impl Filling<'_> {
         PageRange::at(self.left.start, most).intersect(self.left)
     }
 
+    /// The page that has been taken, writable.
+    fn in_place(&self) -> Result<Step> {
+        let (window, page) = (&self.region.window, self.view.page);
+        match self.shared.install_in_place(window, page, FaultKind::Missing, Protection::Writable, true) {
+            Ok(Outcome::Installed) => {
+                self.core.stats.add(&self.core.stats.installs);
+                Ok(Step::UpTo(page.plus(1)))
+            }
+            // Zeros, write-protected.
+            Ok(Outcome::AlreadyPresent) => self.unprotect(PageRange::one(page)),
+            Ok(Outcome::Retry) => Ok(Step::Refused(Errno::EAGAIN)),
+            Ok(Outcome::Gone) => Err(Error::system("ioctl(UFFDIO_COPY)", Errno::ENOENT)),
+            Err(Errno::ENOMEM) => Ok(Step::Refused(Errno::ENOMEM)),
+            Err(errno) => Err(Error::system("ioctl(UFFDIO_COPY)", errno)),
+        }
+    }
+
     fn zeros(&self) -> Result<Step> {
         let window = &self.region.window;
         let page = self.view.page;
         let bytes = self.region.inode.page().bytes();
         for within in (0..bytes).step_by(window.table.base_page() as usize) {
-            match self.shared.install_zeros(window, window.addr_of(page).plus(within)) {
+            let installed = match self.view.backing {
+                Backing::Own(_) => self.shared.install_zeros_in_place(window, page, FaultKind::Missing),
+                Backing::Zeros | Backing::Block(_) => {
+                    self.shared.install_zeros(window, window.addr_of(page).plus(within))
+                }
+            };
+            match installed {
                 Ok(Outcome::Installed) => self.core.stats.add(&self.core.stats.zeros),
                 Ok(Outcome::AlreadyPresent) => {}
                 Ok(Outcome::Retry) => return Ok(Step::Refused(Errno::EAGAIN)),

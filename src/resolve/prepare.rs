@@ -56,6 +56,10 @@ pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
             need.inode.keep(pages);
             Prepared::Ready
         }
+        Prepare::TakeZerosBack => {
+            need.inode.store.take_zeros_back();
+            Prepared::Ready
+        }
         Prepare::Repoint(range, first) => repoint(core, need, range, first),
         Prepare::Poison(at) => {
             poison(core, need, at);
@@ -146,6 +150,8 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
     let rights = need.window.rights();
     match first {
         Backing::Zeros => need.window.table.point_at_zeros(span, rights),
+        // What shows windows is never pointed elsewhere.
+        Backing::Own(_) => Ok(()),
         Backing::Block(block) => {
             let offset = page.device_offset(block);
             need.window.table.point_at_device(span, &need.inode.store.memory, offset, rights)

@@ -1,6 +1,6 @@
 //! Faults that end in SIGBUS for another reason than the end of the file: no block, no page, nobody's address.
 
-use super::{Attempt, InTheWay, SHORTAGES_MAX, Served};
+use super::{Attempt, Hindrance, SHORTAGES_MAX, Served};
 use crate::address::core::{Age, Core, Deferred};
 use crate::inode::Inode;
 use crate::inode::grace::Grace;
@@ -41,7 +41,7 @@ pub(super) fn lost_page(
     window: &Window,
     view: &View,
     shared: &Shared<'_>,
-) -> Result<Attempt, InTheWay> {
+) -> Result<Attempt, Hindrance> {
     core.stats.add(&core.stats.lost_pages);
     if window.is_direct() {
         return Ok(Attempt::Sigbus);
@@ -49,7 +49,7 @@ pub(super) fn lost_page(
     match shared.poison(window, raw.addr, view.backing) {
         Ok(Outcome::Installed) => {}
         // The marker of an entry that was write-protected, most likely. The thread would fault again, for ever.
-        Ok(Outcome::AlreadyPresent) => return Err(InTheWay),
+        Ok(Outcome::AlreadyPresent) => return Err(Hindrance::InTheWay),
         Ok(Outcome::Gone) | Err(_) => core.wake(raw),
         Ok(Outcome::Retry) => return Ok(Attempt::Again),
     }

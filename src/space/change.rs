@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use nix::errno::Errno;
 
 use super::State;
-use super::extents::{Extent, ExtentMap};
+use super::extents::{Extent, Extents};
+use super::places::Stretch;
 use super::window::Window;
 use crate::blocks::Run;
 use crate::blocks::store::Store;
@@ -26,7 +27,11 @@ pub(super) struct Pending {
     zero: Vec<(PageIndex, BlockIndex, std::ops::Range<u64>)>,
     /// Blocks to copy, from and to, once no store reaches the old ones.
     copy: Vec<(Extent, BlockIndex)>,
+    /// Pages of a file with windows to take out of the device, and where they lie.
+    punch: Vec<(PageRange, Vec<Run>)>,
     free: Vec<Run>,
+    /// Windows that nothing shows any more.
+    places: Vec<Run>,
 }
 
 /// L2 held exclusively. Everything recorded here takes effect in [`Change::commit`], in the one
@@ -44,7 +49,7 @@ impl Change<'_> {
         self.state.i_size
     }
 
-    pub(crate) fn extents(&self) -> &ExtentMap {
+    pub(crate) fn extents(&self) -> &Extents {
         &self.state.extents
     }
 
@@ -55,17 +60,68 @@ impl Change<'_> {
 
     /// Takes the blocks of `range` away: zapped and forgotten, then freed.
     pub(crate) fn unmap(&mut self, range: PageRange) {
+        self.out_of_the_device(range);
         let gone = self.state.extents.remove(range);
         self.state.preallocated.remove(range);
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
-        self.zap(range);
         self.pending.forget.push(range);
+    }
+
+    /// Takes what is there of `range` out of every mapping; of a file with windows, out of the device, which takes the entries with it.
+    fn out_of_the_device(&mut self, range: PageRange) {
+        match self.state.extents.windows() {
+            None => self.zap(range),
+            Some(places) => {
+                let runs = places.present(range);
+                // Where no page is, no entry is either.
+                if !runs.is_empty() {
+                    self.pending.punch.push((range, runs));
+                }
+            }
+        }
     }
 
     /// Takes all blocks of the file away, and it gets no others: nobody has it any more, and all of it is past its end.
     pub(crate) fn evict(&mut self) {
         self.set_size(0);
         self.unmap(PageRange::from(PageIndex(0)));
+        if let Some(places) = self.state.extents.windows_mut() {
+            self.pending.places = places.take_all();
+        }
+    }
+
+    /// Gives the file a window. It comes back if another has been there first.
+    pub(crate) fn add_stretch(&mut self, stretch: Stretch) -> Option<Stretch> {
+        match self.state.extents.windows_mut() {
+            Some(places) => places.add(stretch),
+            None => Some(stretch),
+        }
+    }
+
+    /// Makes pages unwritten that were written: they read as zeros from now on, and keep their blocks.
+    pub(crate) fn unwrite(&mut self, extent: Extent) {
+        self.out_of_the_device(extent.range());
+        self.put(Extent { written: false, ..extent });
+    }
+
+    /// Takes back the zeros that loads have left in `zeros`, as far as they are still there.
+    pub(crate) fn take_zeros_back(&mut self, zeros: PageRange) {
+        let mut at = zeros.start;
+        loop {
+            let rest = PageRange::new(at, zeros.end);
+            let next = self.state.extents.windows().and_then(|places| places.first_zeros(rest, rest.pages()));
+            let Some(run) = next else { return };
+            self.out_of_the_device(run);
+            self.state.extents.remove(run);
+            at = run.end;
+        }
+    }
+
+    /// Pages have got blocks with bytes, or written ones: what showed zeros there goes. Of a file with windows it shows the very page.
+    pub(crate) fn zap_zeros(&mut self, range: PageRange) {
+        if self.state.extents.windows().is_none() {
+            self.zap(range);
+        }
     }
 
     /// Puts blocks, or another state, under `extent`'s pages. Blocks that go by this stay the caller's.
@@ -175,6 +231,7 @@ impl Change<'_> {
     /// part is a hole now.
     pub(crate) fn try_commit(self, store: &Store) -> Result<()> {
         let Change { file, mut state, mut pending, .. } = self;
+        let places = std::mem::take(&mut pending.places);
         let first = pending.zap.iter().map(|range| range.start).min().unwrap_or(PageIndex(0));
         let block = pending.free.first().map(|run| run.start);
         let mut told = Told::default();
@@ -191,12 +248,12 @@ impl Change<'_> {
             let windows = state.windows.clone();
             drop(state);
             tell(Point::Published);
-            pending.invalidate(&windows);
+            pending.invalidate(&windows, store);
             let _ = pending.zero.iter().try_for_each(|(_, block, part)| store.zero(*block, part.clone()));
             let _ = pending.copy.iter().try_for_each(|(from, to)| store.copy(from.run, *to));
         } else {
             if !store.broken(Rule::PublishBeforeZap) {
-                pending.invalidate(&state.windows);
+                pending.invalidate(&state.windows, store);
                 done = pending.fill(&mut state, store);
             }
             // Handed over to whoever waits: a fault that competes with a loop of punches gets its turn.
@@ -204,6 +261,9 @@ impl Change<'_> {
         }
         tell(Point::Invalidated);
         store.free(&pending.free);
+        if let Some(capacity) = store.capacity() {
+            places.into_iter().for_each(|run| capacity.give_places(run));
+        }
         drop(transit);
         tell(Point::Freed);
         told.resume();
@@ -234,9 +294,14 @@ impl Told {
 }
 
 impl Pending {
-    fn invalidate(&self, windows: &[Arc<Window>]) {
+    /// Zaps, punches and forgets. What a punch takes out of the device, the kernel takes out of every page table in the same step.
+    fn invalidate(&self, windows: &[Arc<Window>], store: &Store) {
         for window in windows {
             self.zap.iter().for_each(|range| window.zap(*range));
+            self.punch.iter().for_each(|(range, _)| window.goes_with_the_page(*range));
+        }
+        self.punch.iter().flat_map(|(_, runs)| runs).for_each(|run| store.punch(*run));
+        for window in windows {
             for range in &self.forget {
                 window.dirty.forget(window.own(*range));
             }
@@ -255,6 +320,9 @@ impl Pending {
             }
             // What should read as zeros would be seen again.
             let gone = PageRange::one(page);
+            if let Some(places) = state.extents.windows() {
+                places.present(gone).into_iter().for_each(|run| store.punch(run));
+            }
             self.free.extend(state.extents.remove(gone).iter().map(|extent| extent.run));
             state.windows.iter().for_each(|window| window.zap(gone));
             state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));

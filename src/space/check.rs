@@ -52,6 +52,12 @@ impl Glimpse<'_> {
         Ok(())
     }
 
+    /// Whether a byte of the device is that of the page's own place.
+    fn is_own(&self, page: PageIndex, within: u64, offset: u64) -> bool {
+        let place = self.state.extents.windows().and_then(|places| places.place(page, 1));
+        place.is_some_and(|run| self.page.device_offset(run.start) + within == offset)
+    }
+
     fn check_entry(&self, window: &Window, eof: PageIndex, entry: &FakeEntry) -> Result<(), String> {
         let at = Addr(entry.addr);
         let page = window.page_at(at);
@@ -65,6 +71,12 @@ impl Glimpse<'_> {
             (PageState::Written(block), Some(offset)) if self.page.device_offset(block) + within == offset => {}
             (PageState::Written(_), Some(_)) => return wrong("an entry names another block"),
             (PageState::Hole | PageState::Unwritten(_), None) => {}
+            // In its place, zeros that a load has left: a store would be noticed.
+            (PageState::Hole | PageState::Unwritten(_), Some(offset)) if self.is_own(page, within, offset) => {
+                if entry.writable {
+                    return wrong("a store to it would go unnoticed");
+                }
+            }
             (PageState::Hole | PageState::Unwritten(_), Some(_)) => return wrong("an entry names a block"),
             (PageState::Written(_), None) => return wrong("an entry shows zeros"),
         }

@@ -1,8 +1,12 @@
 //! A file's block mapping: runs of pages on runs of blocks, with holes between. Plain data.
+//!
+//! There are two ways to keep it ([`Allocation`](crate::Allocation)), and one way to ask: [`Extents`].
 
 use std::collections::BTreeMap;
 
+use super::places::Places;
 use crate::blocks::Run;
+use crate::blocks::store::{Reservation, Store};
 use crate::policy::PageState;
 use crate::units::{BlockIndex, PageIndex, PageRange};
 
@@ -37,10 +41,139 @@ impl Extent {
     }
 
     /// Whether `next` goes on exactly where this one ends.
-    fn continued_by(&self, next: &Extent) -> bool {
+    pub(super) fn is_continued_by(&self, next: &Extent) -> bool {
         self.range().end == next.page
             && self.run.start.plus(self.run.blocks) == next.run.start
             && self.written == next.written
+    }
+}
+
+/// What a file is made of.
+pub(crate) enum Extents {
+    /// Of single blocks: any page on any block.
+    Blocks(ExtentMap),
+    /// Of windows: each page has its place.
+    Windows(Places),
+}
+
+impl Extents {
+    pub(crate) fn new(store: &Store) -> Self {
+        match store.capacity() {
+            None => Extents::Blocks(ExtentMap::default()),
+            Some(capacity) => Extents::Windows(Places::new(capacity.clone())),
+        }
+    }
+
+    pub(crate) fn windows(&self) -> Option<&Places> {
+        match self {
+            Extents::Blocks(_) => None,
+            Extents::Windows(places) => Some(places),
+        }
+    }
+
+    pub(super) fn windows_mut(&mut self) -> Option<&mut Places> {
+        match self {
+            Extents::Blocks(_) => None,
+            Extents::Windows(places) => Some(places),
+        }
+    }
+
+    pub(crate) fn state(&self, page: PageIndex) -> PageState {
+        match self {
+            Extents::Blocks(map) => map.state(page),
+            Extents::Windows(places) => places.state(page),
+        }
+    }
+
+    /// The extent from `page` on, up to `end` at most. Allocates nothing.
+    pub(crate) fn run_from(&self, page: PageIndex, end: PageIndex) -> Option<Extent> {
+        match self {
+            Extents::Blocks(map) => map.find(page).map(|extent| extent.part(PageRange::new(page, end))),
+            Extents::Windows(places) => places.run_from(page, end),
+        }
+    }
+
+    /// The pages from `page` on, which is in a hole, that are in that hole, up to `end`.
+    pub(crate) fn hole_from(&self, page: PageIndex, end: PageIndex) -> PageRange {
+        match self {
+            Extents::Blocks(map) => map.hole_around(page).intersect(PageRange::new(page, end)),
+            Extents::Windows(_) => {
+                let range = PageRange::new(page, end);
+                PageRange::new(page, self.within(range).next().map_or(end, |extent| extent.page))
+            }
+        }
+    }
+
+    /// The pages around `page` that are pointed at what it is pointed at, all at once.
+    pub(crate) fn together_with(&self, page: PageIndex) -> PageRange {
+        match self {
+            Extents::Blocks(map) => map.find(page).map_or_else(|| map.hole_around(page), Extent::range),
+            // Each points at its place, always.
+            Extents::Windows(_) => PageRange::one(page),
+        }
+    }
+
+    /// The extents within `range`, cut at its ends, in order.
+    pub(crate) fn within(&self, range: PageRange) -> Box<dyn Iterator<Item = Extent> + '_> {
+        match self {
+            Extents::Blocks(map) => Box::new(map.within(range)),
+            Extents::Windows(places) => Box::new(places.within(range).into_iter()),
+        }
+    }
+
+    /// The holes within `range`, in order.
+    pub(crate) fn holes(&self, range: PageRange) -> Vec<PageRange> {
+        let mut holes = Vec::new();
+        let mut at = range.start;
+        for extent in self.within(range) {
+            if at < extent.page {
+                holes.push(PageRange::new(at, extent.page));
+            }
+            at = extent.range().end;
+        }
+        if at < range.end {
+            holes.push(PageRange::new(at, range.end));
+        }
+        holes
+    }
+
+    /// Takes every page of `range` away; the extents that were there.
+    pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Extent> {
+        match self {
+            Extents::Blocks(map) => map.remove(range),
+            Extents::Windows(places) => places.remove(range),
+        }
+    }
+
+    /// Puts blocks, or another state, under pages; the extents that were there.
+    pub(crate) fn replace(&mut self, extent: Extent) -> Vec<Extent> {
+        match self {
+            Extents::Blocks(map) => map.replace(extent),
+            Extents::Windows(places) => places.replace(extent),
+        }
+    }
+
+    /// One to `want` blocks that follow each other for `page` and what follows it, of those that are reserved. Which, it is the page that
+    /// says where it has a place.
+    ///
+    /// # Panics
+    /// If too few are reserved, or the page was to be given a place and has none.
+    pub(crate) fn take(&self, reserved: &mut Reservation, page: PageIndex, want: u64) -> Run {
+        match self {
+            Extents::Blocks(_) => reserved.take(want),
+            Extents::Windows(places) => {
+                let run = places.place(page, want).expect("pages get places before they are written");
+                reserved.take_pages(run.blocks);
+                run
+            }
+        }
+    }
+
+    pub(crate) fn blocks(&self) -> u64 {
+        match self {
+            Extents::Blocks(map) => map.blocks(),
+            Extents::Windows(places) => places.blocks(),
+        }
     }
 }
 
@@ -70,22 +203,6 @@ impl ExtentMap {
         let first = self.find(range.start).map_or(range.start, |extent| extent.page);
         let past = if range.is_empty() { first } else { range.end };
         self.by_page.range(first.0..past.0).map(move |(_, extent)| extent.part(range))
-    }
-
-    /// The holes within `range`, in order.
-    pub(crate) fn holes(&self, range: PageRange) -> Vec<PageRange> {
-        let mut holes = Vec::new();
-        let mut at = range.start;
-        for extent in self.within(range) {
-            if at < extent.page {
-                holes.push(PageRange::new(at, extent.page));
-            }
-            at = extent.range().end;
-        }
-        if at < range.end {
-            holes.push(PageRange::new(at, range.end));
-        }
-        holes
     }
 
     /// The hole that holds `page`, which has no block.
@@ -120,13 +237,13 @@ impl ExtentMap {
     pub(crate) fn insert(&mut self, mut extent: Extent) {
         debug_assert!(self.within(extent.range()).next().is_none(), "{extent:?} is taken");
         if let Some((_, before)) = self.by_page.range(..extent.page.0).next_back()
-            && before.continued_by(&extent)
+            && before.is_continued_by(&extent)
         {
             extent.run = Run { start: before.run.start, blocks: before.run.blocks + extent.run.blocks };
             extent.page = before.page;
         }
         if let Some(after) = self.by_page.get(&extent.range().end.0)
-            && extent.continued_by(after)
+            && extent.is_continued_by(after)
         {
             let after = *after;
             self.by_page.remove(&after.page.0);
@@ -204,11 +321,11 @@ mod tests {
                 let extents: Vec<_> = map.within(PageRange::from(PageIndex(0))).collect();
                 for pair in extents.windows(2) {
                     prop_assert!(pair[0].range().end <= pair[1].page);
-                    prop_assert!(!pair[0].continued_by(&pair[1]), "neighbours not joined: {:?}", pair);
+                    prop_assert!(!pair[0].is_continued_by(&pair[1]), "neighbours not joined: {:?}", pair);
                 }
                 let all = PageRange::at(PageIndex(0), 64);
-                let holes: u64 = map.holes(all).iter().map(PageRange::pages).sum();
-                prop_assert_eq!(holes + map.blocks(), 64);
+                let owned: u64 = map.within(all).map(|extent| extent.run.blocks).sum();
+                prop_assert_eq!(owned, map.blocks());
             }
         }
     }

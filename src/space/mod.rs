@@ -23,25 +23,29 @@ mod change;
 mod check;
 mod dirty;
 pub(crate) mod extents;
+pub(crate) mod places;
 mod preallocation;
 pub(crate) mod streams;
 mod window;
 
 use nix::errno::Errno;
 
-use crate::policy::{Backing, View};
+use crate::blocks::store::Store;
+use crate::policy::{Backing, FaultKind, PageState, View};
 use crate::sync::{Arc, Held, RwLock, RwLockReadGuard};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) use change::Change;
 use change::Pending;
-use extents::ExtentMap;
+use extents::Extents;
+use places::Known;
+pub(crate) use places::{Claim, Stretch};
 use preallocation::Preallocation;
 pub(crate) use window::Window;
 
 struct State {
     i_size: u64,
-    extents: ExtentMap,
+    extents: Extents,
     windows: Vec<Arc<Window>>,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
@@ -63,10 +67,11 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    pub(crate) fn new(page: PageSize, number: u64) -> Self {
+    pub(crate) fn new(store: &Store, number: u64) -> Self {
+        let page = store.page;
         let state = State {
             i_size: 0,
-            extents: ExtentMap::default(),
+            extents: Extents::new(store),
             windows: Vec::new(),
             preallocated: Preallocation::default(),
         };
@@ -129,7 +134,7 @@ impl Shared<'_> {
         self.state().i_size
     }
 
-    pub(crate) fn extents(&self) -> &ExtentMap {
+    pub(crate) fn extents(&self) -> &Extents {
         &self.state().extents
     }
 
@@ -185,7 +190,84 @@ impl Shared<'_> {
     }
 
     pub(crate) fn install_zeros(&self, window: &Window, at: Addr) -> Result<Outcome, Errno> {
-        window.table.install_zeros(window.span_at(at, Backing::Zeros))
+        window.table.install_zeros(window.span_at(at, Backing::Zeros), Protection::ReadOnly)
+    }
+
+    /// Installs a page in its place, of a file with windows, for a fault of that kind: with the bytes that are there, or zeros.
+    /// `mark` as above.
+    ///
+    /// ```text
+    /// a store into a hole                               another, of the same page
+    ///   L2 shared
+    ///   the page is taken: written
+    ///                                                     L2 shared
+    ///                                                     written; the device has no page yet: COPY makes
+    ///                                                     one of zeros, installed
+    ///   COPY: there is one. CONTINUE: installed
+    /// ```
+    pub(crate) fn install_in_place(
+        &self,
+        window: &Window,
+        page: PageIndex,
+        kind: FaultKind,
+        protection: Protection,
+        mark: bool,
+    ) -> Result<Outcome, Errno> {
+        if mark {
+            window.mark_writable(PageRange::one(page));
+        }
+        let span = window.span(PageRange::one(page));
+        let zeros = || window.table.install_zeros(span, protection);
+        let there = || window.table.install(span, protection);
+        let installed = match kind {
+            FaultKind::Missing => match zeros()? {
+                Outcome::AlreadyPresent => there(),
+                other => Ok(other),
+            },
+            FaultKind::Minor | FaultKind::WriteProtect => match there() {
+                Err(Errno::EFAULT) => zeros(),
+                other => other,
+            },
+        };
+        match installed {
+            // There was a page, and there is none: the application takes it away all the time.
+            Err(Errno::EFAULT) => Ok(Outcome::Retry),
+            Ok(Outcome::AlreadyPresent) if kind == FaultKind::WriteProtect => window.table.unprotect(span),
+            other => other,
+        }
+    }
+
+    /// Installs zeros in a hole, or an unwritten page, of a file with windows: write-protected, and one page for all mappings.
+    pub(crate) fn install_zeros_in_place(
+        &self,
+        window: &Window,
+        page: PageIndex,
+        kind: FaultKind,
+    ) -> Result<Outcome, Errno> {
+        let was_there = self.extents().windows().is_some_and(|places| places.note_zeros(page));
+        let kind = if was_there { kind } else { FaultKind::Missing };
+        self.install_in_place(window, page, kind, Protection::ReadOnly, false)
+    }
+
+    /// Whether the file says that a page is a hole.
+    pub(crate) fn is_hole(&self, page: PageIndex) -> bool {
+        self.extents().state(page) == PageState::Hole
+    }
+
+    /// Whether loads have left so many zeros in holes of the volume that some are to be taken back first.
+    pub(crate) fn has_too_many_zeros(&self, store: &Store, page: PageIndex) -> bool {
+        let in_hole = || self.extents().windows().is_some_and(|places| places.known(page) == Known::Hole);
+        store.capacity().is_some_and(|capacity| capacity.has_too_many_zeros()) && in_hole()
+    }
+
+    /// Takes a page for a store to a hole, or makes an unwritten one written, of a file with windows. To be installed under this
+    /// guard, which keeps it what it is.
+    pub(crate) fn claim(&self, store: &Store, page: PageIndex) -> Claim {
+        let (Some(places), Some(capacity)) = (self.extents().windows(), store.capacity()) else {
+            return Claim::NoSpace;
+        };
+        let give = |back| if back { store.give_page(capacity) } else { store.keep_page() };
+        places.claim(page, || store.take_page(capacity), give)
     }
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {

@@ -7,7 +7,7 @@ use super::dirty::DirtyBits;
 use super::streams::Streams;
 use crate::options::{MapOptions, Resolve};
 use crate::policy::Backing;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Tally};
 use crate::sys::{Outcome, PageTable, Place, Rights, Span};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 
@@ -34,6 +34,8 @@ pub(crate) struct Window {
     lost: AtomicBool,
     /// The page, and 1, whose last fault ended in SIGBUS for lack of address ranges; 0 when there was room again.
     short_of: AtomicU64,
+    /// When pages that it shows have last been taken out of the device, as its page table counts. Changed under L2 held exclusively.
+    gone: Tally,
     /// Cleared under L2 held exclusively, before the address range is given back or revoked: whoever
     /// holds L2 shared and finds it set may install.
     pub(super) alive: AtomicBool,
@@ -61,6 +63,7 @@ impl Window {
             again: Mutex::new(()),
             lost: AtomicBool::new(false),
             short_of: AtomicU64::new(0),
+            gone: Tally::new(0),
             alive: AtomicBool::new(true),
         })
     }
@@ -178,7 +181,7 @@ impl Window {
     pub(crate) fn span_at(&self, at: Addr, backing: Backing) -> Span<'_> {
         let bytes = match backing {
             Backing::Zeros => self.table.base_page(),
-            Backing::Block(_) => self.page.bytes(),
+            Backing::Block(_) | Backing::Own(_) => self.page.bytes(),
         };
         self.place.span(at.align_down(bytes), bytes)
     }
@@ -189,6 +192,19 @@ impl Window {
         let own = PageIndex(page.0.saturating_sub(self.pages.start.0));
         let marked = self.pages.start.plus(self.dirty.next_marked(own).0);
         self.next_mapped(page).map_or(marked, |mapped| mapped.min(marked))
+    }
+
+    /// The pages of `range` are about to be taken out of the device. The kernel takes their entries in the same step.
+    pub(super) fn goes_with_the_page(&self, range: PageRange) {
+        let span = self.span(range);
+        if span.bytes() > 0 {
+            self.gone.store(self.table.page_goes(span), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether pages have been taken out of the device since the page table said `heard`. Under L2.
+    pub(crate) fn has_lost_pages_since(&self, heard: u64) -> bool {
+        self.gone.load(Ordering::Relaxed) > heard
     }
 
     /// Takes the entries of `range` away. Always safe: the next access faults. Of an asynchronous window only

@@ -91,6 +91,18 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         Ok(())
     }
 
+    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
+        self.0.show(span, device, offset, rights)
+    }
+
+    fn page_goes(&self, span: Span<'_>) -> u64 {
+        self.0.page_goes(span)
+    }
+
+    fn goings(&self) -> u64 {
+        self.0.goings()
+    }
+
     fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         self.0.point_at_zeros(span, rights)?;
         self.0.wake(span.at(), span.bytes());
@@ -132,8 +144,8 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         self.0.install_run_unnoticed(span, protection)
     }
 
-    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
-        self.0.install_zeros(span)
+    fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.0.install_zeros(span, protection)
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {

@@ -170,7 +170,7 @@ impl Subject {
         match step {
             Step::InstallReadOnly(page, count) => on(page, count, &|span| table.install(span, Protection::ReadOnly)),
             Step::InstallWritable(page, count) => on(page, count, &|span| table.install(span, Protection::Writable)),
-            Step::InstallZeros(page) => on(page, 1, &|span| table.install_zeros(span)),
+            Step::InstallZeros(page) => on(page, 1, &|span| table.install_zeros(span, Protection::ReadOnly)),
             Step::Poison(page, count) => on(page, count, &|span| table.poison(span)),
             Step::Protect(page, count) => on(page, count, &|span| table.protect(span)),
             Step::Unprotect(page, count) => on(page, count, &|span| table.unprotect(span)),

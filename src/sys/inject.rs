@@ -164,7 +164,7 @@ impl Injecting {
         if noted || !self.strikes(What::Exist) {
             return match entry {
                 Entry::Page(protection) => self.table.install(span, protection),
-                Entry::Zeros => self.table.install_zeros(span),
+                Entry::Zeros => self.table.install_zeros(span, Protection::ReadOnly),
                 Entry::Poison => self.table.poison(span),
             };
         }
@@ -297,6 +297,18 @@ impl PageTable for Injecting {
         self.table.point_at_device(span, device, offset, rights)
     }
 
+    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
+        self.table.show(span, device, offset, rights)
+    }
+
+    fn page_goes(&self, span: Span<'_>) -> u64 {
+        self.table.page_goes(span)
+    }
+
+    fn goings(&self) -> u64 {
+        self.table.goings()
+    }
+
     fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         self.short_of_memory()?;
         self.table.point_at_zeros(span, rights)
@@ -350,8 +362,15 @@ impl PageTable for Injecting {
         }
     }
 
-    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
-        self.put(span, Entry::Zeros)
+    fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        if protection == Protection::ReadOnly {
+            return self.put(span, Entry::Zeros);
+        }
+        if let Some(refused) = self.refuse() {
+            return Ok(refused);
+        }
+        self.short_of_memory()?;
+        self.table.install_zeros(span, protection)
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {

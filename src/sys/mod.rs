@@ -257,6 +257,17 @@ pub(crate) trait PageTable: Send + Sync {
         rights: Rights,
     ) -> Result<(), Errno>;
 
+    /// Makes a part of a range that [`PageTable::reserve`] has just given show the device from `offset` on, with no entry. Nobody
+    /// accesses it yet: so it is not as one step, and waits for nobody. After an error there may be nothing at its addresses.
+    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno>;
+
+    /// The device's pages that a range shows are about to be punched, which takes the entries with them as one step, in every page
+    /// table. The kernel sees to that by itself. How often that has been, this time included.
+    fn page_goes(&self, span: Span<'_>) -> u64;
+
+    /// How often pages that this table shows have gone so far.
+    fn goings(&self) -> u64;
+
     /// Makes a range point at zeros again, with no entry. Waits like [`PageTable::point_at_device`].
     fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno>;
 
@@ -290,8 +301,9 @@ pub(crate) trait PageTable: Send + Sync {
     /// error is of the first page, or of the range as a whole; then nothing is done.
     fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno>;
 
-    /// Installs a page of zeros, write-protected, in a base page of a range that points at zeros.
-    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno>;
+    /// Installs a page of zeros in a base page of a range that points at zeros, or at a part of the device where it has no page: it has
+    /// one then.
+    fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
     /// Makes the next accesses to the range end in SIGBUS, until it is zapped.
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno>;

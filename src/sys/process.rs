@@ -1,5 +1,6 @@
 //! Signals and limits of this process.
 
+use std::io::ErrorKind::NotFound;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
@@ -53,8 +54,16 @@ fn sleep_of(tid: Tid) -> Sleep {
         // Also a thread in a fault may wait for something else: for the address space, while another maps.
         Ok(_) if waits_for_something_else(tid) => Sleep::Elsewhere,
         Ok(text) => place_of(&text).map_or(Sleep::SystemCall, Sleep::UserFault),
+        // It has ended: what it wanted is nobody's wish any more. (A thread of another process has a folder of its own.)
+        Err(error) if error.kind() == NotFound && !exists(tid) => Sleep::Awake,
         Err(_) => Sleep::Unknown,
     }
+}
+
+/// Whether there is such a thread, in whatever process. Where the kernel hides those of others there is none: who is woken instead of
+/// served faults again, and is served then.
+fn exists(tid: Tid) -> bool {
+    std::fs::exists(format!("/proc/{}", tid.0)).unwrap_or(true)
 }
 
 /// Where a thread that is in no system call will go on: `-1`, the stack pointer, the program counter.

@@ -10,6 +10,7 @@ use crate::blocks::store::Store;
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::inode::{InUse, Inode};
+use crate::options::Allocation;
 use crate::probe::Probe;
 #[cfg(feature = "inside")]
 use crate::sabotage::Rule;
@@ -49,18 +50,34 @@ pub struct FileInfo {
 impl Volume {
     /// Makes an empty volume of the whole device. What was on it is lost.
     pub fn format(device: Device) -> Self {
-        Self::build(device, None)
+        Self::build(device, Allocation::default(), None)
+    }
+
+    /// The same, with a choice of where the pages of files lie. Where the device cannot have what is chosen the volume is as
+    /// [`Volume::format`] makes it: [`Volume::allocation`] says which it is, and why.
+    pub fn format_with(device: Device, allocation: Allocation) -> Self {
+        Self::build(device, allocation, None)
     }
 
     /// Like [`Volume::format`], with an observer that is told at every [`Point`](crate::probe::Point).
     pub fn format_with_probe(device: Device, probe: Arc<dyn Probe>) -> Self {
-        Self::build(device, Some(probe))
+        Self::build(device, Allocation::default(), Some(probe))
     }
 
-    fn build(device: Device, probe: Option<Arc<dyn Probe>>) -> Self {
+    /// Like [`Volume::format_with`], likewise.
+    pub fn format_with_both(device: Device, allocation: Allocation, probe: Arc<dyn Probe>) -> Self {
+        Self::build(device, allocation, Some(probe))
+    }
+
+    /// Where the pages of its files lie, and why that is not what was asked for, if it is not.
+    pub fn allocation(&self) -> (Allocation, Option<&'static str>) {
+        if self.inner.home().is_here() { self.inner.store.allocation() } else { (Allocation::default(), None) }
+    }
+
+    fn build(device: Device, allocation: Allocation, probe: Option<Arc<dyn Probe>>) -> Self {
         let memory = device.into_memory();
         let home = memory.home();
-        let store = Arc::new(Store::new(memory, probe));
+        let store = Arc::new(Store::new(memory, allocation, probe));
         Self { inner: home.keep(Arc::new(Names { store, files: Mutex::new(BTreeMap::new()) })) }
     }
 
@@ -135,6 +152,17 @@ impl Volume {
     pub fn used_blocks(&self) -> u64 {
         let (free, total) = self.usage();
         total - free
+    }
+
+    /// What files may have together, in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.block_bytes() * self.usage().1
+    }
+
+    /// The memory that the device takes now, in bytes, as the kernel counts it (`st_blocks`). With windows that is what files have, and zeros
+    /// that loads have left in holes; with single blocks also what files have given up. 0 where the kernel does not tell.
+    pub fn resident_bytes(&self) -> u64 {
+        if self.inner.home().is_here() { self.inner.store.memory.resident_bytes() } else { 0 }
     }
 
     /// Free blocks, and all blocks; none in a child process.

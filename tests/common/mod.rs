@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use daxpager::probe::{Event, Point, Probe};
 use daxpager::sabotage::Rule;
-use daxpager::{Device, Error, File, Injection, MapOptions, Mapping, Pager, Resolve, Volume};
+use daxpager::{Allocation, Device, Error, File, Injection, MapOptions, Mapping, Pager, Resolve, Volume};
 
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use guard::{HANG, until};
@@ -246,9 +246,25 @@ impl World {
 
     /// The same on a page table with faults put in.
     pub fn injected(blocks: u64, rule: Option<Rule>, reader_answers: bool, injection: Injection) -> Self {
+        Self::allocated(Allocation::Blocks, blocks, rule, reader_answers, injection)
+    }
+
+    /// One whose files have windows.
+    pub fn in_windows(blocks: u64, rule: Option<Rule>) -> Self {
+        Self::allocated(Allocation::Windows, blocks, rule, false, Injection::default())
+    }
+
+    fn allocated(
+        allocation: Allocation,
+        blocks: u64,
+        rule: Option<Rule>,
+        reader_answers: bool,
+        injection: Injection,
+    ) -> Self {
         let park = Arc::new(Park::default());
         let device = Device::memfd("test", blocks * PAGE).unwrap();
-        let volume = Volume::format_with_probe(device, park.clone());
+        let volume = Volume::format_with_both(device, allocation, park.clone());
+        assert_eq!(volume.allocation(), (allocation, None));
         let builder = Pager::builder().workers(3).probe(park.clone()).reader_answers(reader_answers);
         let builder = if injection == Injection::default() { builder } else { builder.inject(injection) };
         let pager = builder.start().unwrap();

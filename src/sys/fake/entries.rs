@@ -82,6 +82,7 @@ impl Space {
         }
         let fault = match &backing {
             Backing::Zeros => FaultKind::Missing,
+            Backing::Device(memory, offset, _) if !memory.is_there(*offset) => FaultKind::Missing,
             Backing::Device(..) => FaultKind::Minor,
             Backing::Revoked => return Look::Bus,
         };
@@ -131,25 +132,36 @@ impl Space {
         };
         // Markers and poison are no guard: they are gone, and what they stood for is forgotten.
         let taken = |entry: &Entry| matches!(entry, Entry::Present { .. });
-        self.fill(at, bytes, taken, |done| Entry::Present {
+        let there = self.base.pages(Addr(offset as usize), bytes).take_while(|at| memory.is_there(*at as u64)).count();
+        if there == 0 && !self.entries.get(&at.0).is_some_and(taken) {
+            return (Err(Errno::EFAULT), 0);
+        }
+        let there = bytes.min(there.max(1) as u64 * self.base.0);
+        self.fill(at, there, taken, |done| Entry::Present {
             protected,
             page: Page::Device(memory.clone(), offset + done),
         })
     }
 
-    /// UFFDIO_COPY of a page of zeros, write-protected.
-    pub(super) fn install_zeros(&mut self, at: Addr) -> Answer {
+    /// UFFDIO_COPY of a page of zeros.
+    pub(super) fn install_zeros(&mut self, at: Addr, protected: bool) -> Answer {
         if !self.base.is_whole(at, self.base.0) {
             return (Err(Errno::EINVAL), 0);
         }
         match self.backing(at.0) {
             Some(Backing::Zeros) => {}
-            // The page cache has a page there, always; it does not get mapped by that.
-            Some(Backing::Device(..)) => return (Ok(Outcome::AlreadyPresent), 0),
+            // The page cache gets a page there; one that it has does not get mapped by that.
+            Some(Backing::Device(memory, offset, _)) => {
+                if !memory.make_there(offset) {
+                    return (Ok(Outcome::AlreadyPresent), 0);
+                }
+                let page = || Page::Device(memory.clone(), offset);
+                return self.fill(at, self.base.0, |_| false, |_| Entry::Present { protected, page: page() });
+            }
             Some(Backing::Revoked) | None => return (Ok(Outcome::Gone), 0),
         }
         let taken = |entry: &Entry| matches!(entry, Entry::Present { .. });
-        self.fill(at, self.base.0, taken, |_| Entry::Present { protected: true, page: Page::Private(BTreeMap::new()) })
+        self.fill(at, self.base.0, taken, |_| Entry::Present { protected, page: Page::Private(BTreeMap::new()) })
     }
 
     /// UFFDIO_POISON.

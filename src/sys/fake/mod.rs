@@ -228,6 +228,8 @@ struct State {
     direct: Option<Direct>,
     refused: u64,
     calls: Calls,
+    /// How often pages have gone that it shows.
+    goings: u64,
 }
 
 /// Called with an address.

@@ -107,6 +107,24 @@ impl PageTable for Shared {
         self.point_within(span, device, offset, (Stores::Fault, rights))
     }
 
+    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
+        let backing = Backing::Device(device.clone(), offset, Stores::Fault);
+        self.state.lock().space.replace(span.at(), span.bytes(), backing, rights);
+        Ok(())
+    }
+
+    /// The pages go a moment later, and until then nobody installs them: no one can tell.
+    fn page_goes(&self, span: Span<'_>) -> u64 {
+        let mut state = self.state.lock();
+        state.space.zap(span.at(), span.bytes());
+        state.goings += 1;
+        state.goings
+    }
+
+    fn goings(&self) -> u64 {
+        self.state.lock().goings
+    }
+
     fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         self.point(span.at(), span.bytes(), Backing::Zeros, rights);
         Ok(())
@@ -146,8 +164,8 @@ impl PageTable for Shared {
         Ok(if done > 0 { Filled::Bytes(done) } else { Filled::Nothing(outcome) })
     }
 
-    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
-        self.ioctl(span, true, |space| space.install_zeros(span.at()))
+    fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.ioctl(span, true, |space| space.install_zeros(span.at(), protection == Protection::ReadOnly))
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
@@ -162,7 +180,7 @@ impl PageTable for Shared {
             Entry::Page(protection) => {
                 (space.install(span.at(), span.bytes(), protection == Protection::ReadOnly).0, 0)
             }
-            Entry::Zeros => (space.install_zeros(span.at()).0, 0),
+            Entry::Zeros => (space.install_zeros(span.at(), true).0, 0),
             Entry::Poison => (space.poison(span.at(), span.bytes()).0, 0),
         })
     }

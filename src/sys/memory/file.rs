@@ -28,6 +28,7 @@ use nix::unistd::{Whence, ftruncate, lseek};
 use super::open::{self, Opened};
 use super::{base_page_bytes, check_size};
 use crate::error::{Error, Result};
+use crate::sync::plain::{AtomicU64, Ordering};
 use crate::sys::access;
 
 /// What is written where zeros are wanted.
@@ -43,8 +44,13 @@ pub(super) struct DeviceFile {
     path: PathBuf,
     kind: Kind,
     len_bytes: u64,
+    /// How long the file is: more than that if it is sparse.
+    span_bytes: AtomicU64,
     block_bytes: u64,
 }
+
+/// How long a sparse device is made, in bytes, if the process may.
+const SPAN_BYTES: u64 = 1 << 60;
 
 enum Kind {
     Memfd,
@@ -70,10 +76,45 @@ impl DeviceFile {
         let fd = memfd_create(name, flags).map_err(|errno| Error::system("memfd_create", errno))?;
         let file = open::lock(File::from(fd), Path::new(name))?;
         ftruncate(&*file, bytes as i64).map_err(|errno| Error::system("ftruncate", errno))?;
-        // Whoever gets at it by /proc may punch it, and no more.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&*file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| Error::system("fcntl(F_ADD_SEALS)", errno))?;
-        Ok(Self { file, path: PathBuf::from(name), kind: Kind::Memfd, len_bytes: bytes, block_bytes })
+        // Whoever gets at it by /proc may punch it, and, when it is as long as it is to be (`settle`), no more.
+        fcntl(&*file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))
+            .map_err(|errno| Error::system("fcntl(F_ADD_SEALS)", errno))?;
+        let span_bytes = AtomicU64::new(bytes);
+        Ok(Self { file, path: PathBuf::from(name), kind: Kind::Memfd, len_bytes: bytes, span_bytes, block_bytes })
+    }
+
+    /// Makes a memfd as long as it can be.
+    pub(super) fn stretch(&self) -> u64 {
+        let allowed = match getrlimit(Resource::RLIMIT_FSIZE) {
+            Ok((allowed, _)) if allowed != RLIM_INFINITY => allowed / self.block_bytes * self.block_bytes,
+            _ => SPAN_BYTES,
+        };
+        let bytes = allowed.clamp(self.len_bytes, SPAN_BYTES.max(self.len_bytes));
+        let bytes = if ftruncate(&*self.file, bytes as i64).is_ok() { bytes } else { self.len_bytes };
+        self.settle(bytes);
+        bytes
+    }
+
+    /// The file is `bytes` long, and stays so.
+    pub(super) fn settle(&self, bytes: u64) {
+        self.span_bytes.store(bytes, Ordering::Relaxed);
+        if self.is_private() {
+            // It has been asked for one seal already, so it takes them.
+            let _ = fcntl(&*self.file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL));
+        }
+    }
+
+    pub(super) fn resident_bytes(&self) -> u64 {
+        fstat(&*self.file).map_or(0, |stat| stat.st_blocks as u64 * 512)
+    }
+
+    pub(super) fn span_bytes(&self) -> u64 {
+        self.span_bytes.load(Ordering::Relaxed)
+    }
+
+    /// fallocate(2) with `FALLOC_FL_PUNCH_HOLE`: whole pages, which no limit stands in the way of.
+    pub(super) fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, bytes)
     }
 
     /// The file at `path`, created if it is not there. It keeps its bytes and its length if it cannot be used, and is not there
@@ -92,7 +133,8 @@ impl DeviceFile {
         match used {
             Ok(kind) => {
                 let block_bytes = opened.block_bytes;
-                Ok(Self { file: opened.keep(), path: path.to_owned(), kind, len_bytes: bytes, block_bytes })
+                let (path, span_bytes) = (path.to_owned(), AtomicU64::new(bytes));
+                Ok(Self { file: opened.keep(), path, kind, len_bytes: bytes, span_bytes, block_bytes })
             }
             Err(error) => {
                 opened.undo();

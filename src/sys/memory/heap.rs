@@ -1,19 +1,59 @@
 //! Memory from the heap, for the fake page table.
 
-use crate::sync::plain::{AtomicU64, Ordering, fence};
+use crate::sync::plain::{AtomicBool, AtomicU64, Ordering, fence};
 
 pub(super) struct Heap {
     words: Box<[AtomicU64]>,
+    /// Bytes that may be in use at one time.
+    len_bytes: u64,
     block_bytes: u64,
+    /// Of a heap that is sparse, which blocks have a page: one for each. Of another all have, always.
+    there: Option<Box<[AtomicBool]>>,
 }
 
 impl Heap {
     pub(super) fn new(bytes: u64, block_bytes: u64) -> Self {
-        Self { words: (0..bytes / 8).map(|_| AtomicU64::new(0)).collect(), block_bytes }
+        Self { words: zeros(bytes), len_bytes: bytes, block_bytes, there: None }
+    }
+
+    /// With more places than bytes: a block is there only when something has been put there.
+    pub(super) fn sparse(bytes: u64, span_bytes: u64, block_bytes: u64) -> Self {
+        let there = (0..span_bytes / block_bytes).map(|_| AtomicBool::new(false)).collect();
+        Self { words: zeros(span_bytes), len_bytes: bytes, block_bytes, there: Some(there) }
     }
 
     pub(super) fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    pub(super) fn span_bytes(&self) -> u64 {
         self.words.len() as u64 * 8
+    }
+
+    pub(super) fn is_there(&self, offset: u64) -> bool {
+        let block = (offset / self.block_bytes) as usize;
+        self.there.as_ref().is_none_or(|there| there[block].load(Ordering::Acquire))
+    }
+
+    /// Makes a block of zeros there, unless it is. Whether it was not.
+    pub(super) fn make_there(&self, offset: u64) -> bool {
+        let block = (offset / self.block_bytes) as usize;
+        self.there.as_ref().is_some_and(|there| !there[block].swap(true, Ordering::AcqRel))
+    }
+
+    fn touch(&self, offset: u64, bytes: u64) {
+        (offset..offset + bytes).step_by(self.block_bytes as usize).for_each(|at| _ = self.make_there(at));
+        if bytes > 0 {
+            self.make_there(offset + bytes - 1);
+        }
+    }
+
+    /// Takes whole blocks away.
+    pub(super) fn punch(&self, offset: u64, bytes: u64) {
+        self.clear(offset, bytes);
+        let Some(there) = &self.there else { return };
+        let blocks = (offset / self.block_bytes) as usize..((offset + bytes) / self.block_bytes) as usize;
+        there[blocks].iter().for_each(|there| there.store(false, Ordering::Release));
     }
 
     pub(super) fn block_bytes(&self) -> u64 {
@@ -59,6 +99,7 @@ impl Heap {
 
     /// Each aligned word is written whole, and no byte beside those meant.
     pub(super) fn write(&self, offset: u64, from: &[u8]) {
+        self.touch(offset, from.len() as u64);
         fence(Ordering::Release);
         Self::for_words(offset, from.len() as u64, |index, at, part| {
             let mut bytes = [0u8; 8];
@@ -73,6 +114,11 @@ impl Heap {
     }
 
     pub(super) fn zero(&self, offset: u64, bytes: u64) {
+        self.touch(offset, bytes);
+        self.clear(offset, bytes);
+    }
+
+    fn clear(&self, offset: u64, bytes: u64) {
         Self::for_words(offset, bytes, |index, _, part| {
             if part.len() == 8 {
                 self.word(index).store(0, Ordering::Relaxed);
@@ -88,12 +134,17 @@ impl Heap {
     }
 
     pub(super) fn copy(&self, from: u64, to: u64, bytes: u64) {
+        self.touch(to, bytes);
         for index in 0..bytes / 8 {
             let value = self.word(from / 8 + index).load(Ordering::Relaxed);
             self.word(to / 8 + index).store(value, Ordering::Relaxed);
         }
         fence(Ordering::Release);
     }
+}
+
+fn zeros(bytes: u64) -> Box<[AtomicU64]> {
+    (0..bytes / 8).map(|_| AtomicU64::new(0)).collect()
 }
 
 /// All ones in the bytes of a word that `part` names, in memory order.

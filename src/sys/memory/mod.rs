@@ -63,6 +63,83 @@ impl DeviceMemory {
         Ok(Self::new(Owner::Heap(Heap::new(bytes, block_bytes))))
     }
 
+    /// The same with more places than bytes, for windows.
+    #[cfg(feature = "fake")]
+    pub(crate) fn sparse_heap(bytes: u64, span_bytes: u64, block_bytes: u64) -> Result<Self> {
+        check_size(bytes, block_bytes)?;
+        check_size(span_bytes, block_bytes)?;
+        Ok(Self::new(Owner::Heap(Heap::sparse(bytes, span_bytes, block_bytes))))
+    }
+
+    /// Makes as long as it can be made a file that nobody else can open: how many bytes that are. It stays so. What is beyond
+    /// [`DeviceMemory::len_bytes`] costs nothing until something is put there.
+    pub(crate) fn stretch(&self) -> u64 {
+        match &self.owner {
+            Owner::File(file) => file.stretch(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.span_bytes(),
+        }
+    }
+
+    /// The file is as long as it is to be.
+    pub(crate) fn settle(&self, bytes: u64) {
+        match &self.owner {
+            Owner::File(file) => file.settle(bytes),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => {}
+        }
+    }
+
+    /// The memory that it takes, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        match &self.owner {
+            Owner::File(file) => file.resident_bytes(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => 0,
+        }
+    }
+
+    /// Takes whole pages out of the device, and their entries out of every page table, in one step.
+    pub(crate) fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        step();
+        self.check_range(offset, bytes);
+        match &self.owner {
+            Owner::File(file) => file.punch(offset, bytes),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => {
+                heap.punch(offset, bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the block with the byte at `offset` has a page, for the fake page table.
+    #[cfg(feature = "fake")]
+    pub(super) fn is_there(&self, offset: u64) -> bool {
+        match &self.owner {
+            Owner::File(_) => true,
+            Owner::Heap(heap) => heap.is_there(offset),
+        }
+    }
+
+    /// Has it have a page of zeros, unless it has one; whether it had none. Likewise.
+    #[cfg(feature = "fake")]
+    pub(super) fn make_there(&self, offset: u64) -> bool {
+        match &self.owner {
+            Owner::File(_) => false,
+            Owner::Heap(heap) => heap.make_there(offset),
+        }
+    }
+
+    /// The bytes from the first to the last that there may be something in.
+    fn span_bytes(&self) -> u64 {
+        match &self.owner {
+            Owner::File(file) => file.span_bytes(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.span_bytes(),
+        }
+    }
+
     pub(crate) fn len_bytes(&self) -> u64 {
         match &self.owner {
             Owner::File(file) => file.len_bytes(),
@@ -116,14 +193,17 @@ impl DeviceMemory {
         match &self.owner {
             Owner::File(file) => file.allocate(offset, bytes),
             #[cfg(feature = "fake")]
-            Owner::Heap(_) => Ok(()),
+            Owner::Heap(heap) => {
+                (offset..offset + bytes).step_by(self.block_bytes() as usize).for_each(|at| _ = heap.make_there(at));
+                Ok(())
+            }
         }
     }
 
     /// Nothing that the caller does reaches past the device, whatever it is made of.
     fn check_range(&self, offset: u64, bytes: u64) {
         let end = offset.checked_add(bytes);
-        assert!(end.is_some_and(|end| end <= self.len_bytes()), "{offset}+{bytes} lies outside the device");
+        assert!(end.is_some_and(|end| end <= self.span_bytes()), "{offset}+{bytes} lies outside the device");
     }
 
     /// The error for a page of the device that is not there.

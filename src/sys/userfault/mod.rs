@@ -54,6 +54,8 @@ pub(crate) struct Userfault {
     /// or a pop: the reader takes it when it reads an event.
     moves: Mutex<VecDeque<(Addr, Addr)>>,
     calls: Counters,
+    /// See [`PageTable::goings`].
+    goings: Tally,
     this: Weak<Userfault>,
 }
 
@@ -114,6 +116,7 @@ impl Userfault {
             templates: Mutex::new(Vec::new()),
             moves: Mutex::new(VecDeque::new()),
             calls: Counters::default(),
+            goings: Tally::new(0),
             this: this.clone(),
         }))
     }
@@ -196,6 +199,18 @@ impl PageTable for Userfault {
         self.point(span, device, offset, (Watched::Device, rights))
     }
 
+    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
+        self.show_device(span, device, offset, rights)
+    }
+
+    fn page_goes(&self, _: Span<'_>) -> u64 {
+        self.goings.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn goings(&self) -> u64 {
+        self.goings.load(Ordering::Relaxed)
+    }
+
     fn point_at_zeros(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
         count(&self.calls.repoints);
         let stage = self.map_zeros(span.bytes(), self.base_page(), None, rights)?;
@@ -273,8 +288,12 @@ impl PageTable for Userfault {
         self.continue_run(self.fd(), span, continue_mode(protection))
     }
 
-    fn install_zeros(&self, span: Span<'_>) -> Result<Outcome, Errno> {
-        self.copy_zeros(span, abi::COPY_MODE_WP)
+    fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        let mode = match protection {
+            Protection::ReadOnly => abi::COPY_MODE_WP,
+            Protection::Writable => 0,
+        };
+        self.copy_zeros(span, mode)
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {

@@ -102,6 +102,28 @@ impl Userfault {
         unsafe { self.prepare(addr(at), bytes, kind) }
     }
 
+    /// Puts a mapping of the device in the place of a part of a range that nobody uses yet.
+    pub(super) fn show_device(
+        &self,
+        span: Span<'_>,
+        device: &DeviceMemory,
+        offset: u64,
+        rights: Rights,
+    ) -> Result<(), Errno> {
+        let fd = device.fd().ok_or(Errno::ENODEV)?;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+        let place = std::num::NonZeroUsize::new(span.at().0);
+        let (at, bytes) = (span.at(), span.bytes());
+        // SAFETY: `Span`. What is replaced is a reservation, in which there is nothing.
+        unsafe { mmap(place, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
+        if !rights.dumped {
+            // SAFETY: likewise. It changes a flag, and no byte.
+            let _ = unsafe { madvise(at, bytes, libc::MADV_DONTDUMP) };
+        }
+        // SAFETY: a mapping's, and nobody has its address yet (`PageTable::show`).
+        unsafe { self.make_ready(at, bytes, (Watched::Device, rights)) }
+    }
+
     /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if
     /// nothing is mapped there (EEXIST).
     pub(super) fn map_zeros(&self, bytes: u64, align: u64, fixed: Option<Addr>, rights: Rights) -> Result<Addr, Errno> {
@@ -136,15 +158,9 @@ impl Userfault {
     ///
     /// # Safety
     /// The range has just been mapped by the caller, and nobody else has its address.
-    unsafe fn prepare(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<Addr, Errno> {
+    unsafe fn prepare(&self, at: Addr, bytes: u64, kind: Kind) -> Result<Addr, Errno> {
         // SAFETY: the caller's promise.
-        let ready = unsafe { munlock(at, bytes) }
-            // SAFETY: likewise; changes a flag.
-            .and_then(|()| unsafe { madvise(at, bytes, libc::MADV_DONTFORK) })
-            .and_then(|()| self.register(at, bytes, watched))
-            // SAFETY: likewise.
-            .and_then(|()| unsafe { make_accessible(at, bytes, rights) });
-        match ready {
+        match unsafe { self.make_ready(at, bytes, kind) } {
             Ok(()) => Ok(at),
             Err(errno) => {
                 // SAFETY: likewise, and the caller does not get it.
@@ -152,6 +168,18 @@ impl Userfault {
                 Err(errno)
             }
         }
+    }
+
+    /// # Safety
+    /// As for [`Userfault::prepare`].
+    unsafe fn make_ready(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<(), Errno> {
+        // SAFETY: the caller's promise.
+        unsafe { munlock(at, bytes) }
+            // SAFETY: likewise; changes a flag.
+            .and_then(|()| unsafe { madvise(at, bytes, libc::MADV_DONTFORK) })
+            .and_then(|()| self.register(at, bytes, watched))
+            // SAFETY: likewise.
+            .and_then(|()| unsafe { make_accessible(at, bytes, rights) })
     }
 
     /// Unmaps a range of ours.

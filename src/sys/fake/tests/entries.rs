@@ -22,8 +22,8 @@ fn a_store_through_a_protected_entry_faults_until_it_is_unprotected() {
 #[test]
 fn unprotected_zeros_swallow_stores() {
     let test = Fixture::zeros();
-    assert_eq!(test.table.install_zeros(test.page(0)), Ok(Outcome::Installed));
-    assert_eq!(test.table.install_zeros(test.page(0)), Ok(Outcome::AlreadyPresent));
+    assert_eq!(test.table.install_zeros(test.page(0), Protection::ReadOnly), Ok(Outcome::Installed));
+    assert_eq!(test.table.install_zeros(test.page(0), Protection::ReadOnly), Ok(Outcome::AlreadyPresent));
     assert_eq!(test.store_fault(0), FaultKind::WriteProtect);
     assert_eq!(test.unprotect(0), Outcome::Installed);
     assert_eq!(test.fake.store(test.at(0).0, 5), Ok(()));
@@ -31,7 +31,7 @@ fn unprotected_zeros_swallow_stores() {
     test.zap(0);
     let load = test.load(0);
     test.fault();
-    assert_eq!(test.table.install_zeros(test.page(0)), Ok(Outcome::Installed));
+    assert_eq!(test.table.install_zeros(test.page(0), Protection::ReadOnly), Ok(Outcome::Installed));
     assert_eq!(load.join().unwrap(), Ok(0));
 }
 
@@ -43,7 +43,7 @@ fn an_install_over_an_entry_is_refused_and_wakes_nobody() {
     test.until_waiting(1);
     assert_eq!(test.install(1, Protection::Writable), Outcome::AlreadyPresent);
     assert_eq!(test.poison(1), Outcome::AlreadyPresent);
-    assert_eq!(test.table.install_zeros(test.page(1)), Ok(Outcome::AlreadyPresent));
+    assert_eq!(test.table.install_zeros(test.page(1), Protection::ReadOnly), Ok(Outcome::AlreadyPresent));
     // Nor does protecting what is protected wake anybody.
     assert_eq!(test.protect(1), Outcome::Installed);
     assert_eq!(test.fake.waiting(), 1);
@@ -60,14 +60,14 @@ fn installs_need_a_range_of_the_right_kind() {
     let zeros = Fixture::zeros();
     assert_eq!(zeros.table.install(zeros.page(0), Protection::Writable), Err(Errno::EINVAL));
     let device = Fixture::device();
-    assert_eq!(device.table.install_zeros(device.page(0)), Ok(Outcome::AlreadyPresent));
+    assert_eq!(device.table.install_zeros(device.page(0), Protection::ReadOnly), Ok(Outcome::AlreadyPresent));
     // Not one VMA any more: nothing is done.
     let _ = device.table.revoke(device.page(1));
     let two = device.table.install(device.pages(0, 2), Protection::Writable);
     assert_eq!((two, device.fake.is_mapped(device.at(0).0)), (Ok(Outcome::Gone), false));
     for page in [1, PAGES] {
         assert_eq!(device.install(page, Protection::Writable), Outcome::Gone);
-        assert_eq!(device.table.install_zeros(device.page(page)), Ok(Outcome::Gone));
+        assert_eq!(device.table.install_zeros(device.page(page), Protection::ReadOnly), Ok(Outcome::Gone));
         assert_eq!(device.poison(page), Outcome::Gone);
         assert_eq!(device.protect(page), Outcome::Gone);
         assert_eq!(device.unprotect(page), Outcome::Gone);
@@ -113,7 +113,7 @@ fn a_marker_outlives_a_zap_and_goes_with_unprotect_or_an_install() {
     // Neither do zeros, however they are protected.
     let zeros = Fixture::zeros();
     assert_eq!(zeros.protect(0), Outcome::Installed);
-    assert_eq!(zeros.table.install_zeros(zeros.page(0)), Ok(Outcome::Installed));
+    assert_eq!(zeros.table.install_zeros(zeros.page(0), Protection::ReadOnly), Ok(Outcome::Installed));
     zeros.zap(0);
     assert_eq!(zeros.poison(0), Outcome::Installed);
 }
@@ -176,7 +176,10 @@ fn a_range_for_loads_alone_stays_so_as_it_was_pointed() {
         assert_eq!((test.fake.store(test.at(1).0, 7), test.fake.store(test.at(2).0, 7)), (segv(1), segv(2)));
         assert_eq!(test.fake.compare_exchange(test.at(1).0, 101, 7), Err(FakeFault::Segv { addr: test.at(1).0 }));
         assert_eq!(test.read(), vec![]);
-        let _ = (test.install(1, Protection::Writable), test.table.install_zeros(test.page(2)).unwrap());
+        let _ = (
+            test.install(1, Protection::Writable),
+            test.table.install_zeros(test.page(2), Protection::ReadOnly).unwrap(),
+        );
     }
     assert_eq!((test.fake.load(test.at(1).0), test.fake.load(test.at(2).0)), (Ok(101), Ok(0)));
     // The neighbour is another area, though it goes on where this one ends.

@@ -8,7 +8,7 @@ fn a_load_faults_by_what_the_range_points_at_and_repeats_after_an_install() {
     let load = zeros.load(1);
     let fault = zeros.fault();
     assert_eq!((fault.addr, fault.access, fault.kind), (zeros.at(1), Access::Load, FaultKind::Missing));
-    assert_eq!(zeros.table.install_zeros(zeros.page(1)), Ok(Outcome::Installed));
+    assert_eq!(zeros.table.install_zeros(zeros.page(1), Protection::ReadOnly), Ok(Outcome::Installed));
     assert_eq!(load.join().unwrap(), Ok(0));
 
     let device = Fixture::device();
@@ -97,7 +97,7 @@ fn everything_is_refused_while_an_event_is_unread() {
         let pointing = scope.spawn(|| test.table.point_at_zeros(test.page(2), Rights::LOAD_STORE));
         test.table.wait();
         assert_eq!(test.install(0, Protection::ReadOnly), Outcome::Retry);
-        assert_eq!(test.table.install_zeros(test.page(2)), Ok(Outcome::Retry));
+        assert_eq!(test.table.install_zeros(test.page(2), Protection::ReadOnly), Ok(Outcome::Retry));
         assert_eq!(
             (test.poison(0), test.protect(0), test.unprotect(0)),
             (Outcome::Retry, Outcome::Retry, Outcome::Retry)
@@ -162,7 +162,7 @@ fn kicks_end_a_wait_and_calls_are_counted() {
     let test = Fixture::zeros();
     test.table.kick();
     test.table.wait();
-    test.table.install_zeros(test.page(0)).map(drop).unwrap();
+    test.table.install_zeros(test.page(0), Protection::ReadOnly).map(drop).unwrap();
     test.zap(0);
     test.table.wake(test.base, BASE_PAGE);
     assert_eq!(test.read(), vec![]);

@@ -1,0 +1,170 @@
+//! What a volume of windows counts: the pages that files may have, and device offsets that are nobody's yet.
+//!
+//! Its device is sparse: it has far more offsets than pages, and an offset costs nothing until a page is there. So a page needs no
+//! block that is free, but a place (an offset that is its file's alone) and a number: one of the pages that the volume may have.
+
+use std::collections::BTreeMap;
+
+use crate::blocks::Run;
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::units::BlockIndex;
+
+/// What zeros that have been loaded from holes may take, in bytes, before the oldest are taken back.
+const ZEROS_BYTES: u64 = 64 << 20;
+
+pub(crate) struct Capacity {
+    /// The pages that files may have.
+    total: u64,
+    /// Of these, those that no file has and nobody has reserved.
+    free: AtomicU64,
+    /// Pages of zeros that loads have left in holes. Beside the others: a hole is to be read of a volume that is full, too.
+    zeros: AtomicU64,
+    zeros_max: u64,
+    /// Windows begin at multiples of so many pages, in the file and on the device, and are no shorter.
+    granule: u64,
+    /// A leaf, for the time of a look-up. Never under L2.
+    offsets: Mutex<Offsets>,
+}
+
+/// Device offsets in units of pages. Those that come back are handed out again to who wants exactly as many: windows grow by
+/// doubling, so there are few sizes.
+struct Offsets {
+    next: u64,
+    end: u64,
+    back: BTreeMap<u64, Vec<BlockIndex>>,
+}
+
+impl Capacity {
+    /// For `pages` pages on a device with `span` places.
+    pub(crate) fn new(pages: u64, span: u64, granule: u64, page_bytes: u64) -> Self {
+        // The first are nobody's: the kernel zeroes a part of a file's first page the slow way.
+        let offsets = Offsets { next: granule, end: span / granule * granule, back: BTreeMap::new() };
+        let zeros_max = (ZEROS_BYTES / page_bytes).clamp(1, (span / 4).max(1));
+        Self {
+            total: pages,
+            free: AtomicU64::new(pages),
+            zeros: AtomicU64::new(0),
+            zeros_max,
+            granule,
+            offsets: Mutex::new(offsets),
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(crate) fn free(&self) -> u64 {
+        self.free.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn granule(&self) -> u64 {
+        self.granule
+    }
+
+    /// All or nothing; whether there were as many. Allocates nothing and waits for nobody.
+    pub(crate) fn take(&self, pages: u64) -> bool {
+        let mut free = self.free.load(Ordering::Acquire);
+        while free >= pages {
+            match self.free.compare_exchange(free, free - pages, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => free = now,
+            }
+        }
+        false
+    }
+
+    /// # Panics
+    /// If there are more than there can be: somebody has given back what was not his.
+    pub(crate) fn give(&self, pages: u64) {
+        let before = self.free.fetch_add(pages, Ordering::AcqRel);
+        assert!(before + pages <= self.total, "{before} pages are free, and {pages} of {} come back", self.total);
+    }
+
+    pub(crate) fn add_zeros(&self, pages: u64) {
+        self.zeros.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove_zeros(&self, pages: u64) {
+        self.zeros.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn zeros(&self) -> u64 {
+        self.zeros.load(Ordering::Relaxed)
+    }
+
+    /// Whether zeros have to be taken back before more are left anywhere.
+    pub(crate) fn has_too_many_zeros(&self) -> bool {
+        self.zeros() >= self.zeros_max
+    }
+
+    /// How many zeros are left when enough have been taken back.
+    pub(crate) fn enough_zeros(&self) -> u64 {
+        self.zeros_max / 8 * 7
+    }
+
+    /// Places for `pages` pages, a multiple of the granule. `None` if the device has no such offsets left.
+    pub(crate) fn take_places(&self, pages: u64) -> Option<Run> {
+        debug_assert!(pages > 0 && pages.is_multiple_of(self.granule));
+        let mut offsets = self.offsets.lock();
+        if let Some(start) = offsets.back.get_mut(&pages).and_then(Vec::pop) {
+            return Some(Run { start, blocks: pages });
+        }
+        let end = offsets.next.checked_add(pages).filter(|end| *end <= offsets.end)?;
+        let start = BlockIndex(offsets.next);
+        offsets.next = end;
+        Some(Run { start, blocks: pages })
+    }
+
+    /// Takes places back that no mapping shows, with no page there.
+    pub(crate) fn give_places(&self, run: Run) {
+        self.offsets.lock().back.entry(run.blocks).or_default().push(run.start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_all_or_nothing() {
+        let capacity = Capacity::new(10, 1000, 8, 4096);
+        assert!(capacity.take(7));
+        assert!(!capacity.take(4));
+        assert!(capacity.take(3) && capacity.take(0) && !capacity.take(1));
+        capacity.give(10);
+        assert_eq!(capacity.free(), 10);
+    }
+
+    #[test]
+    #[should_panic(expected = "come back")]
+    fn more_than_all_panics() {
+        let capacity = Capacity::new(10, 1000, 8, 4096);
+        capacity.take(2);
+        capacity.give(3);
+    }
+
+    #[test]
+    fn places_are_each_ones_own() {
+        let capacity = Capacity::new(10, 50, 8, 4096);
+        let first = capacity.take_places(8).unwrap();
+        let second = capacity.take_places(16).unwrap();
+        assert_eq!((first.start, second.start), (BlockIndex(8), BlockIndex(16)), "the first granule is nobody's");
+        assert_eq!(capacity.take_places(24), None, "no more than whole granules");
+        capacity.give_places(first);
+        assert_eq!(capacity.take_places(16).unwrap().start, BlockIndex(32));
+        assert_eq!(capacity.take_places(8), Some(first), "what has come back");
+        assert_eq!(capacity.take_places(8), None);
+    }
+
+    #[test]
+    fn zeros_are_counted_beside() {
+        let capacity = Capacity::new(10, 64, 8, 4096);
+        capacity.add_zeros(15);
+        assert!(!capacity.has_too_many_zeros());
+        capacity.add_zeros(1);
+        assert!(capacity.has_too_many_zeros() && capacity.free() == 10);
+        capacity.remove_zeros(2);
+        assert_eq!((capacity.zeros(), capacity.enough_zeros()), (14, 14));
+    }
+}

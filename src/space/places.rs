@@ -1,0 +1,543 @@
+//! What a file is made of that has windows: device offsets of its own, page N at place N. Where a page lies is known
+//! beforehand, so all that there is to know of it is one small word.
+//!
+//! | word | the device has the page | the file says | counts |
+//! |---|---|---|---|
+//! | `Hole` | no | a hole | as nothing |
+//! | `Zeros` | yes, zeros: a load has left them | a hole | beside the capacity |
+//! | `Unwritten` | no, or zeros | unwritten | as a page of the file |
+//! | `Written` | yes, or is about to: who has made it so installs it under the same hold | written | as a page of the file |
+//!
+//! A word changes towards `Written` under L2 held shared, by compare-and-swap, as nothing is taken away by that: of two stores to one hole
+//! one takes the page, and both install it. Every other change is made under L2 held exclusively.
+
+use nix::errno::Errno;
+
+use super::extents::Extent;
+use crate::blocks::Run;
+use crate::blocks::capacity::Capacity;
+use crate::policy::PageState;
+use crate::sync::{Arc, Ordering, Tally, step};
+use crate::sys::memory::SparseWords;
+use crate::units::{BlockIndex, PageIndex, PageRange};
+
+/// What is known of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Known {
+    Hole = 0,
+    Zeros = 1,
+    Unwritten = 2,
+    Written = 3,
+}
+
+/// Bits of a page in a word, and pages in a word.
+const BITS: u64 = 4;
+const PER_WORD: u64 = 64 / BITS;
+/// A word in which every page is in the state with number 1; times a number, in that one.
+const EACH: u64 = 0x1111_1111_1111_1111;
+
+impl Known {
+    fn of(bits: u64) -> Self {
+        match bits & 0xf {
+            0 => Known::Hole,
+            1 => Known::Zeros,
+            2 => Known::Unwritten,
+            _ => Known::Written,
+        }
+    }
+
+    /// Whether the file says that the page has bytes; `None` if it is a hole to it.
+    fn written(self) -> Option<bool> {
+        match self {
+            Known::Hole | Known::Zeros => None,
+            Known::Unwritten => Some(false),
+            Known::Written => Some(true),
+        }
+    }
+}
+
+/// One window: pages whose places follow each other.
+pub(crate) struct Stretch {
+    pages: PageRange,
+    start: BlockIndex,
+    /// [`BITS`] a page.
+    words: SparseWords,
+    /// One bit for each word that may have something in it.
+    summary: SparseWords,
+}
+
+impl Stretch {
+    pub(crate) fn new(pages: PageRange, start: BlockIndex) -> Result<Self, Errno> {
+        let words = pages.pages().div_ceil(PER_WORD);
+        Ok(Self {
+            pages,
+            start,
+            words: SparseWords::new(words as usize)?,
+            summary: SparseWords::new(words.div_ceil(64) as usize)?,
+        })
+    }
+
+    /// All of its places.
+    pub(crate) fn run(&self) -> Run {
+        Run { start: self.start, blocks: self.pages.pages() }
+    }
+
+    fn places(&self, range: PageRange) -> Run {
+        Run { start: self.start.plus(range.start.0 - self.pages.start.0), blocks: range.pages() }
+    }
+
+    fn get(&self, page: PageIndex) -> Known {
+        let own = page.0 - self.pages.start.0;
+        let word = self.words.get((own / PER_WORD) as usize).load(Ordering::Acquire);
+        Known::of(word >> (own % PER_WORD * BITS))
+    }
+
+    fn note(&self, word: u64) {
+        let summary = self.summary.get((word / 64) as usize);
+        if summary.load(Ordering::Relaxed) & 1 << (word % 64) == 0 {
+            summary.fetch_or(1 << (word % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Makes `to` of a page, unless `from` says otherwise of what it is; what it was.
+    fn change(&self, page: PageIndex, to: Known, from: impl Fn(Known) -> bool) -> Result<Known, Known> {
+        let own = page.0 - self.pages.start.0;
+        let (index, shift) = (own / PER_WORD, own % PER_WORD * BITS);
+        let word = self.words.get(index as usize);
+        self.note(index);
+        step();
+        let mut old = word.load(Ordering::Acquire);
+        loop {
+            let was = Known::of(old >> shift);
+            if !from(was) {
+                return Err(was);
+            }
+            let new = old & !(0xf << shift) | (to as u64) << shift;
+            match word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(was),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Calls `each` for the words of `range`, all of which lies here, that may have something in them: index, first bit and past the
+    /// last that are meant, and what is in it.
+    fn for_words(&self, range: PageRange, mut each: impl FnMut(u64, PageRange, u64)) {
+        if range.is_empty() {
+            return;
+        }
+        let own = PageRange::at(PageIndex(range.start.0 - self.pages.start.0), range.pages());
+        let (first, last) = (own.start.0 / PER_WORD, (own.end.0 - 1) / PER_WORD);
+        for group in first / 64..=last / 64 {
+            let mut set = self.summary.get(group as usize).load(Ordering::Relaxed);
+            while set != 0 {
+                let index = group * 64 + u64::from(set.trailing_zeros());
+                set &= set - 1;
+                if (first..=last).contains(&index) {
+                    let pages = PageRange::at(PageIndex(index * PER_WORD), PER_WORD).intersect(own);
+                    let word = self.words.get(index as usize).load(Ordering::Acquire);
+                    each(index, PageRange::at(self.pages.start.plus(pages.start.0), pages.pages()), word);
+                }
+            }
+        }
+    }
+
+    /// Calls `each` for runs of pages in `range` that are in one state, in order, but for holes. Neighbouring runs may be in the same.
+    fn for_runs(&self, range: PageRange, mut each: impl FnMut(PageRange, Known)) {
+        self.for_words(range, |index, pages, word| {
+            let first = Known::of(word);
+            if word == first as u64 * EACH {
+                if first != Known::Hole {
+                    each(pages, first);
+                }
+                return;
+            }
+            let base = self.pages.start.0 + index * PER_WORD;
+            for page in pages.iter() {
+                match Known::of(word >> ((page.0 - base) * BITS)) {
+                    Known::Hole => {}
+                    known => each(PageRange::one(page), known),
+                }
+            }
+        });
+    }
+
+    /// Makes `to` of all pages of `range`, under L2 held exclusively.
+    fn set(&self, range: PageRange, to: Known) {
+        let mut at = range.start;
+        while at < range.end {
+            let own = at.0 - self.pages.start.0;
+            let (index, from) = (own / PER_WORD, own % PER_WORD);
+            let pages = (PER_WORD - from).min(range.end.0 - at.0);
+            let mask = (if pages == PER_WORD { u64::MAX } else { (1 << (pages * BITS)) - 1 }) << (from * BITS);
+            let word = self.words.get(index as usize);
+            let old = word.load(Ordering::Relaxed);
+            let new = old & !mask | (to as u64 * EACH) & mask;
+            if new != old {
+                word.store(new, Ordering::Release);
+                self.note(index);
+            }
+            at = at.plus(pages);
+        }
+    }
+}
+
+/// What came of the wish to have a page for a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claim {
+    /// It is written from now on, and was not before. Whether the device may have had the page, of zeros.
+    Taken { was_there: bool },
+    /// Another store was first.
+    Written,
+    /// It is a hole, and no page is free.
+    NoSpace,
+}
+
+/// The windows of one file.
+pub(crate) struct Places {
+    capacity: Arc<Capacity>,
+    /// In order. They do not overlap.
+    stretches: Vec<Stretch>,
+    /// Pages that count as the file's.
+    owned: Tally,
+}
+
+impl Places {
+    pub(crate) fn new(capacity: Arc<Capacity>) -> Self {
+        Self { capacity, stretches: Vec::new(), owned: Tally::new(0) }
+    }
+
+    fn stretch(&self, page: PageIndex) -> Option<&Stretch> {
+        let after = self.stretches.partition_point(|stretch| stretch.pages.start <= page);
+        self.stretches[..after].last().filter(|stretch| stretch.pages.contains(page))
+    }
+
+    /// The windows that have a part of `range`, with that part.
+    fn parts(&self, range: PageRange) -> impl Iterator<Item = (&Stretch, PageRange)> {
+        let first = self.stretches.partition_point(|stretch| stretch.pages.end <= range.start);
+        let rest = self.stretches[first..].iter();
+        rest.map(move |stretch| (stretch, stretch.pages.intersect(range))).take_while(|(_, part)| !part.is_empty())
+    }
+
+    /// Where a page lies, and how many of the `want` from it on lie behind it. `None` if it has no place.
+    pub(crate) fn place(&self, page: PageIndex, want: u64) -> Option<Run> {
+        let stretch = self.stretch(page)?;
+        Some(stretch.places(PageRange::at(page, want).intersect(stretch.pages)))
+    }
+
+    /// The pages of `range` that have places, with where those begin.
+    pub(crate) fn windows(&self, range: PageRange) -> impl Iterator<Item = (PageRange, BlockIndex)> {
+        self.parts(range).map(|(stretch, part)| (part, stretch.places(part).start))
+    }
+
+    /// The first pages of `range` without places, and those around them that are to get some with them: as many as the file has
+    /// already, so that a file that grows has a handful of windows.
+    pub(crate) fn gap(&self, range: PageRange) -> Option<PageRange> {
+        let mut at = range.start;
+        for (_, part) in self.parts(range) {
+            if at < part.start {
+                break;
+            }
+            at = part.end;
+        }
+        if at >= range.end {
+            return None;
+        }
+        let granule = self.capacity.granule();
+        let next = self.stretches.iter().map(|stretch| stretch.pages.start).find(|start| *start > at);
+        let has: u64 = self.stretches.iter().map(|stretch| stretch.pages.pages()).sum();
+        let start = at.0 / granule * granule;
+        let end = range.end.0.max(start.saturating_add(has)).div_ceil(granule).saturating_mul(granule);
+        Some(PageRange::new(PageIndex(start), PageIndex(end).min(next.unwrap_or(PageIndex(end)))))
+    }
+
+    /// Adds a window; gives it back if another has been there first.
+    pub(crate) fn add(&mut self, stretch: Stretch) -> Option<Stretch> {
+        if self.parts(stretch.pages).next().is_some() {
+            return Some(stretch);
+        }
+        let at = self.stretches.partition_point(|other| other.pages.start < stretch.pages.start);
+        self.stretches.insert(at, stretch);
+        None
+    }
+
+    /// Gives all windows up. Nothing is left in them.
+    pub(crate) fn take_all(&mut self) -> Vec<Run> {
+        debug_assert_eq!(self.blocks(), 0, "what is given up is empty");
+        self.stretches.drain(..).map(|stretch| stretch.run()).collect()
+    }
+
+    pub(crate) fn known(&self, page: PageIndex) -> Known {
+        self.stretch(page).map_or(Known::Hole, |stretch| stretch.get(page))
+    }
+
+    pub(crate) fn state(&self, page: PageIndex) -> PageState {
+        let Some(stretch) = self.stretch(page) else { return PageState::Hole };
+        let block = || stretch.places(PageRange::one(page)).start;
+        match stretch.get(page).written() {
+            None => PageState::Hole,
+            Some(false) => PageState::Unwritten(block()),
+            Some(true) => PageState::Written(block()),
+        }
+    }
+
+    /// Takes a page for a store, under L2 held shared: `take` says whether there is one, `give` gives it back.
+    pub(crate) fn claim(&self, page: PageIndex, take: impl Fn() -> bool, give: impl Fn(bool)) -> Claim {
+        let Some(stretch) = self.stretch(page) else { return Claim::NoSpace };
+        let is_hole = |known: Known| known.written().is_none();
+        if stretch.get(page) == Known::Unwritten {
+            return match stretch.change(page, Known::Written, |known| known == Known::Unwritten) {
+                Ok(_) => Claim::Taken { was_there: true },
+                Err(_) => Claim::Written,
+            };
+        }
+        if !take() {
+            // Not if another has been first with the last one.
+            return if is_hole(stretch.get(page)) { Claim::NoSpace } else { Claim::Written };
+        }
+        match stretch.change(page, Known::Written, is_hole) {
+            Ok(was) => {
+                self.owned.fetch_add(1, Ordering::Relaxed);
+                if was == Known::Zeros {
+                    self.capacity.remove_zeros(1);
+                }
+                give(false);
+                Claim::Taken { was_there: was == Known::Zeros }
+            }
+            Err(_) => {
+                give(true);
+                Claim::Written
+            }
+        }
+    }
+
+    /// A load is about to leave zeros in a page, under L2 held shared. Whether the device may have had the page already.
+    pub(crate) fn note_zeros(&self, page: PageIndex) -> bool {
+        let Some(stretch) = self.stretch(page) else { return true };
+        let was_hole = stretch.change(page, Known::Zeros, |known| known == Known::Hole).is_ok();
+        if was_hole {
+            self.capacity.add_zeros(1);
+        }
+        !was_hole
+    }
+
+    /// The first run of zeros that loads have left in `range`, `most` pages at most.
+    pub(crate) fn first_zeros(&self, range: PageRange, most: u64) -> Option<PageRange> {
+        let mut found: Option<PageRange> = None;
+        for (stretch, part) in self.parts(range) {
+            stretch.for_runs(part, |pages, known| {
+                let pages = if known == Known::Zeros { pages } else { return };
+                match &mut found {
+                    None => found = Some(pages),
+                    Some(run) if run.end == pages.start && run.pages() < most => run.end = pages.end,
+                    Some(_) => {}
+                }
+            });
+            if found.is_some() {
+                break;
+            }
+        }
+        found
+    }
+
+    /// The extent from `page` on, up to `end` at most. Allocates nothing.
+    pub(crate) fn run_from(&self, page: PageIndex, end: PageIndex) -> Option<Extent> {
+        let stretch = self.stretch(page)?;
+        let written = stretch.get(page).written()?;
+        let range = PageRange::new(page, end).intersect(stretch.pages);
+        let mut to = page;
+        stretch.for_runs(range, |pages, known| {
+            if pages.start == to && known.written() == Some(written) {
+                to = pages.end;
+            }
+        });
+        let range = PageRange::new(page, to);
+        Some(Extent { page, run: stretch.places(range), written })
+    }
+
+    /// The extents within `range`, cut at its ends, in order.
+    pub(crate) fn within(&self, range: PageRange) -> Vec<Extent> {
+        let mut extents: Vec<Extent> = Vec::new();
+        for (stretch, part) in self.parts(range) {
+            stretch.for_runs(part, |pages, known| {
+                let Some(written) = known.written() else { return };
+                let extent = Extent { page: pages.start, run: stretch.places(pages), written };
+                match extents.last_mut() {
+                    Some(last) if last.is_continued_by(&extent) => last.run.blocks += extent.run.blocks,
+                    _ => extents.push(extent),
+                }
+            });
+        }
+        extents
+    }
+
+    /// Where pages lie that may be there, of `range`: what a punch of it has to take.
+    pub(crate) fn present(&self, range: PageRange) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (stretch, part) in self.parts(range) {
+            let mut hull: Option<PageRange> = None;
+            stretch.for_runs(part, |pages, _| {
+                let start = hull.map_or(pages.start, |hull| hull.start);
+                hull = Some(PageRange::new(start, pages.end));
+            });
+            runs.extend(hull.map(|hull| stretch.places(hull)));
+        }
+        runs
+    }
+
+    /// Makes a hole of `range`, under L2 held exclusively; the extents that were there.
+    pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Extent> {
+        let gone = self.within(range);
+        self.forget_zeros(range);
+        // Not word after word of a window of a terabyte: from the first to the last that is known.
+        for (stretch, part) in self.parts(range) {
+            let mut known = Vec::new();
+            stretch.for_runs(part, |pages, _| known.push(pages));
+            known.into_iter().for_each(|pages| stretch.set(pages, Known::Hole));
+        }
+        self.owned.fetch_sub(gone.iter().map(|extent| extent.run.blocks).sum(), Ordering::Relaxed);
+        gone
+    }
+
+    fn forget_zeros(&self, range: PageRange) {
+        let mut zeros = 0;
+        for (stretch, part) in self.parts(range) {
+            stretch.for_runs(part, |pages, known| zeros += if known == Known::Zeros { pages.pages() } else { 0 });
+        }
+        self.capacity.remove_zeros(zeros);
+    }
+
+    /// Makes pages written or unwritten, in their places, under L2 held exclusively; the extents that were there.
+    pub(crate) fn replace(&mut self, extent: Extent) -> Vec<Extent> {
+        let range = extent.range();
+        debug_assert_eq!(self.place(extent.page, extent.run.blocks), Some(extent.run), "a page lies in its place");
+        let old = self.within(range);
+        self.forget_zeros(range);
+        let to = if extent.written { Known::Written } else { Known::Unwritten };
+        self.parts(range).for_each(|(stretch, part)| stretch.set(part, to));
+        let had: u64 = old.iter().map(|extent| extent.run.blocks).sum();
+        self.owned.fetch_add(range.pages() - had, Ordering::Relaxed);
+        old
+    }
+
+    /// The pages that count as the file's.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.owned.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Windows of pages 0 to 40 and 64 to 128, at places that do not follow each other.
+    fn places() -> Places {
+        let capacity = Arc::new(Capacity::new(1000, 4096, 8, 4096));
+        let mut places = Places::new(capacity);
+        let stretch = |start: u64, end: u64, place| {
+            Stretch::new(PageRange::new(PageIndex(start), PageIndex(end)), BlockIndex(place)).unwrap()
+        };
+        assert!(places.add(stretch(64, 128, 800)).is_none());
+        assert!(places.add(stretch(0, 40, 8)).is_none());
+        assert!(places.add(stretch(32, 64, 400)).is_some(), "page 32 has a place");
+        places
+    }
+
+    #[test]
+    fn a_gap_is_filled_with_as_much_as_there_is() {
+        let range = |start, end| PageRange::new(PageIndex(start), PageIndex(end));
+        let mut places = places();
+        assert_eq!(places.gap(range(3, 40)), None);
+        assert_eq!(places.gap(range(39, 41)), Some(range(40, 64)), "up to the next window");
+        assert_eq!(places.gap(range(50, 51)), Some(range(48, 64)));
+        assert_eq!(places.gap(range(100, 300)), Some(range(128, 304)));
+        assert_eq!(places.gap(range(128, 129)), Some(range(128, 232)), "as many as all before");
+        assert_eq!(places.gap(range(1000, 1001)), Some(range(1000, 1104)));
+        assert_eq!(places.take_all().len(), 2);
+        assert_eq!(places.gap(range(5, 6)), Some(range(0, 8)));
+    }
+
+    #[test]
+    fn of_two_claims_one_takes_the_page() {
+        let places = places();
+        let (room, none) = (|| true, || false);
+        let lost = std::cell::Cell::new(0);
+        let give = |back| lost.set(lost.get() + u32::from(back));
+        assert_eq!(places.claim(PageIndex(50), room, give), Claim::NoSpace, "no place");
+        assert_eq!(places.claim(PageIndex(5), none, give), Claim::NoSpace);
+        places.note_zeros(PageIndex(5));
+        assert_eq!((places.known(PageIndex(5)), places.capacity.zeros()), (Known::Zeros, 1));
+        assert_eq!(places.claim(PageIndex(5), room, give), Claim::Taken { was_there: true });
+        assert_eq!((places.blocks(), places.capacity.zeros(), lost.get()), (1, 0, 0));
+        assert_eq!(places.claim(PageIndex(5), room, give), Claim::Written);
+        assert_eq!((places.blocks(), lost.get()), (1, 1), "what the loser had taken is given back");
+        assert_eq!(places.claim(PageIndex(5), none, give), Claim::Written, "though none is free");
+        places.note_zeros(PageIndex(5));
+        assert_eq!(places.known(PageIndex(5)), Known::Written, "a late load takes nothing away");
+    }
+
+    proptest! {
+        /// Beside the windows, an array of what every page ought to be.
+        #[test]
+        fn agrees_with_an_array(steps in proptest::collection::vec((0..5u8, 0..128u64, 1..40u64), 1..40)) {
+            let mut places = places();
+            let has_place = |page: u64| page < 40 || (64..128).contains(&page);
+            let mut model = [Known::Hole; 128];
+            for (what, page, pages) in steps {
+                let end = (page..(page + pages).min(128)).find(|page| !has_place(*page)).unwrap_or((page + pages).min(128));
+                let range = PageRange::new(PageIndex(page), PageIndex(end));
+                if range.is_empty() {
+                    continue;
+                }
+                let of_model = &mut model[page as usize..end as usize];
+                match what {
+                    0 | 1 => {
+                        let mut at = range.start;
+                        while at < range.end {
+                            let run = places.place(at, range.end.0 - at.0).unwrap();
+                            places.replace(Extent { page: at, run, written: what == 0 });
+                            at = at.plus(run.blocks);
+                        }
+                        of_model.fill(if what == 0 { Known::Written } else { Known::Unwritten });
+                    }
+                    2 => {
+                        let had = of_model.iter().filter(|known| known.written().is_some()).count() as u64;
+                        let gone: u64 = places.remove(range).iter().map(|extent| extent.run.blocks).sum();
+                        prop_assert_eq!(gone, had);
+                        of_model.fill(Known::Hole);
+                    }
+                    3 => {
+                        range.iter().for_each(|page| _ = places.note_zeros(page));
+                        of_model.iter_mut().filter(|known| **known == Known::Hole).for_each(|known| *known = Known::Zeros);
+                    }
+                    _ => {
+                        for page in range.iter() {
+                            places.claim(page, || true, |_| {});
+                        }
+                        of_model.fill(Known::Written);
+                    }
+                }
+                for (page, expected) in model.iter().enumerate() {
+                    prop_assert_eq!(places.known(PageIndex(page as u64)), *expected);
+                }
+                let owned = model.iter().filter(|known| known.written().is_some()).count() as u64;
+                prop_assert_eq!(places.blocks(), owned);
+                prop_assert_eq!(places.capacity.zeros(), model.iter().filter(|known| **known == Known::Zeros).count() as u64);
+                let extents = places.within(PageRange::from(PageIndex(0)));
+                prop_assert_eq!(extents.iter().map(|extent| extent.run.blocks).sum::<u64>(), owned);
+                for extent in &extents {
+                    prop_assert_eq!(places.place(extent.page, extent.run.blocks), Some(extent.run));
+                    prop_assert_eq!(places.run_from(extent.page, PageIndex(128)), Some(*extent));
+                }
+                for pair in extents.windows(2) {
+                    prop_assert!(!pair[0].is_continued_by(&pair[1]), "neighbours not joined: {:?}", pair);
+                }
+                let first = model.iter().position(|known| *known == Known::Zeros).map(|page| PageIndex(page as u64));
+                prop_assert_eq!(places.first_zeros(PageRange::from(PageIndex(0)), 1).map(|run| run.start), first);
+                let hulls: u64 = places.present(PageRange::from(PageIndex(0))).iter().map(|run| run.blocks).sum();
+                prop_assert!(hulls >= model.iter().filter(|known| **known != Known::Hole).count() as u64);
+            }
+        }
+    }
+}
