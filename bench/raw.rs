@@ -26,6 +26,8 @@ pub(crate) const MISSING_SHMEM: u64 = 1 << 5;
 pub(crate) const WP_SHMEM: u64 = 1 << 12 | 1;
 pub(crate) const WP_ASYNC: u64 = 1 << 15;
 
+const FLAG_MINOR: u64 = 1 << 2;
+
 pub(crate) const MODE_MISSING: u64 = 1;
 pub(crate) const MODE_WP: u64 = 1 << 1;
 pub(crate) const MODE_MINOR: u64 = 1 << 2;
@@ -221,11 +223,12 @@ impl Uffd {
         matches!(poll(&mut fds, PollTimeout::from(100u8)), Ok(1..))
     }
 
-    /// The address of one fault.
-    pub(crate) fn read(&self) -> Option<u64> {
+    /// The address of one fault, and whether there was no entry where there is a page.
+    pub(crate) fn read(&self) -> Option<(u64, bool)> {
         let mut message = [0u8; 32];
+        let word = |message: &[u8; 32], at: usize| Some(u64::from_ne_bytes(message[at..at + 8].try_into().ok()?));
         match nix::unistd::read(&self.fd, &mut message) {
-            Ok(32) => Some(u64::from_ne_bytes(message[16..24].try_into().ok()?)),
+            Ok(32) => Some((word(&message, 16)?, word(&message, 8)? & FLAG_MINOR != 0)),
             _ => None,
         }
     }

@@ -26,6 +26,8 @@ pub enum Point {
     Answered,
     /// A control operation is about to take the file's lock exclusively.
     BeforeInvalidate,
+    /// Zeros that loads have left in holes have been found, and are about to be taken back. No lock is held; they are looked for again.
+    BeforeZerosGo,
     /// A control operation has published the new size and extents, and not zapped yet. The lock is held exclusively.
     Published,
     /// A control operation has zapped and dropped the lock; the blocks it took away are not free yet.

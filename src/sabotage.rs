@@ -90,6 +90,8 @@ rules! {
     MadeUpAddresses = "made-up-addresses",
     /// Broken: a child of fork(2) takes handles of its parent for its own. For the whole process.
     ForkCheck = "fork-check",
+    /// Broken: zeros that a load has left are taken back without another look whether they have been stored to since.
+    LookAgainAtZeros = "look-again-at-zeros",
     /// Broken: dirty pages are protected first and forgotten afterwards.
     ForgetBeforeProtect = "forget-before-protect",
     /// Broken: a store through a mapping is not marked dirty.

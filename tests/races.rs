@@ -466,3 +466,61 @@ fn every_store_is_dirty(world: &mut World) -> Verdict {
     Ok(())
 }
 rule_tests!(every_store_marks_its_page, Rule::MarkDirty, 8, every_store_is_dirty);
+
+/// The races again where files have windows: no block goes to another file there, so these are the ones about what a mapping shows.
+mod in_windows {
+    use super::*;
+
+    windows_tests!(installed_under_the_guard, Rule::GuardThroughInstall, 2, store_decided_against_punch);
+    windows_tests!(the_size_is_read_under_the_lock, Rule::SizeUnderLock, 2, size_read_too_early);
+    windows_tests!(a_mkwrite_looks_at_the_size, Rule::SizeOnMkwrite, 3, mkwrite_past_the_end);
+    windows_tests!(published_before_punched, Rule::PublishBeforeZap, 2, fault_between_zap_and_publish);
+    windows_tests!(published_and_punched_under_one_hold, Rule::InvalidateUnderLock, 2, store_between_publish_and_punch);
+    windows_tests!(a_write_zeroes_no_store, Rule::ZeroWhatIsAHole, 4, write_beside_a_store);
+    windows_tests!(the_tail_is_zeroed_on_truncate, Rule::ZeroTailOnTruncate, 2, down_and_up);
+    windows_tests!(the_tail_is_zeroed_on_growth, Rule::ZeroTailOnGrowth, 16, stores_past_the_end);
+    windows_tests!(only_the_tail_is_zeroed_on_growth, Rule::ZeroOnlyTheTail, 16, stores_past_the_end);
+    windows_tests!(dirty_pages_are_forgotten_first, Rule::ForgetBeforeProtect, 2, store_while_collecting);
+    windows_tests!(every_store_marks_its_page, Rule::MarkDirty, 8, every_store_is_dirty);
+    windows_tests!(zeros_are_looked_at_again, Rule::LookAgainAtZeros, 4, store_to_zeros_that_are_taken_back);
+
+    /// Under two holds a store in between takes the hole, and the punch takes its page: it is written then, and shows zeros.
+    fn store_between_publish_and_punch(world: &mut World) -> Verdict {
+        let a = world.file("a", 1, A);
+        let map = world.map(&a, 1);
+        map.load(0).unwrap();
+        // The second time, if there is one: then the lock has been dropped.
+        let times = std::sync::atomic::AtomicU64::new(0);
+        let in_between =
+            world.park.at(Point::Published, move |_| times.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1);
+        let punch = spawn_on(&a, |a| a.punch_hole(0, PAGE));
+        in_between.caught_within(watch());
+        let store = spawn_on(&map, |map| map.store(0, MARK));
+        let stored = store.within(watch());
+        in_between.release();
+        punch.join("the punch")?.unwrap();
+        if stored.is_none() {
+            store.join("the store")?.unwrap();
+        }
+        let (loaded, blocks) = (map.load(0).unwrap(), a.blocks());
+        check(loaded == MARK || blocks == 0, || format!("{blocks} block, and a load gives {loaded:x}"))
+    }
+
+    /// A load takes back the zeros of another page, which is stored to at that moment.
+    fn store_to_zeros_that_are_taken_back(world: &mut World) -> Verdict {
+        world.volume.set_zeros_max(PAGE);
+        let a = world.volume.create("a").unwrap();
+        a.truncate(2 * PAGE).unwrap();
+        let map = world.map(&a, 2);
+        map.load(0).unwrap();
+        let parked = world.park.at_page(Point::BeforeZerosGo, 0);
+        let load = spawn_on(&map, |map| map.load(PAGE));
+        parked.wait();
+        map.store(0, MARK).unwrap();
+        parked.release();
+        let loaded = load.join("the load")?;
+        check(loaded == Ok(0), || format!("a hole shows {loaded:x?}"))?;
+        let now = map.load(0);
+        check(now == Ok(MARK), || format!("the store is lost: {now:x?}"))
+    }
+}

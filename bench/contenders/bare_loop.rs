@@ -35,12 +35,14 @@ fn serve(shared: &Shared, answer: Answer) {
             continue;
         }
         calls += 1;
-        let Some(at) = shared.uffd.read() else { continue };
+        let Some((at, minor)) = shared.uffd.read() else { continue };
         faults += 1;
         calls += 1;
         // Before the answer: with it the other thread goes on, and may ask.
         shared.faults.store(faults, Ordering::Relaxed);
         shared.calls.store(calls, Ordering::Relaxed);
+        // Once in a long while the kernel has taken an entry away, and unprotecting nothing would go on for ever.
+        let answer = if minor { Answer::Continue } else { answer };
         // A thread that is not woken repeats its access if it was somebody else's page.
         shared.uffd.answer(answer, at).expect("one page, once");
     }

@@ -73,6 +73,10 @@ pub(crate) struct Args {
     /// What a fault installs at most: one page, 16 KiB, or what the library has as a default [default: as the seed draws]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(manner::around_names()))]
     fault_around: Option<String>,
+    /// Where the pages of files lie: on single blocks, which are used again at once, or each at its place in a window
+    /// [default: as the seed draws; blocks with --sabotage, but for rules of windows]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(manner::allocation_names()))]
+    allocation: Option<String>,
     /// Faults to put in, with commas between them
     #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
     inject: Vec<Inject>,
@@ -231,6 +235,7 @@ impl Args {
             resolve: self.resolve.clone().or(messages),
             tracking: self.tracking.clone(),
             fault_around: self.fault_around.clone(),
+            allocation: self.allocation.clone().or_else(|| recipe.map(|recipe| recipe.allocation.to_owned())),
         }
     }
 

@@ -1,7 +1,7 @@
 //! How mappings are made: who resolves their faults, how stores are noticed, how much a fault installs. Each mapping draws its
 //! own, from what its mix has drawn to draw from.
 
-use daxpager::{MapOptions, Resolve, Tracking};
+use daxpager::{Allocation, MapOptions, Resolve, Tracking};
 use fastrand::Rng;
 
 /// What `take_dirty` may give besides the pages that were stored to.
@@ -20,8 +20,13 @@ const TRACKINGS: &[(&str, (Tracking, Surplus))] = &[
     ("coarse", (Tracking::Coarse, Surplus::Neighbours)),
     ("asynchronous", (Tracking::Asynchronous, Surplus::Lost)),
 ];
+const ALLOCATIONS: &[(&str, Allocation)] = &[(BLOCKS, Allocation::Blocks), (WINDOWS, Allocation::Windows)];
 const AROUNDS: &[(&str, u64)] = &[("off", 0), ("small", 16 << 10), ("default", 2 << 20)];
 
+/// Where the pages of a volume lie on single blocks, and one that has been freed is the next one handed out.
+pub(crate) const BLOCKS: &str = "blocks";
+/// Each at its place.
+pub(crate) const WINDOWS: &str = "windows";
 /// The first of them.
 pub(crate) const PAGER: &str = RESOLVES[0].0;
 /// On the command line: every value, one for each mapping.
@@ -36,12 +41,24 @@ pub(crate) struct Pins {
     pub(crate) resolve: Option<String>,
     pub(crate) tracking: Option<String>,
     pub(crate) fault_around: Option<String>,
+    pub(crate) allocation: Option<String>,
 }
 
 impl Pins {
+    /// Where the pages of files lie, of a mix that has drawn `drawn`.
+    pub(crate) fn allocation(&self, drawn: Allocation) -> Allocation {
+        let pin = self.allocation.as_deref();
+        ALLOCATIONS.iter().find(|(name, _)| Some(*name) == pin).map_or(drawn, |(_, allocation)| *allocation)
+    }
+
     /// As they stand on the command line.
     pub(crate) fn given(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let all = [("resolve", &self.resolve), ("tracking", &self.tracking), ("fault-around", &self.fault_around)];
+        let all = [
+            ("resolve", &self.resolve),
+            ("tracking", &self.tracking),
+            ("fault-around", &self.fault_around),
+            ("allocation", &self.allocation),
+        ];
         all.map(|(name, value)| value.clone().map(|value| (name, value))).into_iter().flatten()
     }
 
@@ -61,6 +78,19 @@ pub(crate) fn resolve_names() -> Vec<&'static str> {
 
 pub(crate) fn tracking_names() -> Vec<&'static str> {
     names(TRACKINGS)
+}
+
+pub(crate) fn allocation_names() -> Vec<&'static str> {
+    names(ALLOCATIONS)
+}
+
+/// Drawn for each mix.
+pub(crate) fn draw_allocation(rng: &mut Rng) -> Allocation {
+    ALLOCATIONS[rng.usize(0..ALLOCATIONS.len())].1
+}
+
+pub(crate) fn allocation_name(allocation: Allocation) -> &'static str {
+    ALLOCATIONS.iter().find(|(_, other)| *other == allocation).map_or("?", |(name, _)| *name)
 }
 
 pub(crate) fn around_names() -> Vec<&'static str> {
@@ -166,7 +196,14 @@ mod tests {
     #[test]
     fn what_is_pinned_is_what_every_mapping_gets() {
         let pin = |value: &str| Some(value.to_owned());
-        let pins = Pins { resolve: pin("faulting"), tracking: pin("coarse"), fault_around: pin(MIXED) };
+        let pins = Pins {
+            resolve: pin("faulting"),
+            tracking: pin("coarse"),
+            fault_around: pin(MIXED),
+            allocation: pin(BLOCKS),
+        };
+        assert_eq!(pins.allocation(Allocation::Windows), Allocation::Blocks);
+        assert_eq!(Pins::default().allocation(Allocation::Windows), Allocation::Windows);
         let mut rng = Rng::with_seed(7);
         let mut manners = Manners::draw(&mut rng);
         manners.pin(&pins);

@@ -2,9 +2,10 @@
 //! run other than the last (swarm testing: Groce et al., ISSTA 2012); a scenario fixes a part.
 
 use clap::ValueEnum;
+use daxpager::Allocation;
 use fastrand::Rng;
 
-use crate::manner::{Manners, Pins};
+use crate::manner::{self, Manners, Pins};
 use crate::op::Op;
 use crate::word::{FILES_MAX, PAGES_MAX, THREADS_MAX};
 
@@ -93,6 +94,9 @@ pub(crate) struct Mix {
     pub(crate) least_pages: u64,
     /// Blocks of the device, if they are not reckoned.
     pub(crate) blocks: Option<u64>,
+    pub(crate) allocation: Allocation,
+    /// With windows: bytes that zeros may take which loads have left in holes.
+    pub(crate) zeros_bytes: u64,
 }
 
 /// Pages of all files of a mix together, and blocks of its device, at most.
@@ -135,6 +139,10 @@ impl Mix {
     pub(crate) fn draw(scenario: Scenario, seed: u64, threads: Option<usize>, pins: &Pins) -> Self {
         let mut rng = Rng::with_seed(seed);
         let mut mix = Self::random(&mut rng, seed);
+        // By another die: what the others give stays what it was.
+        let mut die = Rng::with_seed(!seed);
+        mix.allocation = pins.allocation(manner::draw_allocation(&mut die));
+        mix.zeros_bytes = [64 << 10, 256 << 10, 64 << 20][die.usize(0..3)];
         mix.scenario = scenario;
         mix.fix(&mut rng);
         mix.manners.pin(pins);
@@ -182,6 +190,8 @@ impl Mix {
             remap_pause_us: [0, 50, 300, 2000][rng.usize(0..4)],
             least_pages: 0,
             blocks: None,
+            allocation: Allocation::Blocks,
+            zeros_bytes: 64 << 20,
         }
     }
 
@@ -321,6 +331,13 @@ impl Mix {
             ("files", self.files.to_string()),
             ("pages per file", format!("{}, of which hot {}", self.pages, self.hot_pages)),
             ("device", format!("{} blocks, {} % of what files may want", self.device_blocks(), self.device_percent)),
+            (
+                "allocation",
+                match self.allocation {
+                    Allocation::Windows => format!("windows, {} KiB of zeros at most", self.zeros_bytes >> 10),
+                    other => manner::allocation_name(other).to_owned(),
+                },
+            ),
             ("mappings per file", format!("{}: {}", self.mappings_per_file, self.manners.text())),
             ("pager", format!("{} workers, reader answers: {}", self.workers, self.reader_answers)),
             ("address ranges", format!("{ranges}, blocks gathered: {}", self.gather_blocks)),

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::ends;
 use crate::inject::{Delay, Inject, Put};
-use crate::manner::Pins;
+use crate::manner::{self, Pins};
 use crate::mix::Scenario;
 use crate::output::Output;
 use crate::terminal::say;
@@ -58,6 +58,8 @@ pub(crate) struct Recipe {
     pub(crate) quick: bool,
     /// It is about messages and the wakes that answer them: a thread that resolves its own faults has neither.
     pub(crate) messages: bool,
+    /// Where the pages of files lie that it shows on.
+    pub(crate) allocation: &'static str,
     /// A change hangs when it takes longer than this, and anything else as usual.
     pub(crate) change_limit: Option<Duration>,
 }
@@ -74,9 +76,11 @@ impl Recipe {
             gates,
             quick: true,
             messages: false,
+            allocation: manner::BLOCKS,
             change_limit: None,
         };
         let slow = |recipe: Self| Self { quick: false, ..recipe };
+        let in_windows = |recipe: Self| Self { allocation: manner::WINDOWS, ..recipe };
         let messages = |recipe: Self| Self { messages: true, ..slow(recipe) };
         match rule {
             Rule::GuardThroughInstall => with(Scenario::Reuse, &[], &[(Point::Decided, GATE)]),
@@ -111,6 +115,7 @@ impl Recipe {
             Rule::MendWhatIsOurs => slow(with(Scenario::ThreeParty, &[Inject::Exhaustion], &[])),
             Rule::MadeUpAddresses => slow(with(Scenario::ThreeParty, &[Inject::MadeUp], &[])),
             Rule::ForkCheck => slow(with(Scenario::ThreeParty, &[Inject::Forks], &[])),
+            Rule::LookAgainAtZeros => in_windows(with(Scenario::Reuse, &[], &[(Point::BeforeZerosGo, GATE)])),
             _ => with(Scenario::Reuse, &[], &[]),
         }
     }

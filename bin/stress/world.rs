@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use daxpager::probe::{Event, Point, Probe};
-use daxpager::{Device, File, Mapping, Pager, Volume};
+use daxpager::{Allocation, Device, File, Mapping, Pager, Volume};
 use fastrand::Rng;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -84,15 +84,39 @@ impl Probe for Observer {
     }
 }
 
-impl World {
-    pub(crate) fn build(mix: Mix, oracle: Arc<Oracle>, put: &Put) -> anyhow::Result<Self> {
+/// A device, and its file besides, to be read without the library.
+fn open_device(allocation: Allocation, bytes: u64) -> anyhow::Result<(Device, fs::File)> {
+    if allocation == Allocation::Blocks {
         let memfd = memfd_create("daxpager-stress", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
         let device = fs::File::from(memfd);
-        let opened =
-            Device::from_file(device.try_clone()?, "daxpager-stress", mix.device_blocks() * oracle.page_bytes)?;
+        return Ok((Device::from_file(device.try_clone()?, "daxpager-stress", bytes)?, device));
+    }
+    // Windows are for files that nobody else has: this one is reached as a debugger reaches it.
+    static DEVICES: AtomicU64 = AtomicU64::new(0);
+    let name = format!("daxpager-stress-{}", DEVICES.fetch_add(1, Ordering::Relaxed));
+    let device = Device::memfd(&name, bytes)?;
+    let target = format!("/memfd:{name} (deleted)");
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let path = entry?.path();
+        if fs::read_link(&path).is_ok_and(|link| link.as_os_str() == target.as_str()) {
+            return Ok((device, fs::File::open(path)?));
+        }
+    }
+    bail!("{target} is not among the process's files")
+}
+
+impl World {
+    pub(crate) fn build(mix: Mix, oracle: Arc<Oracle>, put: &Put) -> anyhow::Result<Self> {
+        let (opened, device) = open_device(mix.allocation, mix.device_blocks() * oracle.page_bytes)?;
         let seed = AtomicU64::new(mix.seed);
         let observer = Arc::new(Observer { oracle: oracle.clone(), put: put.clone(), random: seed });
-        let volume = Volume::format_with_probe(opened, observer.clone());
+        let volume = Volume::format_with_both(opened, mix.allocation, observer.clone());
+        ensure!(
+            volume.allocation() == (mix.allocation, None),
+            "the volume is not as it was to be: {:?}",
+            volume.allocation()
+        );
+        volume.set_zeros_max(mix.zeros_bytes);
         let mut builder = Pager::builder()
             .workers(mix.workers)
             .thread_name("stress")

@@ -19,7 +19,7 @@ pub(crate) struct Capacity {
     free: AtomicU64,
     /// Pages of zeros that loads have left in holes. Beside the others: a hole is to be read of a volume that is full, too.
     zeros: AtomicU64,
-    zeros_max: u64,
+    zeros_max: AtomicU64,
     /// Windows begin at multiples of so many pages, in the file and on the device, and are no shorter.
     granule: u64,
     /// A leaf, for the time of a look-up. Never under L2.
@@ -39,7 +39,7 @@ impl Capacity {
     pub(crate) fn new(pages: u64, span: u64, granule: u64, page_bytes: u64) -> Self {
         // The first are nobody's: the kernel zeroes a part of a file's first page the slow way.
         let offsets = Offsets { next: granule, end: span / granule * granule, back: BTreeMap::new() };
-        let zeros_max = (ZEROS_BYTES / page_bytes).clamp(1, (span / 4).max(1));
+        let zeros_max = AtomicU64::new((ZEROS_BYTES / page_bytes).clamp(1, (span / 4).max(1)));
         Self {
             total: pages,
             free: AtomicU64::new(pages),
@@ -95,12 +95,16 @@ impl Capacity {
 
     /// Whether zeros have to be taken back before more are left anywhere.
     pub(crate) fn has_too_many_zeros(&self) -> bool {
-        self.zeros() >= self.zeros_max
+        self.zeros() >= self.zeros_max.load(Ordering::Relaxed)
     }
 
     /// How many zeros are left when enough have been taken back.
     pub(crate) fn enough_zeros(&self) -> u64 {
-        self.zeros_max / 8 * 7
+        self.zeros_max.load(Ordering::Relaxed) * 7 / 8
+    }
+
+    pub(crate) fn set_zeros_max(&self, pages: u64) {
+        self.zeros_max.store(pages.max(1), Ordering::Relaxed);
     }
 
     /// Places for `pages` pages, a multiple of the granule. `None` if the device has no such offsets left.

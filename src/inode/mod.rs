@@ -311,8 +311,9 @@ impl Preallocates for Inode {
                     shared.extents().windows().and_then(|places| places.first_zeros(left, ZEROS_AT_ONCE))
                 };
                 let Some(zeros) = next else { break };
+                self.probe(Point::BeforeZerosGo, zeros.start, None);
                 let mut change = self.space.change();
-                change.take_zeros_back(zeros);
+                change.take_zeros_back(zeros, self.broken(Rule::LookAgainAtZeros));
                 change.commit(&self.store);
                 left.start = zeros.end;
                 self.zeros_cursor.store(zeros.end.0, Ordering::Relaxed);

@@ -27,7 +27,8 @@ const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
 pub(super) fn refilled(core: &Core, inode: &Inode, view: &View) -> bool {
     let PageState::Written(block) = view.state else { return false };
     let refilled = inode.store.refill(block);
-    if refilled {
+    // With windows a page may be written and not there yet: whoever has made it so is about to install it.
+    if refilled && inode.store.capacity().is_none() {
         core.stats.add(&core.stats.lost_pages);
     }
     refilled
@@ -94,6 +95,9 @@ pub(super) fn given_up(core: &Core, raw: &RawFault, window: &Window, backing: Ba
 pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
     let raw = &{ deferred.fault };
     if deferred.ticket.is_some() {
+        if deferred.shortages < SHORTAGES_MAX && has_a_block_by_now(core, raw) {
+            return Served::Done;
+        }
         core.stats.add(&core.stats.sigbus);
         return Served::Sigbus;
     }
@@ -154,6 +158,14 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
     }
     drop(passing);
     Served::Done
+}
+
+/// Whether another store has given the page the last block that there was: the thread repeats its access.
+fn has_a_block_by_now(core: &Core, raw: &RawFault) -> bool {
+    let regions = core.regions.read();
+    let Some(region) = regions.find(raw.addr) else { return false };
+    let page = region.window.page_at(raw.addr);
+    !region.inode.space.shared().is_hole(page)
 }
 
 /// A page is poisoned for one thread's sake: from before that until after the zap, loads that meet the poison are repeated.

@@ -104,8 +104,20 @@ impl Change<'_> {
         self.put(Extent { written: false, ..extent });
     }
 
-    /// Takes back the zeros that loads have left in `zeros`, as far as they are still there.
-    pub(crate) fn take_zeros_back(&mut self, zeros: PageRange) {
+    /// Takes back the zeros that loads have left in `zeros`, as far as they are still there, or `blindly` what is there.
+    ///
+    /// ```text
+    /// zeros are taken back                              a store to one of them
+    ///   L2 shared: X is zeros
+    ///   unlock
+    ///                                                     L2 shared: X is taken, written
+    ///                                                     unprotected: the store lands
+    ///   L2 exclusive: X is written: stays
+    /// ```
+    pub(crate) fn take_zeros_back(&mut self, zeros: PageRange, blindly: bool) {
+        if blindly {
+            self.out_of_the_device(zeros);
+        }
         let mut at = zeros.start;
         loop {
             let rest = PageRange::new(at, zeros.end);

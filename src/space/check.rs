@@ -1,6 +1,7 @@
 //! What holds of one file between any two steps of a schedule: its mappings show what it is made of. For the schedule
 //! checker alone, which looks without a lock and is no step itself.
 
+use super::places::Known;
 use super::{Space, State, Window};
 use crate::policy::PageState;
 use crate::sync::RwLockPeek;
@@ -31,6 +32,18 @@ impl Glimpse<'_> {
     pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockIndex> + '_ {
         let all = PageRange::from(PageIndex(0));
         self.state.extents.within(all).flat_map(|extent| (0..extent.run.blocks).map(move |i| extent.run.start.plus(i)))
+    }
+
+    /// A page that the device has, as `is_there` says, though the file knows of none in that place. Of single blocks nobody can tell.
+    pub(crate) fn stranger(&self, is_there: impl Fn(u64) -> bool) -> Option<PageIndex> {
+        let places = self.state.extents.windows()?;
+        places.windows(PageRange::from(PageIndex(0))).find_map(|(pages, start)| {
+            let unknown = |page: &PageIndex| {
+                let place = start.plus(page.0 - pages.start.0);
+                places.known(*page) == Known::Hole && is_there(self.page.device_offset(place))
+            };
+            pages.iter().find(unknown)
+        })
     }
 
     /// Every entry of every mapping is backed by the extents, and a page to which a store would go unnoticed is dirty.

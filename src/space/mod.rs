@@ -38,8 +38,8 @@ use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) use change::Change;
 use change::Pending;
 use extents::Extents;
-use places::Known;
 pub(crate) use places::{Claim, Stretch};
+use places::{Known, Places};
 use preallocation::Preallocation;
 pub(crate) use window::Window;
 
@@ -244,9 +244,13 @@ impl Shared<'_> {
         page: PageIndex,
         kind: FaultKind,
     ) -> Result<Outcome, Errno> {
-        let was_there = self.extents().windows().is_some_and(|places| places.note_zeros(page));
+        let was_there = self.windows().is_none_or(|places| places.note_zeros(page));
         let kind = if was_there { kind } else { FaultKind::Missing };
         self.install_in_place(window, page, kind, Protection::ReadOnly, false)
+    }
+
+    fn windows(&self) -> Option<&Places> {
+        self.state.as_ref().and_then(|state| state.extents.windows())
     }
 
     /// Whether the file says that a page is a hole.
@@ -263,9 +267,8 @@ impl Shared<'_> {
     /// Takes a page for a store to a hole, or makes an unwritten one written, of a file with windows. To be installed under this
     /// guard, which keeps it what it is.
     pub(crate) fn claim(&self, store: &Store, page: PageIndex) -> Claim {
-        let (Some(places), Some(capacity)) = (self.extents().windows(), store.capacity()) else {
-            return Claim::NoSpace;
-        };
+        // Of a guard that guards nothing nothing is known: what was decided is done.
+        let (Some(places), Some(capacity)) = (self.windows(), store.capacity()) else { return Claim::Written };
         let give = |back| if back { store.give_page(capacity) } else { store.keep_page() };
         places.claim(page, || store.take_page(capacity), give)
     }

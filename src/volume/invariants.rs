@@ -58,6 +58,9 @@ impl Names {
         let mut owned: Vec<BlockIndex> = Vec::new();
         for file in &known {
             file.check(entries)?;
+            if let Some(page) = file.stranger(|offset| self.store.memory.is_there(offset)) {
+                return Err(format!("page {} is a hole, and the device has a page in its place", page.0));
+            }
             let own = owned.len();
             owned.extend(file.blocks());
             let theirs = |entry: &&FakeEntry| {

@@ -159,6 +159,16 @@ impl Volume {
         self.block_bytes() * self.usage().1
     }
 
+    /// How much memory zeros may take that loads have left in holes, in bytes: 64 MiB unless set, and a page at least. When there are as many, the
+    /// oldest are taken back before a load leaves more. Of no consequence for single blocks.
+    pub fn set_zeros_max(&self, bytes: u64) {
+        if self.inner.home().is_here()
+            && let Some(capacity) = self.inner.store.capacity()
+        {
+            capacity.set_zeros_max(self.inner.store.page.pages_in(bytes));
+        }
+    }
+
     /// The memory that the device takes now, in bytes, as the kernel counts it (`st_blocks`). With windows that is what files have, and zeros
     /// that loads have left in holes; with single blocks also what files have given up. 0 where the kernel does not tell.
     pub fn resident_bytes(&self) -> u64 {

@@ -379,6 +379,32 @@ macro_rules! rule_tests {
     };
 }
 
+/// A rule's test where files have windows: in the pager's threads, and in those that fault.
+#[macro_export]
+macro_rules! windows_tests {
+    ($name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
+        mod $name {
+            use super::*;
+            #[test]
+            fn holds() {
+                intact_in(World::in_windows($blocks, None), $scenario);
+            }
+            #[test]
+            fn is_noticed_when_broken() {
+                broken_in(World::in_windows($blocks, Some($rule)), $rule, $scenario);
+            }
+            #[test]
+            fn holds_in_the_faulting_thread() {
+                intact_in(World::in_windows($blocks, None).directly(), $scenario);
+            }
+            #[test]
+            fn is_noticed_when_broken_in_the_faulting_thread() {
+                broken_in(World::in_windows($blocks, Some($rule)).directly(), $rule, $scenario);
+            }
+        }
+    };
+}
+
 /// The two halves of a rule's test: `name::holds` and `name::is_noticed_when_broken`.
 #[macro_export]
 macro_rules! rule_test {

@@ -11,6 +11,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedul
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::scenarios::Scenario;
+use crate::world::{allocation, with_allocation};
 
 /// Points at which a schedule of the PCT scheduler takes the CPU from the thread that has it.
 const PCT_DEPTH: usize = 4;
@@ -155,7 +156,9 @@ fn keep_expected_panics() {
 fn run(inner: Box<dyn Scheduler + Send>, scenario: &Scenario, broken: Option<Rule>) -> Option<Found> {
     keep_expected_panics();
     let body = scenario.run;
+    let allocation = allocation();
     let thread = std::thread::spawn(move || {
+        let body = move |broken| with_allocation(allocation, || body(broken));
         let record = Rc::new(RefCell::new(Record::default()));
         let mut config = config();
         config.failure_persistence = FailurePersistence::None;

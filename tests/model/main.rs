@@ -11,11 +11,11 @@ mod world;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use daxpager::{MapOptions, Resolve, Tracking};
+use daxpager::{Allocation, MapOptions, Resolve, Tracking};
 use hunt::{How, unbroken};
 use scenarios::{AGAIN, ALL, REFUSED, Scenario, named};
 use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
-use world::with_options;
+use world::{with_allocation, with_options};
 
 /// Schedules of each scenario for each scheduler, unless `MODEL_SCHEDULES` says otherwise.
 const SCHEDULES: usize = 5000;
@@ -54,6 +54,16 @@ fn every_schedule_is_fine_with_other_tracking() {
     for tracking in [Tracking::Coarse, Tracking::Asynchronous] {
         every_scenario(without_messages(), MapOptions::new().tracking(tracking), schedules() / 5);
     }
+}
+
+/// Where files have windows: in both threads, and with neighbours that are writable.
+#[test]
+fn every_schedule_is_fine_in_windows() {
+    with_allocation(Allocation::Windows, || {
+        every_scenario(ALL, MapOptions::new(), schedules() / 2);
+        every_scenario(without_messages(), MapOptions::new().resolve(Resolve::FaultingThread), schedules() / 2);
+        every_scenario(without_messages(), MapOptions::new().tracking(Tracking::Coarse), schedules() / 5);
+    });
 }
 
 fn every_scenario(scenarios: impl IntoIterator<Item = &'static Scenario>, options: MapOptions, schedules: usize) {

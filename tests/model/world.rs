@@ -6,7 +6,7 @@ use std::sync::Arc;
 use daxpager::fake::{FakeFault, FakePageTable};
 use daxpager::probe::Probe;
 use daxpager::sabotage::Rule;
-use daxpager::{Device, File, Injection, Invariants, MapOptions, Mapping, Pager, PagerBuilder, Volume};
+use daxpager::{Allocation, Device, File, Injection, Invariants, MapOptions, Mapping, Pager, PagerBuilder, Volume};
 use shuttle::thread::{self, JoinHandle};
 
 use crate::hunt::watch;
@@ -19,7 +19,25 @@ pub const OLD: u64 = 0x01d;
 thread_local! {
     /// How mappings are made, in whatever scenario is run next.
     static OPTIONS: Cell<MapOptions> = Cell::new(MapOptions::new());
+    /// Where the pages of files lie.
+    static ALLOCATION: Cell<Allocation> = const { Cell::new(Allocation::Blocks) };
 }
+
+/// Where they lie in whatever scenario is run next.
+pub fn allocation() -> Allocation {
+    ALLOCATION.get()
+}
+
+/// Has `run` make its volumes like this.
+pub fn with_allocation<T>(allocation: Allocation, run: impl FnOnce() -> T) -> T {
+    let before = ALLOCATION.replace(allocation);
+    let done = run();
+    ALLOCATION.set(before);
+    done
+}
+
+/// Places on a device of windows, at least.
+const PLACES: u64 = 64;
 
 /// Has `run` make its mappings like this.
 pub fn with_options<T>(options: MapOptions, run: impl FnOnce() -> T) -> T {
@@ -56,7 +74,14 @@ impl Plan {
 
     pub fn build(self, broken: Option<Rule>) -> World {
         let fake = FakePageTable::new();
-        let volume = Volume::format(Device::heap(self.blocks * PAGE, PAGE).unwrap());
+        let bytes = self.blocks * PAGE;
+        let allocation = ALLOCATION.get();
+        let device = match allocation {
+            Allocation::Windows => Device::sparse_heap(bytes, (16 * bytes).max(PLACES * PAGE), PAGE),
+            _ => Device::heap(bytes, PAGE),
+        };
+        let volume = Volume::format_with(device.unwrap(), allocation);
+        assert_eq!(volume.allocation(), (allocation, None));
         // Without the question to the kernel of how many address ranges there may be.
         let mut builder: PagerBuilder = Pager::builder().workers(self.workers).address_ranges_max(1000);
         if let Some(injection) = self.injection {

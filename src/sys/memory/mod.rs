@@ -115,7 +115,7 @@ impl DeviceMemory {
 
     /// Whether the block with the byte at `offset` has a page, for the fake page table.
     #[cfg(feature = "fake")]
-    pub(super) fn is_there(&self, offset: u64) -> bool {
+    pub(crate) fn is_there(&self, offset: u64) -> bool {
         match &self.owner {
             Owner::File(_) => true,
             Owner::Heap(heap) => heap.is_there(offset),

@@ -4,6 +4,7 @@ mod blocks;
 mod ends;
 mod pages;
 mod trouble;
+mod windows;
 
 use daxpager::sabotage::Rule;
 
@@ -37,6 +38,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "restless", run: trouble::restless },
     Scenario { name: "injected", run: trouble::injected },
     Scenario { name: "progress", run: pages::progress },
+    Scenario { name: "zeros", run: windows::zeros },
 ];
 
 pub fn named(name: &str) -> &'static Scenario {
