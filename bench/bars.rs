@@ -112,6 +112,7 @@ fn times(name: impl Into<String>, of: Case, to: Case, limit: Limit) -> Bar {
 fn bars(scale: &Scale) -> Vec<Bar> {
     let mut bars = round_trips(scale);
     bars.extend(many_pages(scale));
+    bars.extend(in_windows(scale));
     bars.extend(tracking(scale));
     bars.extend(the_rest(scale));
     bars
@@ -182,6 +183,34 @@ fn many_pages(scale: &Scale) -> Vec<Bar> {
         let (of, to) = (cases.dax(sparse, OURS), cases.dax(sparse, OURS.one_page()));
         bars.push(times(name, of, to, Limit::AtMost(1.15)));
     }
+    bars
+}
+
+/// Files with windows: what is done to holes.
+fn in_windows(scale: &Scale) -> Vec<Bar> {
+    use Limit::AtMost;
+    let pinned = Cases { scale, regime: Regime::Pinned, threads: 1 };
+    let there = OURS.in_windows();
+    let here = there.in_faulting_thread();
+    let mut bars = Vec::new();
+    for (order, work) in [("in order", Work::HoleWrite), ("at random", Work::RandomHoleWrite)] {
+        let mut add = |who: &str, options, contender, most| {
+            let name = format!("store into holes (windows) {order}, {who}");
+            bars.push(times(name, pinned.dax(work, options), pinned.case(work, contender), AtMost(most)));
+        };
+        add("pager thread, against the bare loop", there, Contender::BareLoop, 1.15);
+        add("faulting thread, against the bare handler", here, Contender::BareHandler, 1.15);
+        add("faulting thread, against the kernel", here, Contender::Kernel, 2.6);
+    }
+    let load = Work::RandomHoleRead;
+    for (name, options, contender) in [
+        ("load of holes (windows) at random, pager thread, against the bare loop", there, Contender::BareLoop),
+        ("load of holes (windows) at random, faulting thread, against the bare handler", here, Contender::BareHandler),
+    ] {
+        bars.push(times(name, pinned.dax(load, options), pinned.case(load, contender), AtMost(1.10)));
+    }
+    let (name, punch) = ("punch and give back a page (windows), against PUNCH_HOLE", Work::PunchPages);
+    bars.push(times(name, pinned.dax(punch, there), pinned.case(punch, Contender::Kernel), AtMost(1.15)));
     bars
 }
 

@@ -53,11 +53,13 @@ pub(crate) struct Options {
     pub(crate) around: Option<u64>,
     /// Whether the reader stays awake.
     pub(crate) busy: bool,
+    /// Whether the file has windows.
+    pub(crate) windows: bool,
 }
 
 impl Options {
     pub(crate) const DEFAULT: Options =
-        Options { resolve: Resolve::PagerThread, tracking: Tracking::Exact, around: None, busy: false };
+        Options { resolve: Resolve::PagerThread, tracking: Tracking::Exact, around: None, busy: false, windows: false };
 
     pub(crate) fn one_page(self) -> Self {
         Self { around: Some(0), ..self }
@@ -69,6 +71,10 @@ impl Options {
 
     pub(crate) fn busy(self) -> Self {
         Self { busy: true, ..self }
+    }
+
+    pub(crate) fn in_windows(self) -> Self {
+        Self { windows: true, ..self }
     }
 
     pub(crate) fn in_faulting_thread(self) -> Self {
@@ -93,6 +99,9 @@ impl Options {
             None => {}
             Some(0) => name.push_str(", 1 page"),
             Some(bytes) => name.push_str(&format!(", {} KiB", bytes >> 10)),
+        }
+        if self.windows {
+            name.push_str(", windows");
         }
         if self.busy {
             name.push_str(", awake");
@@ -146,6 +155,10 @@ pub(crate) enum Work {
     WriteAfterProtect,
     /// A store to each page of a file that is all hole, in order.
     HoleWrite,
+    /// The same in random order.
+    RandomHoleWrite,
+    /// A load of each page of a file that is all hole, in random order.
+    RandomHoleRead,
     /// Random pages of a file that has many more.
     SparseRead {
         file_pages: u64,
@@ -154,6 +167,8 @@ pub(crate) enum Work {
     Collect,
     /// Every page mapped: taken away by a hole punch.
     Punch,
+    /// The same, each page by a punch of its own, and the memory goes back.
+    PunchPages,
     /// Every page mapped: taken away by a truncate.
     Truncate,
     /// Random pages of a file of so many extents, address ranges being in place.
@@ -188,9 +203,12 @@ impl Work {
             Work::SequentialWrite => "sequential write".into(),
             Work::WriteAfterProtect => "write after protect".into(),
             Work::HoleWrite => "hole write".into(),
+            Work::RandomHoleWrite => "random hole write".into(),
+            Work::RandomHoleRead => "random hole read".into(),
             Work::SparseRead { file_pages } => format!("random read of a file of {} MiB", file_pages >> 8),
             Work::Collect => "collect dirty pages".into(),
             Work::Punch => "punch mapped pages".into(),
+            Work::PunchPages => "punch mapped pages, one by one".into(),
             Work::Truncate => "truncate mapped pages".into(),
             Work::Extents { extents, .. } => format!("random read, {extents} extents"),
             Work::MapSparse => "map 1 TiB".into(),
@@ -214,7 +232,12 @@ impl Work {
 
     pub(crate) fn is_store(self) -> bool {
         use Work::*;
-        matches!(self, RandomWrite | SequentialWrite | WriteAfterProtect | HoleWrite)
+        matches!(self, RandomWrite | SequentialWrite | WriteAfterProtect | HoleWrite | RandomHoleWrite)
+    }
+
+    /// Whether the file is all hole.
+    pub(crate) fn is_hole(self) -> bool {
+        matches!(self, Work::HoleWrite | Work::RandomHoleWrite | Work::RandomHoleRead)
     }
 
     pub(crate) fn is_random(self) -> bool {

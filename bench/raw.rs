@@ -97,6 +97,13 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Takes a page away.
+    pub(crate) fn punch(&self, page: u64) -> nix::Result<()> {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.fd, flags, (page * PAGE) as i64, PAGE as i64)
+    }
+
     pub(crate) fn map(&self) -> anyhow::Result<Mapped> {
         let bytes = NonZeroUsize::new((self.pages * PAGE) as usize).context("an empty mapping")?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -275,10 +282,15 @@ extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void
     let info = unsafe { &*info };
     // SAFETY: of a SIGBUS for an access, `si_addr` is the field that is set.
     let at = unsafe { info.si_addr() } as u64;
-    let unprotect = HANDLER_ANSWER.load(Ordering::Relaxed) == Answer::Unprotect as i32;
+    let wanted = HANDLER_ANSWER.load(Ordering::Relaxed);
+    let unprotect = wanted == Answer::Unprotect as i32;
     let again = HANDLED_AT.load(Ordering::Relaxed) == at;
     HANDLED_AT.store(at, Ordering::Relaxed);
-    let answer = if unprotect && !again { Answer::Unprotect } else { Answer::Continue };
+    let answer = match unprotect && !again {
+        true => Answer::Unprotect,
+        false if wanted == Answer::Zero as i32 => Answer::Zero,
+        false => Answer::Continue,
+    };
     HANDLED.fetch_add(1, Ordering::Relaxed);
     match resolve(HANDLER_FD.load(Ordering::Relaxed), answer, at & !(PAGE - 1), PAGE) {
         Ok(()) | Err(Errno::EEXIST) => {}

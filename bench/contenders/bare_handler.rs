@@ -10,21 +10,25 @@ use crate::raw::{self, Mapped, Memory, Uffd, View};
 
 pub(crate) struct BareHandler {
     work: Work,
+    pages: u64,
     memory: Memory,
     uffd: Uffd,
 }
 
 impl BareHandler {
     pub(crate) fn new(case: &Case) -> anyhow::Result<Self> {
-        let features = raw::SIGBUS | raw::MINOR_SHMEM | raw::WP_SHMEM;
+        let features = raw::SIGBUS | raw::MINOR_SHMEM | raw::MISSING_SHMEM | raw::WP_SHMEM;
         let uffd = Uffd::open(features).context("userfaultfd with UFFD_FEATURE_SIGBUS")?;
         raw::answer_sigbus(&uffd, answer_for(case.work)).context("sigaction")?;
-        Ok(Self { work: case.work, memory: memory(case)?, uffd })
+        Ok(Self { work: case.work, pages: case.file_pages(), memory: memory(case)?, uffd })
     }
 }
 
 impl Contestant for BareHandler {
     fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
+        if self.work.is_hole() {
+            self.memory = Memory::sparse(self.pages)?;
+        }
         Ok(Box::new(Handled { map: registered(&self.uffd, &self.memory, self.work)? }))
     }
 }

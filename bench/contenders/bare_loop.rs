@@ -85,7 +85,7 @@ pub(super) fn registered(uffd: &Uffd, memory: &Memory, work: Work) -> anyhow::Re
 
 impl Contestant for BareLoop {
     fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
-        if self.work == Work::HoleWrite {
+        if self.work.is_hole() {
             self.memory = Memory::sparse(self.pages)?;
         }
         let map = registered(&self.shared.uffd, &self.memory, self.work)?;

@@ -7,7 +7,7 @@ use crate::raw::{self, Answer};
 pub(super) fn answer_for(work: Work) -> Answer {
     match work {
         Work::WriteAfterProtect => Answer::Unprotect,
-        Work::HoleWrite => Answer::Zero,
+        work if work.is_hole() => Answer::Zero,
         _ => Answer::Continue,
     }
 }
@@ -15,7 +15,7 @@ pub(super) fn answer_for(work: Work) -> Answer {
 /// The memory of the contenders that are not the library.
 pub(super) fn memory(case: &Case) -> anyhow::Result<raw::Memory> {
     match case.work {
-        Work::HoleWrite => raw::Memory::sparse(case.file_pages()),
+        work if work.is_hole() => raw::Memory::sparse(case.file_pages()),
         _ => raw::Memory::resident(case.file_pages()),
     }
 }

@@ -34,7 +34,7 @@ impl Kernel {
 
 impl Contestant for Kernel {
     fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
-        if self.work == Work::HoleWrite {
+        if self.work.is_hole() {
             self.memory = Memory::sparse(self.pages)?;
         }
         let map = self.memory.map()?;
@@ -77,6 +77,19 @@ pub(crate) fn drop_entries(case: &Case) -> anyhow::Result<Sample> {
         let start = Instant::now();
         map.view().drop_entries().context("MADV_DONTNEED")?;
         Ok(start.elapsed().as_nanos() as f64)
+    })
+}
+
+/// FALLOC_FL_PUNCH_HOLE of pages that are all mapped, writable, one by one.
+pub(crate) fn punch_pages(case: &Case) -> anyhow::Result<Sample> {
+    of_laps(case.pages, || {
+        let memory = Memory::resident(case.pages)?;
+        let map = mapped(&memory, None)?;
+        let start = Instant::now();
+        (0..case.pages).try_for_each(|page| memory.punch(page)).context("FALLOC_FL_PUNCH_HOLE")?;
+        let ns = start.elapsed().as_nanos() as f64;
+        drop(map);
+        Ok(ns)
     })
 }
 

@@ -20,14 +20,12 @@ pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
     let sample = match (&case.contender, case.work) {
         (Contender::Dax(options), _) => return dax::measure(case, *options),
         (Contender::Kernel, Work::Punch | Work::Truncate) => kernel::drop_entries(case)?,
+        (Contender::Kernel, Work::PunchPages) => kernel::punch_pages(case)?,
         (Contender::KernelAsync, Work::Collect) => kernel::scan(case)?,
         (Contender::Kernel | Contender::KernelOnePage | Contender::KernelAsync, _) => {
             laps::run(case, &mut kernel::Kernel::new(case)?)?
         }
         (Contender::BareLoop, _) => laps::run(case, &mut bare_loop::BareLoop::new(case)?)?,
-        (Contender::BareHandler, Work::HoleWrite) => {
-            return Ok(Outcome::NotAvailable("the bare handler installs, and allocates nothing".into()));
-        }
         (Contender::BareHandler, _) => laps::run(case, &mut bare_handler::BareHandler::new(case)?)?,
         (Contender::Other(_, path), _) => return other::measure(case, path),
     };

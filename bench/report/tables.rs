@@ -35,10 +35,15 @@ fn see(case: &Case) -> &'static str {
         Work::SequentialRead => "Fault-around: how far below one fault a page the library gets.",
         Work::SequentialWrite => "Coarse and asynchronous tracking beside exact, which is a fault for each page.",
         Work::HoleWrite => "Blocks as well as entries: what is allocated ahead of the stores is what is saved.",
+        Work::RandomHoleWrite => "The same where nobody can allocate ahead: with windows a fault and a call a page.",
+        Work::RandomHoleRead => "A page of zeros for each hole that is looked at.",
         Work::SparseRead { .. } => "Fault-around must not cost where the next page is never the neighbour.",
         Work::Collect => "Taking the dirty pages and protecting them again, a page.",
         Work::Punch | Work::Truncate => {
             "A page that is taken away, beside the kernel's taking away of its entry alone."
+        }
+        Work::PunchPages => {
+            "With windows the memory goes back as it is punched: what that costs beside the kernel's own punch."
         }
         Work::Extents { .. } => "A million extents should cost what ten do.",
         Work::MapSparse => "The time and the memory that a mapping takes, however long it is.",

@@ -23,7 +23,7 @@ struct Dax {
 impl Dax {
     fn new(case: &Case, options: Options) -> anyhow::Result<Self> {
         let pages = case.file_pages();
-        let world = World::memfd(pages)?;
+        let world = World::memfd(pages, options)?;
         let world = if options.busy { world.awake()? } else { world };
         let file = world.file("bench", pages)?;
         Ok(Self { world, file, pages, work: case.work, options })
@@ -32,8 +32,8 @@ impl Dax {
 
 impl Contestant for Dax {
     fn ground(&mut self) -> anyhow::Result<Box<dyn Ground + '_>> {
-        if self.work == Work::HoleWrite {
-            // The blocks go back, and stay in memory.
+        if self.work.is_hole() {
+            // Single blocks go back, and stay in memory.
             self.file.truncate(0)?;
             self.file.truncate(self.pages * PAGE)?;
         }

@@ -32,7 +32,7 @@ fn ns_since(start: Instant) -> f64 {
 }
 
 pub(crate) fn collect(case: &Case, options: Options) -> anyhow::Result<Sample> {
-    let world = World::memfd(case.pages)?;
+    let world = World::memfd(case.pages, options)?;
     let file = world.file("bench", case.pages)?;
     let map = map(&world.pager, &file, 0..case.pages * PAGE, options)?;
     let mut times = Vec::new();
@@ -48,7 +48,7 @@ pub(crate) fn collect(case: &Case, options: Options) -> anyhow::Result<Sample> {
 }
 
 pub(crate) fn take_away(case: &Case, options: Options) -> anyhow::Result<Sample> {
-    let world = World::memfd(case.pages)?;
+    let world = World::memfd(case.pages, options)?;
     let file = world.file("bench", case.pages)?;
     let bytes = case.pages * PAGE;
     let map = map(&world.pager, &file, 0..bytes, options)?;
@@ -59,6 +59,7 @@ pub(crate) fn take_away(case: &Case, options: Options) -> anyhow::Result<Sample>
         let start = Instant::now();
         match case.work {
             Work::Punch => file.punch_hole(0, bytes)?,
+            Work::PunchPages => (0..case.pages).try_for_each(|page| file.punch_hole(page * PAGE, PAGE))?,
             _ => file.truncate(0)?,
         }
         times.push(ns_since(start));
@@ -101,7 +102,7 @@ pub(crate) fn extents(case: &Case, options: Options, (extents, blocks): (u64, u6
         }
         _ => {}
     }
-    let world = World::memfd(blocks)?;
+    let world = World::memfd(blocks, options)?;
     let file = world.volume.create("bench")?;
     for extent in 0..extents {
         let start = extent * (length + 1) * PAGE;
@@ -121,7 +122,7 @@ pub(crate) fn extents(case: &Case, options: Options, (extents, blocks): (u64, u6
 
 /// A terabyte: how long the mapping takes, and what memory; then that many pages of it in use.
 pub(crate) fn map_sparse(case: &Case, options: Options) -> anyhow::Result<Sample> {
-    let world = World::memfd(case.pages)?;
+    let world = World::memfd(case.pages, options)?;
     let file = world.file("bench", case.pages)?;
     file.truncate(TERABYTE)?;
     let mut sample = Sample { pages: case.pages, laps: LAPS as u64, ..Sample::default() };
@@ -148,7 +149,7 @@ pub(crate) fn map_sparse(case: &Case, options: Options) -> anyhow::Result<Sample
 }
 
 pub(crate) fn beside_puncher(case: &Case, options: Options) -> anyhow::Result<Sample> {
-    let world = World::memfd(case.pages + PUNCHED)?;
+    let world = World::memfd(case.pages + PUNCHED, options)?;
     let file = world.file("bench", case.pages + PUNCHED)?;
     // Of the whole file: what is punched has to be taken out of the mapping, too.
     let map = map(&world.pager, &file, 0..(case.pages + PUNCHED) * PAGE, options)?;

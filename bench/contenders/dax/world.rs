@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use daxpager::{Device, File, MapOptions, Mapping, Pager, Volume};
+use daxpager::{Allocation, Device, File, MapOptions, Mapping, Pager, Volume};
 
 use crate::case::{Options, Resolve, Tracking};
 use crate::laps::Counts;
@@ -48,8 +48,16 @@ impl World {
         Ok(Self { pager: Pager::builder().busy_poll(Duration::from_millis(1)).start()?, ..self })
     }
 
-    pub(crate) fn memfd(pages: u64) -> anyhow::Result<Self> {
-        Self::new(Device::memfd("bench", pages * PAGE)?)
+    pub(crate) fn memfd(pages: u64, options: Options) -> anyhow::Result<Self> {
+        let device = Device::memfd("bench", pages * PAGE)?;
+        if !options.windows {
+            return Self::new(device);
+        }
+        let volume = Volume::format_with(device, Allocation::Windows);
+        // What is measured is not how zeros are taken back.
+        volume.set_zeros_max(u64::MAX);
+        anyhow::ensure!(volume.allocation() == (Allocation::Windows, None), "no windows: {:?}", volume.allocation());
+        Ok(Self { volume, pager: Pager::builder().start()? })
     }
 
     /// A file of written blocks, in one extent if the volume is empty.
