@@ -190,6 +190,10 @@ impl Inode {
         let _l1 = self.change.read();
         let size = self.space.shared().size();
         let end = size.min(offset.saturating_add(into.len() as u64)).max(offset);
+        if self.store.capacity().is_some() && !buffer::may_be_missing(into) && !self.broken(Rule::NoCopyUnderLock) {
+            self.read_places(offset..end, &mut into[..(end - offset) as usize])?;
+            return Ok((end - offset) as usize);
+        }
         let mut bounce = vec![0; COPY_BYTES.min(end - offset) as usize];
         let mut at = offset;
         while at < end {
@@ -206,6 +210,46 @@ impl Inode {
             at = chunk.end;
         }
         Ok((end - offset) as usize)
+    }
+
+    /// The bytes of a range of a file with windows, straight from the device, under L1: in its place each page has its bytes, or zeros, or
+    /// nothing, which reads as zeros; and L1 keeps away whoever takes bytes away.
+    fn read_places(&self, bytes: Range<u64>, into: &mut [u8]) -> Result<()> {
+        let page = self.page();
+        let windows: Vec<_> = {
+            let shared = self.space.shared();
+            let windows = shared.extents().windows().map(|places| places.windows(page.touched(&bytes)));
+            windows.into_iter().flatten().collect()
+        };
+        let mut at = bytes.start;
+        for (pages, block) in windows {
+            let part = bytes.start.max(page.offset_of(pages.start))..bytes.end.min(page.offset_of(pages.end));
+            let (from, to) = ((part.start - bytes.start) as usize, (part.end - bytes.start) as usize);
+            into[(at - bytes.start) as usize..from].fill(0);
+            let within = part.start - page.offset_of(pages.start);
+            self.store.memory.read(page.device_offset(block) + within, &mut into[from..to])?;
+            at = part.end;
+        }
+        into[(at - bytes.start) as usize..].fill(0);
+        Ok(())
+    }
+
+    /// Writes straight to the device where all of a file with windows is written and its size stays: L1 keeps away whoever takes
+    /// bytes away, and nothing is to be published. Whether that was so; if not, nothing has been done.
+    fn write_places(&self, bytes: Range<u64>, from: &[u8]) -> Result<bool> {
+        if self.store.capacity().is_none() || buffer::may_be_missing(from) || self.broken(Rule::NoCopyUnderLock) {
+            return Ok(false);
+        }
+        let page = self.page();
+        let run = {
+            let shared = self.space.shared();
+            let pages = page.touched(&bytes);
+            let run = shared.extents().run_from(pages.start, pages.end);
+            run.filter(|run| run.written && run.range().end == pages.end && bytes.end <= shared.size())
+        };
+        let Some(run) = run else { return Ok(false) };
+        self.store.memory.write(page.device_offset(run.run.start) + page.within(bytes.start), from)?;
+        Ok(true)
     }
 
     /// The bytes of a range, under L2. Holes and unwritten pages read as zeros.
@@ -234,6 +278,9 @@ impl Inode {
         buffer::check(from).map_err(|addr| Error::BadBuffer { addr })?;
         let _l1 = self.change.write();
         self.have_places(self.page().touched(&bytes))?;
+        if self.write_places(bytes.clone(), from)? {
+            return Ok(from.len());
+        }
         let (mut reserved, _) = self.reserve_holes(self.page().touched(&bytes))?;
         let mut bounce = vec![0; COPY_BYTES.max(self.page().bytes()).min(from.len() as u64) as usize];
         let mut left = bytes.clone();

@@ -60,24 +60,20 @@ impl Change<'_> {
 
     /// Takes the blocks of `range` away: zapped and forgotten, then freed.
     pub(crate) fn unmap(&mut self, range: PageRange) {
-        self.out_of_the_device(range);
-        let gone = self.state.extents.remove(range);
+        let (gone, there) = self.state.extents.take_out(range);
+        match self.state.extents.windows() {
+            None => self.zap(range),
+            Some(_) => self.punch(range, there),
+        }
         self.state.preallocated.remove(range);
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
         self.pending.forget.push(range);
     }
 
-    /// Takes what is there of `range` out of every mapping; of a file with windows, out of the device, which takes the entries with it.
-    fn out_of_the_device(&mut self, range: PageRange) {
-        match self.state.extents.windows() {
-            None => self.zap(range),
-            Some(places) => {
-                let runs = places.present(range);
-                // Where no page is, no entry is either.
-                if !runs.is_empty() {
-                    self.pending.punch.push((range, runs));
-                }
-            }
+    /// Takes pages out of the device, and with them out of every mapping. Where no page is, no entry is either.
+    fn punch(&mut self, range: PageRange, there: Vec<Run>) {
+        if !there.is_empty() {
+            self.pending.punch.push((range, there));
         }
     }
 
@@ -100,7 +96,10 @@ impl Change<'_> {
 
     /// Makes pages unwritten that were written: they read as zeros from now on, and keep their blocks.
     pub(crate) fn unwrite(&mut self, extent: Extent) {
-        self.out_of_the_device(extent.range());
+        match self.state.extents.windows().map(|places| places.present(extent.range())) {
+            None => self.zap(extent.range()),
+            Some(there) => self.punch(extent.range(), there),
+        }
         self.put(Extent { written: false, ..extent });
     }
 
@@ -115,16 +114,17 @@ impl Change<'_> {
     ///   L2 exclusive: X is written: stays
     /// ```
     pub(crate) fn take_zeros_back(&mut self, zeros: PageRange, blindly: bool) {
-        if blindly {
-            self.out_of_the_device(zeros);
+        if blindly && let Some(places) = self.state.extents.windows() {
+            let there = places.present(zeros);
+            self.punch(zeros, there);
         }
         let mut at = zeros.start;
         loop {
             let rest = PageRange::new(at, zeros.end);
             let next = self.state.extents.windows().and_then(|places| places.first_zeros(rest, rest.pages()));
             let Some(run) = next else { return };
-            self.out_of_the_device(run);
-            self.state.extents.remove(run);
+            let (_, there) = self.state.extents.take_out(run);
+            self.punch(run, there);
             at = run.end;
         }
     }
@@ -332,10 +332,9 @@ impl Pending {
             }
             // What should read as zeros would be seen again.
             let gone = PageRange::one(page);
-            if let Some(places) = state.extents.windows() {
-                places.present(gone).into_iter().for_each(|run| store.punch(run));
-            }
-            self.free.extend(state.extents.remove(gone).iter().map(|extent| extent.run));
+            let (blocks, there) = state.extents.take_out(gone);
+            there.into_iter().for_each(|run| store.punch(run));
+            self.free.extend(blocks.iter().map(|extent| extent.run));
             state.windows.iter().for_each(|window| window.zap(gone));
             state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
             done = done.and(zeroed);

@@ -137,11 +137,11 @@ impl Extents {
         holes
     }
 
-    /// Takes every page of `range` away; the extents that were there.
-    pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Extent> {
+    /// Takes every page of `range` away: the extents that were there, and where, of windows, the device may have pages.
+    pub(crate) fn take_out(&mut self, range: PageRange) -> (Vec<Extent>, Vec<Run>) {
         match self {
-            Extents::Blocks(map) => map.remove(range),
-            Extents::Windows(places) => places.remove(range),
+            Extents::Blocks(map) => (map.remove(range), Vec::new()),
+            Extents::Windows(places) => places.take_out(range),
         }
     }
 

@@ -36,6 +36,11 @@ const PER_WORD: u64 = 64 / BITS;
 /// A word in which every page is in the state with number 1; times a number, in that one.
 const EACH: u64 = 0x1111_1111_1111_1111;
 
+/// The bits of so many pages of a word, from one on.
+fn mask(from: u64, pages: u64) -> u64 {
+    (if pages == PER_WORD { u64::MAX } else { (1 << (pages * BITS)) - 1 }) << (from * BITS)
+}
+
 impl Known {
     fn of(bits: u64) -> Self {
         match bits & 0xf {
@@ -162,6 +167,14 @@ impl Stretch {
         });
     }
 
+    /// Makes holes of all pages of `range`, under L2 held exclusively: words in which there is nothing are left alone.
+    fn clear(&self, range: PageRange) {
+        self.for_words(range, |index, pages, word| {
+            let from = pages.start.0 - self.pages.start.0 - index * PER_WORD;
+            self.words.get(index as usize).store(word & !mask(from, pages.pages()), Ordering::Release);
+        });
+    }
+
     /// Makes `to` of all pages of `range`, under L2 held exclusively.
     fn set(&self, range: PageRange, to: Known) {
         let mut at = range.start;
@@ -169,7 +182,7 @@ impl Stretch {
             let own = at.0 - self.pages.start.0;
             let (index, from) = (own / PER_WORD, own % PER_WORD);
             let pages = (PER_WORD - from).min(range.end.0 - at.0);
-            let mask = (if pages == PER_WORD { u64::MAX } else { (1 << (pages * BITS)) - 1 }) << (from * BITS);
+            let mask = mask(from, pages);
             let word = self.words.get(index as usize);
             let old = word.load(Ordering::Relaxed);
             let new = old & !mask | (to as u64 * EACH) & mask;
@@ -179,6 +192,14 @@ impl Stretch {
             }
             at = at.plus(pages);
         }
+    }
+}
+
+/// Adds an extent behind others, and joins it with the last if it continues that.
+fn push(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.is_continued_by(&extent) => last.run.blocks += extent.run.blocks,
+        _ => extents.push(extent),
     }
 }
 
@@ -361,11 +382,7 @@ impl Places {
         for (stretch, part) in self.parts(range) {
             stretch.for_runs(part, |pages, known| {
                 let Some(written) = known.written() else { return };
-                let extent = Extent { page: pages.start, run: stretch.places(pages), written };
-                match extents.last_mut() {
-                    Some(last) if last.is_continued_by(&extent) => last.run.blocks += extent.run.blocks,
-                    _ => extents.push(extent),
-                }
+                push(&mut extents, Extent { page: pages.start, run: stretch.places(pages), written });
             });
         }
         extents
@@ -385,18 +402,30 @@ impl Places {
         runs
     }
 
-    /// Makes a hole of `range`, under L2 held exclusively; the extents that were there.
-    pub(crate) fn remove(&mut self, range: PageRange) -> Vec<Extent> {
-        let gone = self.within(range);
-        self.forget_zeros(range);
-        // Not word after word of a window of a terabyte: from the first to the last that is known.
+    /// Makes a hole of `range`, under L2 held exclusively: the extents that were there, and where pages lie that may be there.
+    pub(crate) fn take_out(&mut self, range: PageRange) -> (Vec<Extent>, Vec<Run>) {
+        let (mut gone, mut there) = (Vec::new(), Vec::new());
+        let (mut zeros, mut owned) = (0, 0);
         for (stretch, part) in self.parts(range) {
-            let mut known = Vec::new();
-            stretch.for_runs(part, |pages, _| known.push(pages));
-            known.into_iter().for_each(|pages| stretch.set(pages, Known::Hole));
+            let mut hull: Option<PageRange> = None;
+            stretch.for_runs(part, |pages, known| {
+                hull = Some(PageRange::new(hull.map_or(pages.start, |hull| hull.start), pages.end));
+                match known.written() {
+                    None => zeros += pages.pages(),
+                    Some(written) => {
+                        owned += pages.pages();
+                        push(&mut gone, Extent { page: pages.start, run: stretch.places(pages), written });
+                    }
+                }
+            });
+            if let Some(hull) = hull {
+                stretch.clear(hull);
+                there.push(stretch.places(hull));
+            }
         }
-        self.owned.fetch_sub(gone.iter().map(|extent| extent.run.blocks).sum(), Ordering::Relaxed);
-        gone
+        self.capacity.remove_zeros(zeros);
+        self.owned.fetch_sub(owned, Ordering::Relaxed);
+        (gone, there)
     }
 
     fn forget_zeros(&self, range: PageRange) {
@@ -503,7 +532,7 @@ mod tests {
                     }
                     2 => {
                         let had = of_model.iter().filter(|known| known.written().is_some()).count() as u64;
-                        let gone: u64 = places.remove(range).iter().map(|extent| extent.run.blocks).sum();
+                        let gone: u64 = places.take_out(range).0.iter().map(|extent| extent.run.blocks).sum();
                         prop_assert_eq!(gone, had);
                         of_model.fill(Known::Hole);
                     }

@@ -50,7 +50,7 @@ impl Mapped {
 }
 
 /// Whether any of a buffer lies in a mapping: then its bytes may not be there to be touched.
-pub(super) fn may_be_missing(buffer: &[u8]) -> bool {
+pub(crate) fn may_be_missing(buffer: &[u8]) -> bool {
     MAPPED.get().is_some_and(|mapped| mapped.touches(buffer.as_ptr() as usize, buffer.len()))
 }
 

@@ -6,7 +6,7 @@
 
 use super::{catches, done, enable, routines};
 use crate::sys::memory::base_page_bytes;
-use crate::sys::place::may_be_missing;
+pub(crate) use crate::sys::place::may_be_missing;
 
 /// Whether a buffer is to be touched with care, and can be.
 fn with_care(buffer: &[u8]) -> bool {
