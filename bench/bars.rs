@@ -209,6 +209,10 @@ fn in_windows(scale: &Scale) -> Vec<Bar> {
     ] {
         bars.push(times(name, pinned.dax(load, options), pinned.case(load, contender), AtMost(1.10)));
     }
+    for (name, work) in [("read_at", Work::ReadCalls), ("write_at", Work::WriteCalls)] {
+        let name = format!("{name} of a page (windows), against pread and pwrite");
+        bars.push(times(name, pinned.dax(work, there), pinned.case(work, Contender::Kernel), AtMost(1.10)));
+    }
     let (name, punch) = ("punch and give back a page (windows), against PUNCH_HOLE", Work::PunchPages);
     bars.push(times(name, pinned.dax(punch, there), pinned.case(punch, Contender::Kernel), AtMost(1.15)));
     bars

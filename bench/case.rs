@@ -169,6 +169,10 @@ pub(crate) enum Work {
     Punch,
     /// The same, each page by a punch of its own, and the memory goes back.
     PunchPages,
+    /// Each page by a call of its own: read_at, and pread(2).
+    ReadCalls,
+    /// Likewise: write_at over what is there, and pwrite(2).
+    WriteCalls,
     /// Every page mapped: taken away by a truncate.
     Truncate,
     /// Random pages of a file of so many extents, address ranges being in place.
@@ -208,6 +212,8 @@ impl Work {
             Work::SparseRead { file_pages } => format!("random read of a file of {} MiB", file_pages >> 8),
             Work::Collect => "collect dirty pages".into(),
             Work::Punch => "punch mapped pages".into(),
+            Work::ReadCalls => "read calls of a page".into(),
+            Work::WriteCalls => "write calls of a page".into(),
             Work::PunchPages => "punch mapped pages, one by one".into(),
             Work::Truncate => "truncate mapped pages".into(),
             Work::Extents { extents, .. } => format!("random read, {extents} extents"),

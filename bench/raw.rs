@@ -97,6 +97,14 @@ impl Memory {
         Ok(memory)
     }
 
+    pub(crate) fn read(&self, into: &mut [u8], at: u64) -> nix::Result<usize> {
+        nix::sys::uio::pread(&self.fd, into, at as i64)
+    }
+
+    pub(crate) fn write(&self, from: &[u8], at: u64) -> nix::Result<usize> {
+        nix::sys::uio::pwrite(&self.fd, from, at as i64)
+    }
+
     /// Takes a page away.
     pub(crate) fn punch(&self, page: u64) -> nix::Result<()> {
         use nix::fcntl::{FallocateFlags, fallocate};

@@ -13,7 +13,7 @@ use std::thread;
 
 use blackbox::child::{self, assert_is_child};
 use blackbox::*;
-use daxpager::{Access, Device, Error, MapOptions, Mapping, Pager, Resolve, Result, Tracking, Volume};
+use daxpager::{Access, Allocation, Device, Error, MapOptions, Mapping, Pager, Resolve, Result, Tracking, Volume};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
@@ -510,17 +510,23 @@ fn a_refill_wipes_no_store() {
     assert!(pager.stats().lost_pages >= ROUNDS / 2, "{:?}", pager.stats());
 }
 
-/// Whoever gets at a memfd by /proc cannot change its size.
+/// Whoever gets at a memfd by /proc cannot cut it short, and, once it is a volume's, not make it longer either.
 #[test]
 fn a_memfd_keeps_its_size() {
     let p = host_page();
-    let device = Device::memfd("sealed", 4 * p).unwrap();
-    let foreign = memfd_named("sealed");
-    for bytes in [0, 3 * p, 5 * p] {
-        assert_eq!(foreign.set_len(bytes).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    for allocation in [Allocation::Blocks, Allocation::Windows] {
+        let name = format!("sealed-{allocation:?}");
+        let device = Device::memfd(&name, 4 * p).unwrap();
+        let foreign = memfd_named(&name);
+        let is_refused = |bytes| foreign.set_len(bytes).unwrap_err().raw_os_error() == Some(libc::EPERM);
+        assert!(is_refused(0) && is_refused(3 * p));
+        let volume = Volume::format_with(device, allocation);
+        let bytes = foreign.metadata().unwrap().len();
+        assert_eq!(bytes > 4 * p, allocation == Allocation::Windows, "{bytes}");
+        assert!([0, bytes - p, bytes + p].into_iter().all(is_refused));
+        assert_eq!(foreign.write_at(b"x", bytes).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        drop(volume);
     }
-    assert_eq!(foreign.write_at(b"x", 4 * p).unwrap_err().raw_os_error(), Some(libc::EPERM));
-    drop(device);
 }
 
 /// Sizes that no address space has room for. An existing file keeps its length and its bytes, a new one is not made.

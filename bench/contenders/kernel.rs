@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::floor::memory;
 use crate::case::{Case, Contender, Sample, Work};
 use crate::laps::{Contestant, Ground, median};
-use crate::raw::{self, Mapped, Memory, Uffd};
+use crate::raw::{self, Mapped, Memory, PAGE, Uffd};
 
 const LAPS: usize = 7;
 
@@ -90,6 +90,22 @@ pub(crate) fn punch_pages(case: &Case) -> anyhow::Result<Sample> {
         let ns = start.elapsed().as_nanos() as f64;
         drop(map);
         Ok(ns)
+    })
+}
+
+/// pread(2) or pwrite(2) of each page.
+pub(crate) fn calls(case: &Case) -> anyhow::Result<Sample> {
+    let memory = Memory::resident(case.pages)?;
+    let mut page = vec![1; PAGE as usize];
+    of_laps(case.pages, || {
+        let start = Instant::now();
+        for at in (0..case.pages).map(|page| page * PAGE) {
+            match case.work {
+                Work::ReadCalls => memory.read(&mut page, at).context("pread")?,
+                _ => memory.write(&page, at).context("pwrite")?,
+            };
+        }
+        Ok(start.elapsed().as_nanos() as f64)
     })
 }
 

@@ -20,6 +20,7 @@ pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
     let sample = match (&case.contender, case.work) {
         (Contender::Dax(options), _) => return dax::measure(case, *options),
         (Contender::Kernel, Work::Punch | Work::Truncate) => kernel::drop_entries(case)?,
+        (Contender::Kernel, Work::ReadCalls | Work::WriteCalls) => kernel::calls(case)?,
         (Contender::Kernel, Work::PunchPages) => kernel::punch_pages(case)?,
         (Contender::KernelAsync, Work::Collect) => kernel::scan(case)?,
         (Contender::Kernel | Contender::KernelOnePage | Contender::KernelAsync, _) => {

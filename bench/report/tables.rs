@@ -42,6 +42,9 @@ fn see(case: &Case) -> &'static str {
         Work::Punch | Work::Truncate => {
             "A page that is taken away, beside the kernel's taking away of its entry alone."
         }
+        Work::ReadCalls | Work::WriteCalls => {
+            "A call of the library's beside the kernel's: one copy, and one system call."
+        }
         Work::PunchPages => {
             "With windows the memory goes back as it is punched: what that costs beside the kernel's own punch."
         }

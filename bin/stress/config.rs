@@ -23,6 +23,8 @@ pub(crate) struct Config {
     /// The same for changes of files, if it is another.
     pub(crate) change_limit: Option<Duration>,
     pub(crate) mix_length: Duration,
+    /// Bytes that zeros in holes may take, if that is not drawn.
+    pub(crate) zeros_bytes: Option<u64>,
     /// The command that runs it again, but for the seed.
     pub(crate) again: String,
     /// Neither a bar nor lines while it runs.
@@ -33,6 +35,7 @@ impl Config {
     pub(crate) fn mix(&self, seed: u64, page_bytes: u64) -> Mix {
         let scenario = self.scenario.of_mix(seed.wrapping_sub(self.seed));
         let mut mix = Mix::draw(scenario, seed, self.threads, &self.pins);
+        mix.zeros_bytes = self.zeros_bytes.unwrap_or(mix.zeros_bytes);
         if let Some(bytes) = self.device_bytes {
             mix.set_device(bytes / page_bytes);
         }

@@ -187,11 +187,29 @@ impl Inode {
     /// pread(2). Bytes are copied out under L2 into a buffer of our own, and from there to the user's
     /// with L1 alone: the user's may lie in a mapping, and touching it may need a fault served.
     pub(crate) fn read_at(&self, into: &mut [u8], offset: u64) -> Result<usize> {
+        let straight =
+            self.store.capacity().is_some() && !buffer::may_be_missing(into) && !self.broken(Rule::NoCopyUnderLock);
         let _l1 = self.change.read();
-        let size = self.space.shared().size();
-        let end = size.min(offset.saturating_add(into.len() as u64)).max(offset);
-        if self.store.capacity().is_some() && !buffer::may_be_missing(into) && !self.broken(Rule::NoCopyUnderLock) {
-            self.read_places(offset..end, &mut into[..(end - offset) as usize])?;
+        let (end, place) = {
+            let shared = self.space.shared();
+            let end = shared.size().min(offset.saturating_add(into.len() as u64)).max(offset);
+            let pages = self.page().touched(&(offset..end));
+            let places = shared.extents().windows().filter(|_| straight && end > offset);
+            (
+                end,
+                places.map(|places| places.place(pages.start, pages.pages()).filter(|run| run.blocks == pages.pages())),
+            )
+        };
+        if let Some(place) = place {
+            let into = &mut into[..(end - offset) as usize];
+            match place {
+                // All of it in one window.
+                Some(run) => {
+                    let within = self.page().within(offset);
+                    self.store.memory.read(self.page().device_offset(run.start) + within, into)?;
+                }
+                None => self.read_places(offset..end, into)?,
+            }
             return Ok((end - offset) as usize);
         }
         let mut bounce = vec![0; COPY_BYTES.min(end - offset) as usize];
@@ -277,10 +295,10 @@ impl Inode {
         // Before anything changes. What is gone by the time that it is copied is an error in the middle.
         buffer::check(from).map_err(|addr| Error::BadBuffer { addr })?;
         let _l1 = self.change.write();
-        self.have_places(self.page().touched(&bytes))?;
         if self.write_places(bytes.clone(), from)? {
             return Ok(from.len());
         }
+        self.have_places(self.page().touched(&bytes))?;
         let (mut reserved, _) = self.reserve_holes(self.page().touched(&bytes))?;
         let mut bounce = vec![0; COPY_BYTES.max(self.page().bytes()).min(from.len() as u64) as usize];
         let mut left = bytes.clone();

@@ -244,7 +244,8 @@ impl Change<'_> {
     pub(crate) fn try_commit(self, store: &Store) -> Result<()> {
         let Change { file, mut state, mut pending, .. } = self;
         let places = std::mem::take(&mut pending.places);
-        let first = pending.zap.iter().map(|range| range.start).min().unwrap_or(PageIndex(0));
+        let ranges = pending.zap.iter().chain(pending.punch.iter().map(|(range, _)| range));
+        let first = ranges.map(|range| range.start).min().unwrap_or(PageIndex(0));
         let block = pending.free.first().map(|run| run.start);
         let mut told = Told::default();
         let mut tell = |point: Point| told.catch(|| store.probe(point, file, first, block));

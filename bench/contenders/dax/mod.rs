@@ -11,6 +11,7 @@ pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> 
     let measured = match case.work {
         Work::Collect => special::collect(case, options).map(Outcome::Measured),
         Work::Punch | Work::PunchPages | Work::Truncate => special::take_away(case, options).map(Outcome::Measured),
+        Work::ReadCalls | Work::WriteCalls => special::calls(case, options).map(Outcome::Measured),
         Work::Extents { extents, blocks } => special::extents(case, options, (extents, blocks)),
         Work::MapSparse => special::map_sparse(case, options).map(Outcome::Measured),
         Work::HugeRead => special::huge(case, options),

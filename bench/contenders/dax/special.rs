@@ -47,6 +47,24 @@ pub(crate) fn collect(case: &Case, options: Options) -> anyhow::Result<Sample> {
     Ok(of_laps(case.pages, times))
 }
 
+pub(crate) fn calls(case: &Case, options: Options) -> anyhow::Result<Sample> {
+    let world = World::memfd(case.pages, options)?;
+    let file = world.file("bench", case.pages)?;
+    let mut page = vec![1; PAGE as usize];
+    let mut times = Vec::new();
+    for _ in 0..LAPS {
+        let start = Instant::now();
+        for at in (0..case.pages).map(|page| page * PAGE) {
+            match case.work {
+                Work::ReadCalls => file.read_at(&mut page, at)?,
+                _ => file.write_at(&page, at)?,
+            };
+        }
+        times.push(ns_since(start));
+    }
+    Ok(of_laps(case.pages, times))
+}
+
 pub(crate) fn take_away(case: &Case, options: Options) -> anyhow::Result<Sample> {
     let world = World::memfd(case.pages, options)?;
     let file = world.file("bench", case.pages)?;
