@@ -580,14 +580,6 @@ fn agrees_with_the_kernel_in_windows() {
 }
 
 #[test]
-fn agrees_with_the_kernel_in_windows_under_coarse_tracking() {
-    let volume = windows();
-    let pager = Pager::builder().start().unwrap();
-    run(&RealCpu, &volume, &pager, &MapOptions::new().tracking(Tracking::Coarse), "windows-coarse");
-    assert_eq!(volume.resident_bytes(), 0, "memory is left behind");
-}
-
-#[test]
 fn agrees_with_the_kernel_in_windows_in_the_faulting_thread() {
     let volume = windows();
     let pager = Pager::builder().start().unwrap();

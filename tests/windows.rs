@@ -34,11 +34,19 @@ fn ways() -> Vec<MapOptions> {
     ways
 }
 
+/// The next of numbers that look random: xorshift64.
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
 /// In an order that no stream is found in.
 fn shuffled(pages: u64) -> Vec<u64> {
     let mut order: Vec<u64> = (0..pages).collect();
-    let mut rng = fastrand::Rng::with_seed(17);
-    rng.shuffle(&mut order);
+    let mut state = 17;
+    (1..order.len()).rev().for_each(|at| order.swap(at, (next(&mut state) % (at as u64 + 1)) as usize));
     order
 }
 
@@ -205,11 +213,11 @@ fn no_store_is_lost_when_zeros_are_taken_back() {
                 let (map, volume) = (&map, &volume);
                 scope.spawn(move || {
                     let accesses = map.accesses().unwrap();
-                    let mut rng = fastrand::Rng::with_seed(thread);
+                    let mut state = thread + 1;
                     let mut stored = std::collections::BTreeMap::new();
                     while stored.len() < guard::repeats(3_000, 12_000) as usize {
                         // Loaded first, so that there are zeros to be taken away from under the store.
-                        let (page, value) = (rng.u64(0..PAGES), rng.u64(1..));
+                        let (page, value) = (next(&mut state) % PAGES, next(&mut state));
                         assert!(volume.resident_bytes() < 400 * MIB);
                         let before = accesses.load(page * PAGE + 8 * thread).unwrap();
                         assert_eq!(before, stored.get(&page).copied().unwrap_or(0));

@@ -45,7 +45,7 @@ pub(crate) trait Preallocates: Send + Sync {
 enum Way {
     /// Taken by whoever allocates or frees, for the time of a map look-up. Never with a file's
     /// lock (L2) held: `space::Change::commit` frees after it has dropped it.
-    Blocks(Mutex<Allocator>),
+    Blocks(Box<Mutex<Allocator>>),
     Windows(Arc<Capacity>),
 }
 
@@ -117,7 +117,7 @@ impl Store {
 
     /// Windows where they are wanted and the device has room for them.
     fn way(memory: &DeviceMemory, page: PageSize, wanted: Allocation, blocks: u64) -> (Way, Option<&'static str>) {
-        let by_blocks = |why| (Way::Blocks(Mutex::new(Allocator::new(blocks))), why);
+        let by_blocks = |why| (Way::Blocks(Box::new(Mutex::new(Allocator::new(blocks)))), why);
         if wanted == Allocation::Blocks {
             memory.settle(memory.len_bytes());
             return by_blocks(None);

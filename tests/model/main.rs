@@ -60,9 +60,9 @@ fn every_schedule_is_fine_with_other_tracking() {
 #[test]
 fn every_schedule_is_fine_in_windows() {
     with_allocation(Allocation::Windows, || {
-        every_scenario(ALL, MapOptions::new(), schedules() / 2);
-        every_scenario(without_messages(), MapOptions::new().resolve(Resolve::FaultingThread), schedules() / 2);
-        every_scenario(without_messages(), MapOptions::new().tracking(Tracking::Coarse), schedules() / 5);
+        every_scenario(ALL, MapOptions::new(), schedules() / 4);
+        every_scenario(without_messages(), MapOptions::new().resolve(Resolve::FaultingThread), schedules() / 4);
+        every_scenario(without_messages(), MapOptions::new().tracking(Tracking::Coarse), schedules() / 10);
     });
 }
 
