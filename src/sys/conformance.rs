@@ -24,6 +24,11 @@ enum Step {
     InstallReadOnly(u64, u64),
     InstallWritable(u64, u64),
     InstallZeros(u64),
+    InstallWritableZeros(u64),
+    /// Takes the pages out of the device that a range of a sparse one shows.
+    Punch(u64, u64),
+    /// Writes to the device's block itself: it has a page then.
+    Fill(u64, u64),
     Poison(u64, u64),
     Protect(u64, u64),
     Unprotect(u64, u64),
@@ -105,6 +110,29 @@ impl Subject {
         Self { cpu, table, device: Arc::new(device), base: place.at(), place }
     }
 
+    /// On a device in which nothing is, and whose first blocks the whole range shows.
+    fn sparse(cpu: Cpu, table: Arc<dyn PageTable>, device: DeviceMemory) -> Self {
+        let bytes = PAGES * table.base_page();
+        let place = Place::reserve(&table, bytes, table.base_page(), Rights::LOAD_STORE).unwrap();
+        let device = Arc::new(device);
+        table.show(place.span(place.at(), bytes), &device, 0, Rights::LOAD_STORE).unwrap();
+        Self { cpu, table, device, base: place.at(), place }
+    }
+
+    fn sparse_kernel() -> Self {
+        access::enable().unwrap();
+        let table: Arc<dyn PageTable> = Userfault::open(false).unwrap();
+        let bytes = BLOCKS * table.base_page();
+        Self::sparse(Cpu::Real, table, DeviceMemory::memfd("conformance", bytes).unwrap())
+    }
+
+    fn sparse_fake() -> Self {
+        let fake = FakePageTable::new();
+        let table = fake.table();
+        let (bytes, block) = (BLOCKS * table.base_page(), table.base_page());
+        Self::sparse(Cpu::Fake(fake), table, DeviceMemory::sparse_heap(bytes, bytes, block).unwrap())
+    }
+
     /// With ranges that let stores through by themselves, or without.
     fn kernel(asynchronous: bool) -> Self {
         access::enable().unwrap();
@@ -171,6 +199,16 @@ impl Subject {
             Step::InstallReadOnly(page, count) => on(page, count, &|span| table.install(span, Protection::ReadOnly)),
             Step::InstallWritable(page, count) => on(page, count, &|span| table.install(span, Protection::Writable)),
             Step::InstallZeros(page) => on(page, 1, &|span| table.install_zeros(span, Protection::ReadOnly)),
+            Step::InstallWritableZeros(page) => on(page, 1, &|span| table.install_zeros(span, Protection::Writable)),
+            Step::Punch(page, count) => {
+                let span = self.range(page, count);
+                table.page_goes(span);
+                Seen::Done(self.device.punch(page * table.base_page(), span.bytes()))
+            }
+            Step::Fill(block, value) => {
+                self.device.write(block * table.base_page(), &value.to_ne_bytes()).unwrap();
+                Seen::Done(Ok(()))
+            }
             Step::Poison(page, count) => on(page, count, &|span| table.poison(span)),
             Step::Protect(page, count) => on(page, count, &|span| table.protect(span)),
             Step::Unprotect(page, count) => on(page, count, &|span| table.unprotect(span)),
@@ -251,6 +289,29 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
+/// What is done to a range that shows a sparse device for good. Nothing that a step reaches ends past it.
+fn sparse_steps() -> impl Strategy<Value = Vec<Step>> {
+    let page = 0..PAGES;
+    let range = (0..PAGES, 1..=PAGES).prop_map(|(page, count)| (page, count.min(PAGES - page)));
+    let step = prop_oneof![
+        2 => range.clone().prop_map(|(page, count)| Step::InstallReadOnly(page, count)),
+        2 => range.clone().prop_map(|(page, count)| Step::InstallWritable(page, count)),
+        3 => page.clone().prop_map(Step::InstallZeros),
+        3 => page.clone().prop_map(Step::InstallWritableZeros),
+        3 => range.clone().prop_map(|(page, count)| Step::Punch(page, count)),
+        2 => (page.clone(), 100..200u64).prop_map(|(page, value)| Step::Fill(page, value)),
+        1 => range.clone().prop_map(|(page, count)| Step::Poison(page, count)),
+        2 => range.clone().prop_map(|(page, count)| Step::Protect(page, count)),
+        2 => range.clone().prop_map(|(page, count)| Step::Unprotect(page, count)),
+        1 => range.clone().prop_map(|(page, count)| Step::ClearMarkers(page, count)),
+        2 => range.prop_map(|(page, count)| Step::Zap(page, count)),
+        2 => page.clone().prop_map(Step::Load),
+        2 => (page.clone(), 1..100u64).prop_map(|(page, value)| Step::Store(page, value)),
+        1 => (page, 0..4u64, 1..4u64).prop_map(|(page, expected, new)| Step::Exchange(page, expected, new)),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
 /// Whether the kernel merges two anonymous VMAs depends on what has been in them, and an install or a poison
 /// serves one VMA only. The core never has it serve more than one page of zeros, and neither do the steps.
 fn clip(steps: &mut [Step]) {
@@ -277,8 +338,7 @@ fn epilogue() -> impl Iterator<Item = Step> {
     scans.into_iter().chain(accesses).chain([Step::Scan(Scan::TakeWritten, 0, PAGES)])
 }
 
-fn compare(steps: &[Step], asynchronous: bool) -> Result<(), TestCaseError> {
-    let (kernel, fake) = (Subject::kernel(asynchronous), Subject::fake(asynchronous));
+fn compare(steps: &[Step], kernel: &Subject, fake: &Subject) -> Result<(), TestCaseError> {
     for (number, step) in steps.iter().copied().chain(epilogue()).enumerate() {
         let (real, fake) = (kernel.run(step), fake.run(step));
         prop_assert_eq!(real, fake, "kernel, fake: step {}, {:?}", number, step);
@@ -293,13 +353,20 @@ proptest! {
     #[test]
     #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does(steps in steps()) {
-        compare(&steps, false)?;
+        compare(&steps, &Subject::kernel(false), &Subject::fake(false))?;
+    }
+
+    /// Where the device has some pages and not others: which faults are missing, what COPY and CONTINUE find, what a punch leaves.
+    #[test]
+    #[cfg_attr(emulated, ignore = "needs userfaultfd")]
+    fn the_fake_does_what_the_kernel_does_on_a_sparse_device(steps in sparse_steps()) {
+        compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
     }
 
     #[test]
     #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does_asynchronously(steps in steps()) {
-        compare(&steps, true)?;
+        compare(&steps, &Subject::kernel(true), &Subject::fake(true))?;
     }
 }
 

@@ -137,10 +137,12 @@ impl Space {
             return (Err(Errno::EFAULT), 0);
         }
         let there = bytes.min(there.max(1) as u64 * self.base.0);
-        self.fill(at, there, taken, |done| Entry::Present {
-            protected,
-            page: Page::Device(memory.clone(), offset + done),
-        })
+        let page = |done| Page::Device(memory.clone(), offset + done);
+        match self.fill(at, there, taken, |done| Entry::Present { protected, page: page(done) }) {
+            // The next is not there: as if it had an entry, to who looks at what is done.
+            (Ok(Outcome::Installed), done) if done < bytes => (Ok(Outcome::AlreadyPresent), done),
+            other => other,
+        }
     }
 
     /// UFFDIO_COPY of a page of zeros.
@@ -204,6 +206,15 @@ impl Space {
                 self.entries.insert(page, Entry::Marker);
             }
             (Some(Entry::Marker | Entry::Poison) | None, _) => {}
+        }
+    }
+
+    /// FALLOC_FL_PUNCH_HOLE of the pages that a range shows. Poison stays where there is no page.
+    pub(super) fn page_goes(&mut self, at: Addr, bytes: u64) {
+        for page in self.base.pages(at, bytes) {
+            if !matches!(self.entries.get(&page), Some(Entry::Poison)) {
+                self.zap(Addr(page), self.base.0);
+            }
         }
     }
 

@@ -116,7 +116,7 @@ impl PageTable for Shared {
     /// The pages go a moment later, and until then nobody installs them: no one can tell.
     fn page_goes(&self, span: Span<'_>) -> u64 {
         let mut state = self.state.lock();
-        state.space.zap(span.at(), span.bytes());
+        state.space.page_goes(span.at(), span.bytes());
         state.goings += 1;
         state.goings
     }
