@@ -117,6 +117,21 @@ fn too_few_huge_pages_is_an_error() {
     assert_eq!((a.len(), a.blocks(), volume.used_blocks()), (0, 0, 0));
 }
 
+/// Huge pages are few: a store into a hole takes one, and those behind it stay free for others.
+#[test]
+fn a_store_takes_one_huge_page() {
+    let Some(dir) = HugeDir::new("one") else { return };
+    let volume = Volume::format(Device::open(dir.path.join("device"), 6 * HUGE).unwrap());
+    let file = volume.create("file").unwrap();
+    file.truncate(6 * HUGE).unwrap();
+    let pager = Pager::builder().start().unwrap();
+    let map = pager.map(&file, 0..6 * HUGE).unwrap();
+    map.store(3 * HUGE, 1).unwrap();
+    assert_eq!((volume.resident_bytes(), file.blocks()), (HUGE, 1));
+    map.store(0, 2).unwrap();
+    assert_eq!((volume.resident_bytes(), file.blocks()), (2 * HUGE, 2));
+}
+
 #[test]
 fn sizes_are_multiples_of_a_huge_page() {
     let Some(dir) = HugeDir::new("sizes") else { return };

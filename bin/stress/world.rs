@@ -110,7 +110,7 @@ impl World {
         let (opened, device) = open_device(mix.allocation, mix.device_blocks() * oracle.page_bytes)?;
         let seed = AtomicU64::new(mix.seed);
         let observer = Arc::new(Observer { oracle: oracle.clone(), put: put.clone(), random: seed });
-        let volume = Volume::format_with_both(opened, mix.allocation, observer.clone());
+        let volume = Volume::format_observed(opened, mix.allocation, observer.clone());
         ensure!(
             volume.allocation() == (mix.allocation, None),
             "the volume is not as it was to be: {:?}",

@@ -21,8 +21,8 @@ const TRANSIT_BACK_OFF: Duration = Duration::from_micros(50);
 /// What is preallocated for a store is no more than one of so many blocks that are free.
 const PREALLOCATED_PART: u64 = 4;
 
-/// Blocks whose device memory the kernel is asked for at once.
-const POPULATE_BLOCKS: u64 = 512;
+/// Bytes of device memory that the kernel is asked for at once: many small blocks, or a huge one.
+const POPULATE_BYTES: u64 = 2 << 20;
 
 /// Which of the pages of a hole somebody wants blocks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +73,9 @@ pub(crate) struct Store {
     mapped: Mutex<std::collections::VecDeque<Weak<dyn Preallocates>>>,
     /// Who takes zeros back has it: one at a time suffices. No lock is taken under it but those of the files.
     taking_back: Mutex<()>,
-    /// One bit for each [`POPULATE_BLOCKS`]: the device has memory there.
+    /// Blocks whose memory the kernel is asked for at once.
+    populate_blocks: u64,
+    /// One bit for each so many: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
     probe: Option<Arc<dyn Probe>>,
@@ -84,7 +86,8 @@ impl Store {
         let page = PageSize::new(memory.block_bytes());
         let blocks = page.pages_in(memory.len_bytes());
         let (way, why_not) = Self::way(&memory, page, allocation, blocks);
-        let chunks = blocks.div_ceil(POPULATE_BLOCKS);
+        let populate_blocks = page.pages_in(POPULATE_BYTES).max(1);
+        let chunks = blocks.div_ceil(populate_blocks);
         Self {
             memory,
             page,
@@ -96,6 +99,7 @@ impl Store {
             in_transit: AtomicU64::new(0),
             frees: AtomicU64::new(0),
             preallocated: Mutex::new(Vec::new()),
+            populate_blocks,
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             files_made: AtomicU64::new(0),
             probe,
@@ -355,15 +359,16 @@ impl Store {
     /// Makes sure the device has memory for a run, so that a write to it finds it.
     fn populate(&self, run: Run) -> Result<()> {
         let total = self.page.pages_in(self.memory.len_bytes());
-        let first = run.start.0 / POPULATE_BLOCKS;
-        let last = (run.start.0 + run.blocks - 1) / POPULATE_BLOCKS;
+        let at_once = self.populate_blocks;
+        let first = run.start.0 / at_once;
+        let last = (run.start.0 + run.blocks - 1) / at_once;
         for chunk in first..=last {
             let (word, bit) = (&self.populated[(chunk / 64) as usize], 1u64 << (chunk % 64));
             if word.load(Ordering::Acquire) & bit != 0 {
                 continue;
             }
-            let start = BlockIndex(chunk * POPULATE_BLOCKS);
-            let blocks = POPULATE_BLOCKS.min(total - start.0);
+            let start = BlockIndex(chunk * at_once);
+            let blocks = at_once.min(total - start.0);
             if self.populate_blocks(start, blocks).is_ok() {
                 word.fetch_or(bit, Ordering::Release);
                 continue;

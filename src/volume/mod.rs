@@ -64,8 +64,8 @@ impl Volume {
         Self::build(device, Allocation::default(), Some(probe))
     }
 
-    /// Like [`Volume::format_with`], likewise.
-    pub fn format_with_both(device: Device, allocation: Allocation, probe: Arc<dyn Probe>) -> Self {
+    /// The same with a choice of where the pages of files lie, as [`Volume::format_with`].
+    pub fn format_observed(device: Device, allocation: Allocation, probe: Arc<dyn Probe>) -> Self {
         Self::build(device, allocation, Some(probe))
     }
 

@@ -263,7 +263,7 @@ impl World {
     ) -> Self {
         let park = Arc::new(Park::default());
         let device = Device::memfd("test", blocks * PAGE).unwrap();
-        let volume = Volume::format_with_both(device, allocation, park.clone());
+        let volume = Volume::format_observed(device, allocation, park.clone());
         assert_eq!(volume.allocation(), (allocation, None));
         let builder = Pager::builder().workers(3).probe(park.clone()).reader_answers(reader_answers);
         let builder = if injection == Injection::default() { builder } else { builder.inject(injection) };
