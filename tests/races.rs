@@ -523,7 +523,7 @@ mod in_windows {
 
     /// A load takes back the zeros of another page, which is stored to at that moment.
     fn store_to_zeros_that_are_taken_back(world: &mut World) -> Verdict {
-        world.volume.set_zeros_max(PAGE);
+        world.volume.set_zeros_max_even_one(PAGE);
         let a = world.volume.create("a").unwrap();
         a.truncate(2 * PAGE).unwrap();
         let map = world.map(&a, 2);

@@ -489,3 +489,131 @@ fn the_end_of_the_pager_is_the_end_of_the_mapping() {
     file.read_at(&mut word, 0).unwrap();
     assert_eq!(u64::from_ne_bytes(word), 1);
 }
+
+/// A thread that punches other pages of the file all the time keeps nobody from the holes.
+#[test]
+fn stores_get_there_beside_a_puncher() {
+    const PAGES: u64 = 1024;
+    for options in ways() {
+        let volume = volume(16 * MIB);
+        let pager = Pager::builder().start().unwrap();
+        let (file, map) = mapped(&volume, &pager, 2 * PAGES, &options);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let punching = scope.spawn(|| {
+                let mut punched = 0u64;
+                while !done.load(Ordering::Relaxed) {
+                    let page = PAGES + punched % PAGES;
+                    file.write_at(&[1], page * PAGE).unwrap();
+                    file.punch_hole(page * PAGE, PAGE).unwrap();
+                    punched += 1;
+                }
+                punched
+            });
+            let accesses = map.accesses().unwrap();
+            let stored = (0..PAGES).try_for_each(|page| accesses.store(page * PAGE, page + 1));
+            done.store(true, Ordering::Relaxed);
+            assert!(punching.join().unwrap() > 0);
+            stored.unwrap();
+            assert!((0..PAGES).all(|page| accesses.load(page * PAGE).unwrap() == page + 1));
+        });
+    }
+}
+
+#[test]
+fn a_file_that_grows_downwards_has_a_handful_too() {
+    let volume = volume(64 * MIB);
+    let pager = Pager::builder().start().unwrap();
+    let file = volume.create("downwards").unwrap();
+    let top = 1 << 34;
+    for granule in 1..=512u64 {
+        assert_eq!(file.write_at(&granule.to_ne_bytes(), top - granule * 2 * MIB).unwrap(), 8);
+    }
+    let map = pager.map(&file, top - 1024 * MIB..top).unwrap();
+    assert!(pager.stats().address_ranges <= 13, "{} address ranges", pager.stats().address_ranges);
+    assert!((1..=512).all(|granule| map.load(1024 * MIB - granule * 2 * MIB).unwrap() == granule));
+}
+
+/// Windows that are neighbours in the file, and on the device as well.
+#[test]
+fn ranges_over_two_windows_are_as_others() {
+    let volume = volume(16 * MIB);
+    let pager = Pager::builder().start().unwrap();
+    let file = volume.create("two").unwrap();
+    file.write_at(&[7; PAGE as usize], 2 * MIB - PAGE).unwrap();
+    file.write_at(&[8; PAGE as usize], 2 * MIB).unwrap();
+    let map = pager.map(&file, 0..4 * MIB).unwrap();
+    let both = |map: &Mapping| (map.load(2 * MIB - 8).unwrap() & 0xff, map.load(2 * MIB).unwrap() & 0xff);
+    assert_eq!(both(&map), (7, 8));
+    file.zero_range(2 * MIB - PAGE, 2 * PAGE, true).unwrap();
+    assert_eq!((both(&map), file.blocks()), ((0, 0), 2));
+    file.write_at(&[9; 2 * PAGE as usize], 2 * MIB - PAGE).unwrap();
+    assert_eq!(both(&map), (9, 9));
+    let mut bytes = [0; 64];
+    file.read_at(&mut bytes, 2 * MIB - 32).unwrap();
+    assert_eq!(bytes, [9; 64]);
+    file.write_at(&[6; 64], 2 * MIB - 32).unwrap();
+    assert_eq!(both(&map), (6, 6));
+    file.punch_hole(2 * MIB - PAGE, 2 * PAGE).unwrap();
+    assert_eq!((both(&map), volume.resident_bytes()), ((0, 0), 2 * PAGE));
+}
+
+/// More than there can be is refused before anything is looked at, and leaves nothing behind.
+#[test]
+fn a_range_beyond_all_bounds_is_an_error() {
+    let volume = volume(MIB);
+    let file = volume.create("huge").unwrap();
+    for len in [2 * MIB, 1 << 40, 1 << 58, 1 << 62] {
+        assert!(matches!(file.allocate(0, len, true), Err(Error::NoSpace { .. })), "{len}");
+        assert!(matches!(file.zero_range(0, len, true), Err(Error::NoSpace { .. })), "{len}");
+    }
+    file.truncate(i64::MAX as u64).unwrap();
+    file.write_at(&[1], i64::MAX as u64 - 1).unwrap();
+    let mut byte = [0; 4];
+    assert_eq!(file.read_at(&mut byte, i64::MAX as u64 - 1).unwrap(), 1);
+    assert_eq!((byte[0], file.blocks()), (1, 1));
+    file.truncate(0).unwrap();
+    assert_eq!(volume.resident_bytes(), 0);
+}
+
+/// Words that are changed without a fault, as their thread blocks SIGBUS, and calls that write: in some order. What has been written
+/// is there, or what an exchange has made of it.
+#[test]
+fn exchanges_without_a_fault_and_writes_are_in_some_order() {
+    let volume = volume(MIB);
+    let pager = Pager::builder().start().unwrap();
+    let (file, map) = mapped(&volume, &pager, 4, &MapOptions::new());
+    map.store(0, 2).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let exchanging = scope.spawn(|| {
+            let mut mask = nix::sys::signal::SigSet::empty();
+            mask.add(nix::sys::signal::Signal::SIGBUS);
+            mask.thread_block().unwrap();
+            let mut exchanged = 0u64;
+            while !done.load(Ordering::Relaxed) {
+                let seen = map.load(0).unwrap() & !1;
+                exchanged += u64::from(map.compare_exchange(0, seen, seen | 1).unwrap() == seen);
+            }
+            exchanged
+        });
+        let writing = scope.spawn(|| {
+            (2..guard::repeats(20_000, 100_000)).find_map(|round| {
+                file.write_at(&(2 * round).to_ne_bytes(), 0).unwrap();
+                let mut word = [0; 8];
+                file.read_at(&mut word, 0).unwrap();
+                let seen = u64::from_ne_bytes(word);
+                if round % 16 == 0 {
+                    // The other has its turn.
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                }
+                (seen & !1 != 2 * round).then(|| format!("wrote {}, and sees {seen}", 2 * round))
+            })
+        });
+        let wrong = writing.join();
+        done.store(true, Ordering::Relaxed);
+        let exchanged = exchanging.join().unwrap();
+        assert_eq!(wrong.unwrap(), None);
+        assert!(exchanged > 0, "nothing was exchanged");
+    });
+}

@@ -223,8 +223,11 @@ impl Args {
             hang_after: Duration::from_secs(self.hang_seconds),
             change_limit: recipe.as_ref().and_then(|recipe| recipe.change_limit),
             mix_length: Duration::from_secs(self.mix_seconds.unwrap_or(if recipe.is_some() { 3 } else { 10 })),
-            // A page: some are taken back all the time.
-            zeros_bytes: recipe.as_ref().filter(|recipe| recipe.allocation == manner::WINDOWS).map(|_| page_bytes()),
+            // Two pages: some are taken back all the time.
+            zeros_bytes: recipe
+                .as_ref()
+                .filter(|recipe| recipe.allocation == manner::WINDOWS)
+                .map(|_| 2 * page_bytes()),
             again: self.again(),
             quiet: self.quiet,
         })

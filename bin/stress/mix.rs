@@ -142,7 +142,7 @@ impl Mix {
         // By another die: what the others give stays what it was.
         let mut die = Rng::with_seed(!seed);
         mix.allocation = pins.allocation(manner::draw_allocation(&mut die));
-        mix.zeros_bytes = [4 << 10, 64 << 10, 64 << 20][die.usize(0..3)];
+        mix.zeros_bytes = [8 << 10, 64 << 10, 64 << 20][die.usize(0..3)];
         mix.scenario = scenario;
         mix.fix(&mut rng);
         mix.manners.pin(pins);

@@ -116,7 +116,7 @@ impl World {
             "the volume is not as it was to be: {:?}",
             volume.allocation()
         );
-        volume.set_zeros_max(mix.zeros_bytes);
+        volume.set_zeros_max_even_one(mix.zeros_bytes);
         let mut builder = Pager::builder()
             .workers(mix.workers)
             .thread_name("stress")

@@ -139,7 +139,7 @@ pub(crate) struct Core {
     /// read and numbered, and while a thread is sent a SIGBUS, which may take 5 ms. A leaf; never held by
     /// anybody who waits for the reader. Guarded by `tests/full_volume.rs`.
     pub(crate) numbering: Mutex<Vec<Signalled>>,
-    /// See [`Core::heard`].
+    /// See [`Core::heard`]. Written by the reader alone.
     heard: Tally,
     /// Set once, when the pager is to end; the reader looks after every wake-up.
     stopping: AtomicBool,
@@ -231,14 +231,17 @@ impl Core {
     /// runs and takes it back. So as long as it was not seen to have run before the read, it is only woken:
     /// if it has run just now, and faults anew, it sends another message.
     pub(crate) fn read(&self, messages: &mut Vec<Message>) -> Result<u64, Errno> {
-        self.read_under(&mut self.numbering.lock(), messages).map(|(first, _)| first)
+        let mut numbering = self.numbering.lock();
+        let heard = self.table.goings();
+        let (first, _) = self.read_under(&mut numbering, messages)?;
+        self.heard.store(heard, Ordering::Relaxed);
+        Ok(first)
     }
 
     /// The same; also how many messages have been read, with those that threads are only woken for.
     fn read_under(&self, signalled: &mut Vec<Signalled>, messages: &mut Vec<Message>) -> Result<(u64, usize), Errno> {
         messages.clear();
         signalled.retain(|thread| self.table.runs(thread.tid) == Some(thread.runs));
-        self.heard.store(self.table.goings(), Ordering::Relaxed);
         self.table.read(messages)?;
         let read = messages.len();
         messages.retain(|message| match message {
@@ -264,10 +267,11 @@ impl Core {
     pub(crate) fn read_everything(&self, reading: &mut Reading<'_>) {
         let mut messages = Vec::with_capacity(MESSAGES_PER_READ);
         loop {
+            let heard = self.table.goings();
             // An error is the reader's to find, too.
             let Ok((first, read)) = self.read_under(&mut reading.0, &mut messages) else { return };
             for (number, message) in (first..).zip(&messages) {
-                self.hand_on(*message, number);
+                self.hand_on(*message, number, heard);
             }
             // Not "none is left to serve": behind one that its thread is only woken for there may be another, in the other userfaultfd.
             if read == 0 {
@@ -277,18 +281,18 @@ impl Core {
     }
 
     /// Hands a message to the workers that nobody has looked at.
-    fn hand_on(&self, message: Message, number: u64) {
+    fn hand_on(&self, message: Message, number: u64, heard: u64) {
         match message {
             Message::Fault(fault) => {
                 self.stats.fault(Kind::of(&fault));
-                self.hand_over(self.deferred(fault, number));
+                self.hand_over(Deferred { heard, ..self.deferred(fault, number) });
             }
             Message::Moved { from, to, bytes } => self.queue.push(Job::Moved(from, to, bytes)),
             Message::Posted(fault, _) => unreachable!("{fault:?} is posted to the dispatcher"),
         }
     }
 
-    /// What the page table had said of pages that go before the last messages were read: whoever has sent one of those waited then.
+    /// What the page table had said of pages that go before the reader read last: whoever has sent one of those messages waited then.
     pub(crate) fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }

@@ -34,6 +34,24 @@ struct Offsets {
     back: BTreeMap<u64, Vec<BlockIndex>>,
 }
 
+impl Offsets {
+    /// From those that nobody has had.
+    fn fresh(&mut self, pages: u64) -> Option<Run> {
+        let end = self.next.checked_add(pages).filter(|end| *end <= self.end)?;
+        let start = BlockIndex(self.next);
+        self.next = end;
+        Some(Run { start, blocks: pages })
+    }
+
+    /// Of those that have come back in longer runs, when there are no others: from the shortest that will do.
+    fn part(&mut self, pages: u64) -> Option<Run> {
+        let longer = self.back.range_mut(pages + 1..).find(|(_, starts)| !starts.is_empty());
+        let (blocks, start) = longer.and_then(|(blocks, starts)| Some((*blocks, starts.pop()?)))?;
+        self.back.entry(blocks - pages).or_default().push(start.plus(pages));
+        Some(Run { start, blocks: pages })
+    }
+}
+
 impl Capacity {
     /// For `pages` pages on a device with `span` places.
     pub(crate) fn new(pages: u64, span: u64, granule: u64, page_bytes: u64) -> Self {
@@ -114,10 +132,7 @@ impl Capacity {
         if let Some(start) = offsets.back.get_mut(&pages).and_then(Vec::pop) {
             return Some(Run { start, blocks: pages });
         }
-        let end = offsets.next.checked_add(pages).filter(|end| *end <= offsets.end)?;
-        let start = BlockIndex(offsets.next);
-        offsets.next = end;
-        Some(Run { start, blocks: pages })
+        offsets.fresh(pages).or_else(|| offsets.part(pages))
     }
 
     /// Takes places back that no mapping shows, with no page there.
@@ -158,6 +173,10 @@ mod tests {
         capacity.give_places(first);
         assert_eq!(capacity.take_places(16).unwrap().start, BlockIndex(32));
         assert_eq!(capacity.take_places(8), Some(first), "what has come back");
+        assert_eq!(capacity.take_places(8), None);
+        capacity.give_places(second);
+        assert_eq!(capacity.take_places(8), Some(Run { start: BlockIndex(16), blocks: 8 }), "a part of what has");
+        assert_eq!(capacity.take_places(8), Some(Run { start: BlockIndex(24), blocks: 8 }));
         assert_eq!(capacity.take_places(8), None);
     }
 

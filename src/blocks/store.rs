@@ -21,6 +21,8 @@ const TRANSIT_BACK_OFF: Duration = Duration::from_micros(50);
 /// What is preallocated for a store is no more than one of so many blocks that are free.
 const PREALLOCATED_PART: u64 = 4;
 
+/// Bytes of the device that are punched by one call.
+const PUNCH_BYTES: u64 = 256 << 20;
 /// Bytes of device memory that the kernel is asked for at once: many small blocks, or a huge one.
 const POPULATE_BYTES: u64 = 2 << 20;
 
@@ -418,9 +420,13 @@ impl Store {
     /// # Panics
     /// When the kernel refuses. An entry that stays would show what is to be gone, so the caller must not go on.
     pub(crate) fn punch(&self, run: Run) {
-        let (offset, bytes) = (self.page.device_offset(run.start), self.page.bytes_of(run.blocks));
-        if let Err(errno) = self.memory.punch(offset, bytes) {
-            panic!("punch of {bytes} bytes at {offset} of the device failed: {errno}");
+        let (start, bytes) = (self.page.device_offset(run.start), self.page.bytes_of(run.blocks));
+        // Piece by piece: the device's own lock is held meanwhile, and changes of other files wait for it.
+        for done in (0..bytes).step_by(PUNCH_BYTES as usize) {
+            let (offset, piece) = (start + done, (bytes - done).min(PUNCH_BYTES));
+            if let Err(errno) = self.memory.punch(offset, piece) {
+                panic!("punch of {piece} bytes at {offset} of the device failed: {errno}");
+            }
         }
     }
 

@@ -129,7 +129,7 @@ impl Inode {
         let bytes = checked_range(offset, len)?;
         let _l1 = self.change.write();
         let page = self.page();
-        self.have_places(page.touched(&bytes))?;
+        self.have_places_for_blocks(page.touched(&bytes))?;
         let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
         let mut change = self.invalidate(page.touched(&bytes).and(page.page_of(old)));
         change.keep(page.touched(&bytes));
@@ -151,7 +151,7 @@ impl Inode {
         let bytes = checked_range(offset, len)?;
         let _l1 = self.change.write();
         let page = self.page();
-        self.have_places(page.touched(&bytes))?;
+        self.have_places_for_blocks(page.touched(&bytes))?;
         let (mut reserved, old) = self.reserve_holes(page.touched(&bytes))?;
         // Holes and unwritten pages look the same in every mapping: only growth has anything to zap.
         let grows = !keep_size && bytes.end > old;
@@ -252,8 +252,9 @@ impl Inode {
         Ok(())
     }
 
-    /// Writes straight to the device where all of a file with windows is written and its size stays: L1 keeps away whoever takes
-    /// bytes away, and nothing is to be published. Whether that was so; if not, nothing has been done.
+    /// Writes to the device with L1 alone where all of a file with windows is written and its size stays: L1 keeps away whoever takes
+    /// bytes away, and nothing is to be published. Whether that was so; if not, nothing has been done. Not from the user's buffer itself:
+    /// write(2) touches it with the device's own lock held, which a punch of any file waits for.
     fn write_places(&self, bytes: Range<u64>, from: &[u8]) -> Result<bool> {
         if self.store.capacity().is_none() || buffer::may_be_missing(from) || self.broken(Rule::NoCopyUnderLock) {
             return Ok(false);
@@ -266,7 +267,14 @@ impl Inode {
             run.filter(|run| run.written && run.range().end == pages.end && bytes.end <= shared.size())
         };
         let Some(run) = run else { return Ok(false) };
-        self.store.memory.write(page.device_offset(run.run.start) + page.within(bytes.start), from)?;
+        let mut at = page.device_offset(run.run.start) + page.within(bytes.start);
+        let mut bounce = Vec::with_capacity((from.len() as u64).min(COPY_BYTES) as usize);
+        for piece in from.chunks(COPY_BYTES as usize) {
+            bounce.clear();
+            bounce.extend_from_slice(piece);
+            self.store.memory.write(at, &bounce)?;
+            at += piece.len() as u64;
+        }
         Ok(true)
     }
 
@@ -298,7 +306,7 @@ impl Inode {
         if self.write_places(bytes.clone(), from)? {
             return Ok(from.len());
         }
-        self.have_places(self.page().touched(&bytes))?;
+        self.have_places_for_blocks(self.page().touched(&bytes))?;
         let (mut reserved, _) = self.reserve_holes(self.page().touched(&bytes))?;
         let mut bounce = vec![0; COPY_BYTES.max(self.page().bytes()).min(from.len() as u64) as usize];
         let mut left = bytes.clone();

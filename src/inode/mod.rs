@@ -81,8 +81,11 @@ impl Inode {
         loop {
             let gap = self.space.shared().extents().windows().and_then(|places| places.gap(range));
             let Some(gap) = gap else { return Ok(()) };
-            let run = capacity.take_places(gap.pages()).ok_or(Error::NoPlaces { pages: gap.pages() })?;
-            let stretch = Stretch::new(gap, run.start).map_err(|errno| {
+            let some = [gap.wanted, gap.exact]
+                .into_iter()
+                .find_map(|pages| Some((pages, capacity.take_places(pages.pages())?)));
+            let (pages, run) = some.ok_or(Error::NoPlaces { pages: gap.exact.pages() })?;
+            let stretch = Stretch::new(pages, run.start).map_err(|errno| {
                 capacity.give_places(run);
                 Error::system("mmap", errno)
             })?;
@@ -93,6 +96,20 @@ impl Inode {
                 capacity.give_places(stretch.run());
             }
         }
+    }
+
+    /// The same for pages that are to have blocks, all of them.
+    ///
+    /// # Errors
+    /// The same, and [`Error::NoSpace`](crate::Error::NoSpace) for more than the volume may ever have: before anything is looked at page by page.
+    pub(crate) fn have_places_for_blocks(&self, range: PageRange) -> Result<()> {
+        if let Some(capacity) = self.store.capacity() {
+            let wanted = range.pages().saturating_sub(self.space.shared().extents().blocks());
+            if wanted > capacity.total() {
+                return Err(Error::NoSpace { wanted, free: capacity.free() });
+            }
+        }
+        self.have_places(range)
     }
 
     /// A mapping of the file is about to be made: loads may leave zeros in its holes.

@@ -89,6 +89,8 @@ impl Mapping {
         let bytes = self.file_range(offset, 8)?;
         let page = self.inode.page();
         let (index, within) = (page.page_of(bytes.start), bytes.start % page.bytes());
+        // A write to a file with windows holds this alone.
+        let _l1 = self.inode.store.capacity().map(|_| self.inode.change.read());
         // For a page that has a block none is needed, unless it is punched meanwhile.
         let (mut reserved, short) = match self.inode.store.reserve(1) {
             Ok(reserved) => (reserved, None),

@@ -13,8 +13,8 @@ use crate::pager::Pager;
 use crate::policy::Backing;
 use crate::space::Window;
 use crate::sync::Arc;
-use crate::sys::Rights;
 use crate::sys::limits::{self, Wanted};
+use crate::sys::{Mended, Rights};
 use crate::units::PageRange;
 
 /// Mappings.
@@ -91,7 +91,13 @@ fn show_places(inode: &Inode, window: &Window, region: &mut Region) -> Result<()
     for (pages, block) in windows {
         let offset = inode.page().device_offset(block);
         let (span, memory) = (window.span(pages), &inode.store.memory);
-        window.table.show(span, memory, offset, window.rights()).map_err(|errno| Error::system("mmap", errno))?;
+        if let Err(errno) = window.table.show(span, memory, offset, window.rights()) {
+            // What the kernel has unmapped may be somebody else's by now.
+            if window.table.mend(span, window.rights()) == Ok(Mended::Lost) {
+                window.place.set_foreign(span.at(), span.bytes());
+            }
+            return Err(Error::system("mmap", errno));
+        }
         region.layout.set(pages, Backing::Own(block));
     }
     Ok(())

@@ -134,7 +134,6 @@ pub(crate) fn resolve(core: &Core, mut deferred: Deferred) -> Served {
             Attempt::Again | Attempt::Busy => break,
         };
         if need.takes_a_block() && deferred.ticket.is_none() {
-            let heard = core.table.goings();
             let age = core.age(&deferred);
             // Its thread has been woken and has faulted anew, and that message is served in its turn. Nobody is
             // woken for this one: each thread that waits for the page would send another, faster
@@ -151,7 +150,8 @@ pub(crate) fn resolve(core: &Core, mut deferred: Deferred) -> Served {
                 }
                 return Served::Done;
             }
-            deferred.heard = heard;
+            // It waits: not to be asked again, or a puncher of other pages would have it asked for ever.
+            deferred.heard = u64::MAX;
         }
         match prepare(core, &need) {
             Prepared::Ready => {}

@@ -120,7 +120,9 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
                 let what = Prepare::Allocate(PageRange::one(page), Wanted::All);
                 Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
             }
-            Claim::Taken { .. } | Claim::Written => filling.in_place(),
+            Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing),
+            // COPY would want another page first.
+            Claim::Taken { was_there: true } | Claim::Written => filling.in_place(FaultKind::Minor),
         },
         Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),
         Decision::InstallWritable => filling.blocks(Protection::Writable),
@@ -157,9 +159,9 @@ impl Filling<'_> {
     }
 
     /// The page that has been taken, writable.
-    fn in_place(&self) -> Result<Step> {
+    fn in_place(&self, kind: FaultKind) -> Result<Step> {
         let (window, page) = (&self.region.window, self.view.page);
-        match self.shared.install_in_place(window, page, FaultKind::Missing, Protection::Writable, true) {
+        match self.shared.install_in_place(window, page, kind, Protection::Writable, true) {
             Ok(Outcome::Installed) => {
                 self.core.stats.add(&self.core.stats.installs);
                 Ok(Step::UpTo(page.plus(1)))

@@ -209,6 +209,7 @@ impl Change<'_> {
     /// zap.
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
         window.zap(PageRange::one(page));
+        window.set_poisoned();
         let _ = window.poison(at, backing);
     }
 

@@ -97,9 +97,9 @@ impl Extents {
     pub(crate) fn hole_from(&self, page: PageIndex, end: PageIndex) -> PageRange {
         match self {
             Extents::Blocks(map) => map.hole_around(page).intersect(PageRange::new(page, end)),
-            Extents::Windows(_) => {
+            Extents::Windows(places) => {
                 let range = PageRange::new(page, end);
-                PageRange::new(page, self.within(range).next().map_or(end, |extent| extent.page))
+                PageRange::new(page, places.first_owned(range).unwrap_or(end))
             }
         }
     }

@@ -282,6 +282,7 @@ impl Shared<'_> {
 
     /// Poisons the page that `at` lies in.
     pub(crate) fn poison(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
+        window.set_poisoned();
         window.table.poison(window.span_at(at, backing))
     }
 

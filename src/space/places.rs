@@ -11,6 +11,8 @@
 //! A word changes towards `Written` under L2 held shared, by compare-and-swap, as nothing is taken away by that: of two stores to one hole
 //! one takes the page, and both install it. Every other change is made under L2 held exclusively.
 
+use std::ops::ControlFlow;
+
 use nix::errno::Errno;
 
 use super::extents::Extent;
@@ -69,6 +71,8 @@ pub(crate) struct Stretch {
     words: SparseWords,
     /// One bit for each word that may have something in it.
     summary: SparseWords,
+    /// No bit of a word of `summary` from here on has ever been set: a window may be far longer than what is in it.
+    used: Tally,
 }
 
 impl Stretch {
@@ -79,6 +83,7 @@ impl Stretch {
             start,
             words: SparseWords::new(words as usize)?,
             summary: SparseWords::new(words.div_ceil(64) as usize)?,
+            used: Tally::new(0),
         })
     }
 
@@ -101,6 +106,7 @@ impl Stretch {
         let summary = self.summary.get((word / 64) as usize);
         if summary.load(Ordering::Relaxed) & 1 << (word % 64) == 0 {
             summary.fetch_or(1 << (word % 64), Ordering::Relaxed);
+            self.used.fetch_max(word / 64 + 1, Ordering::Relaxed);
         }
     }
 
@@ -125,15 +131,19 @@ impl Stretch {
         }
     }
 
-    /// Calls `each` for the words of `range`, all of which lies here, that may have something in them: index, first bit and past the
-    /// last that are meant, and what is in it.
-    fn for_words(&self, range: PageRange, mut each: impl FnMut(u64, PageRange, u64)) {
+    /// Calls `each` for the words of `range`, all of which lies here, that may have something in them, until it says that it has seen
+    /// enough: index, the pages that are meant, and what is in it.
+    fn for_words(
+        &self,
+        range: PageRange,
+        mut each: impl FnMut(u64, PageRange, u64) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         if range.is_empty() {
-            return;
+            return ControlFlow::Continue(());
         }
         let own = PageRange::at(PageIndex(range.start.0 - self.pages.start.0), range.pages());
         let (first, last) = (own.start.0 / PER_WORD, (own.end.0 - 1) / PER_WORD);
-        for group in first / 64..=last / 64 {
+        for group in first / 64..(last / 64 + 1).min(self.used.load(Ordering::Relaxed)) {
             let mut set = self.summary.get(group as usize).load(Ordering::Relaxed);
             while set != 0 {
                 let index = group * 64 + u64::from(set.trailing_zeros());
@@ -141,37 +151,51 @@ impl Stretch {
                 if (first..=last).contains(&index) {
                     let pages = PageRange::at(PageIndex(index * PER_WORD), PER_WORD).intersect(own);
                     let word = self.words.get(index as usize).load(Ordering::Acquire);
-                    each(index, PageRange::at(self.pages.start.plus(pages.start.0), pages.pages()), word);
+                    each(index, PageRange::at(self.pages.start.plus(pages.start.0), pages.pages()), word)?;
                 }
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// Calls `each` for runs of pages in `range` that are in one state, in order, but for holes. Neighbouring runs may be in the same.
-    fn for_runs(&self, range: PageRange, mut each: impl FnMut(PageRange, Known)) {
+    /// Calls `each` for runs of pages in `range` that are in one state, in order, but for holes, until it says that it has seen enough.
+    /// Neighbouring runs may be in the same.
+    fn for_runs_until(
+        &self,
+        range: PageRange,
+        mut each: impl FnMut(PageRange, Known) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         self.for_words(range, |index, pages, word| {
             let first = Known::of(word);
             if word == first as u64 * EACH {
-                if first != Known::Hole {
-                    each(pages, first);
-                }
-                return;
+                return if first == Known::Hole { ControlFlow::Continue(()) } else { each(pages, first) };
             }
             let base = self.pages.start.0 + index * PER_WORD;
-            for page in pages.iter() {
-                match Known::of(word >> ((page.0 - base) * BITS)) {
-                    Known::Hole => {}
-                    known => each(PageRange::one(page), known),
-                }
-            }
+            pages.iter().try_for_each(|page| match Known::of(word >> ((page.0 - base) * BITS)) {
+                Known::Hole => ControlFlow::Continue(()),
+                known => each(PageRange::one(page), known),
+            })
+        })
+    }
+
+    /// The same for all of them.
+    fn for_runs(&self, range: PageRange, mut each: impl FnMut(PageRange, Known)) {
+        let _ = self.for_runs_until(range, |pages, known| {
+            each(pages, known);
+            ControlFlow::Continue(())
         });
     }
 
     /// Makes holes of all pages of `range`, under L2 held exclusively: words in which there is nothing are left alone.
     fn clear(&self, range: PageRange) {
-        self.for_words(range, |index, pages, word| {
+        let _ = self.for_words(range, |index, pages, word| {
             let from = pages.start.0 - self.pages.start.0 - index * PER_WORD;
-            self.words.get(index as usize).store(word & !mask(from, pages.pages()), Ordering::Release);
+            let rest = word & !mask(from, pages.pages());
+            self.words.get(index as usize).store(rest, Ordering::Release);
+            if rest == 0 {
+                self.summary.get((index / 64) as usize).fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
+            }
+            ControlFlow::Continue(())
         });
     }
 
@@ -214,6 +238,15 @@ pub(crate) enum Claim {
     NoSpace,
 }
 
+/// Pages that have no places yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Gap {
+    /// What is to get some.
+    pub(crate) wanted: PageRange,
+    /// What has to.
+    pub(crate) exact: PageRange,
+}
+
 /// The windows of one file.
 pub(crate) struct Places {
     capacity: Arc<Capacity>,
@@ -251,9 +284,9 @@ impl Places {
         self.parts(range).map(|(stretch, part)| (part, stretch.places(part).start))
     }
 
-    /// The first pages of `range` without places, and those around them that are to get some with them: as many as the file has
-    /// already, so that a file that grows has a handful of windows.
-    pub(crate) fn gap(&self, range: PageRange) -> Option<PageRange> {
+    /// The first pages of `range` without places, and what is to get some with them: those around them, as many as the file has
+    /// already, so that one that grows, upwards or downwards, has a handful of windows.
+    pub(crate) fn gap(&self, range: PageRange) -> Option<Gap> {
         let mut at = range.start;
         for (_, part) in self.parts(range) {
             if at < part.start {
@@ -265,11 +298,20 @@ impl Places {
             return None;
         }
         let granule = self.capacity.granule();
+        let before = self.stretches.iter().rev().map(|stretch| stretch.pages.end).find(|end| *end <= at);
         let next = self.stretches.iter().map(|stretch| stretch.pages.start).find(|start| *start > at);
         let has: u64 = self.stretches.iter().map(|stretch| stretch.pages.pages()).sum();
         let start = at.0 / granule * granule;
-        let end = range.end.0.max(start.saturating_add(has)).div_ceil(granule).saturating_mul(granule);
-        Some(PageRange::new(PageIndex(start), PageIndex(end).min(next.unwrap_or(PageIndex(end)))))
+        let up_to = |end: u64| next.map_or(u64::MAX, |next| next.0).min(end.div_ceil(granule).saturating_mul(granule));
+        let exact = PageRange::new(PageIndex(start), PageIndex(up_to(range.end.0)));
+        let end = up_to(range.end.0.max(start.saturating_add(has)));
+        // Cut off by what is there: downwards then.
+        let down = match end.saturating_sub(start) < has {
+            true => end.saturating_sub(has) / granule * granule,
+            false => start,
+        };
+        let start = down.max(before.map_or(0, |before| before.0)).min(start);
+        Some(Gap { wanted: PageRange::new(PageIndex(start), PageIndex(end)), exact })
     }
 
     /// Adds a window; gives it back if another has been there first.
@@ -335,30 +377,48 @@ impl Places {
     /// A load is about to leave zeros in a page, under L2 held shared. Whether the device may have had the page already.
     pub(crate) fn note_zeros(&self, page: PageIndex) -> bool {
         let Some(stretch) = self.stretch(page) else { return true };
+        if stretch.get(page) != Known::Hole {
+            return true;
+        }
+        // Before anybody can take them off.
+        self.capacity.add_zeros(1);
         let was_hole = stretch.change(page, Known::Zeros, |known| known == Known::Hole).is_ok();
-        if was_hole {
-            self.capacity.add_zeros(1);
+        if !was_hole {
+            self.capacity.remove_zeros(1);
         }
         !was_hole
     }
 
-    /// The first run of zeros that loads have left in `range`, `most` pages at most.
+    /// The first run of zeros that loads have left in `range`, of `most` pages and a few more at most.
     pub(crate) fn first_zeros(&self, range: PageRange, most: u64) -> Option<PageRange> {
-        let mut found: Option<PageRange> = None;
-        for (stretch, part) in self.parts(range) {
-            stretch.for_runs(part, |pages, known| {
-                let pages = if known == Known::Zeros { pages } else { return };
-                match &mut found {
-                    None => found = Some(pages),
-                    Some(run) if run.end == pages.start && run.pages() < most => run.end = pages.end,
-                    Some(_) => {}
+        self.parts(range).find_map(|(stretch, part)| {
+            let mut found: Option<PageRange> = None;
+            let _ = stretch.for_runs_until(part, |pages, known| {
+                match (&mut found, known) {
+                    (None, Known::Zeros) => found = Some(pages),
+                    (None, _) => {}
+                    (Some(run), Known::Zeros) if run.end == pages.start && run.pages() < most => run.end = pages.end,
+                    (Some(_), _) => return ControlFlow::Break(()),
+                }
+                ControlFlow::Continue(())
+            });
+            found
+        })
+    }
+
+    /// The first page of `range` that is no hole.
+    pub(crate) fn first_owned(&self, range: PageRange) -> Option<PageIndex> {
+        self.parts(range).find_map(|(stretch, part)| {
+            let mut found = None;
+            let _ = stretch.for_runs_until(part, |pages, known| match known.written() {
+                None => ControlFlow::Continue(()),
+                Some(_) => {
+                    found = Some(pages.start);
+                    ControlFlow::Break(())
                 }
             });
-            if found.is_some() {
-                break;
-            }
-        }
-        found
+            found
+        })
     }
 
     /// The extent from `page` on, up to `end` at most. Allocates nothing.
@@ -367,10 +427,12 @@ impl Places {
         let written = stretch.get(page).written()?;
         let range = PageRange::new(page, end).intersect(stretch.pages);
         let mut to = page;
-        stretch.for_runs(range, |pages, known| {
-            if pages.start == to && known.written() == Some(written) {
-                to = pages.end;
+        let _ = stretch.for_runs_until(range, |pages, known| {
+            if pages.start != to || known.written() != Some(written) {
+                return ControlFlow::Break(());
             }
+            to = pages.end;
+            ControlFlow::Continue(())
         });
         let range = PageRange::new(page, to);
         Some(Extent { page, run: stretch.places(range), written })
@@ -439,7 +501,11 @@ impl Places {
     /// Makes pages written or unwritten, in their places, under L2 held exclusively; the extents that were there.
     pub(crate) fn replace(&mut self, extent: Extent) -> Vec<Extent> {
         let range = extent.range();
-        debug_assert_eq!(self.place(extent.page, extent.run.blocks), Some(extent.run), "a page lies in its place");
+        // Neighbours may lie in two windows, one behind the other on the device as well.
+        debug_assert!(
+            self.windows(range).all(|(part, start)| start == extent.run.start.plus(part.start.0 - range.start.0)),
+            "a page lies in its place"
+        );
         let old = self.within(range);
         self.forget_zeros(range);
         let to = if extent.written { Known::Written } else { Known::Unwritten };
@@ -460,14 +526,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Windows of pages 0 to 40 and 64 to 128, at places that do not follow each other.
+    /// Windows of pages 0 to 40, 64 to 96 and 96 to 128; the places of the last two follow each other.
     fn places() -> Places {
         let capacity = Arc::new(Capacity::new(1000, 4096, 8, 4096));
         let mut places = Places::new(capacity);
         let stretch = |start: u64, end: u64, place| {
             Stretch::new(PageRange::new(PageIndex(start), PageIndex(end)), BlockIndex(place)).unwrap()
         };
-        assert!(places.add(stretch(64, 128, 800)).is_none());
+        assert!(places.add(stretch(64, 96, 800)).is_none());
+        assert!(places.add(stretch(96, 128, 832)).is_none());
         assert!(places.add(stretch(0, 40, 8)).is_none());
         assert!(places.add(stretch(32, 64, 400)).is_some(), "page 32 has a place");
         places
@@ -477,14 +544,17 @@ mod tests {
     fn a_gap_is_filled_with_as_much_as_there_is() {
         let range = |start, end| PageRange::new(PageIndex(start), PageIndex(end));
         let mut places = places();
-        assert_eq!(places.gap(range(3, 40)), None);
-        assert_eq!(places.gap(range(39, 41)), Some(range(40, 64)), "up to the next window");
-        assert_eq!(places.gap(range(50, 51)), Some(range(48, 64)));
-        assert_eq!(places.gap(range(100, 300)), Some(range(128, 304)));
-        assert_eq!(places.gap(range(128, 129)), Some(range(128, 232)), "as many as all before");
-        assert_eq!(places.gap(range(1000, 1001)), Some(range(1000, 1104)));
-        assert_eq!(places.take_all().len(), 2);
-        assert_eq!(places.gap(range(5, 6)), Some(range(0, 8)));
+        let gap = |places: &Places, asked| places.gap(asked).map(|gap| (gap.wanted, gap.exact));
+        assert_eq!(gap(&places, range(3, 40)), None);
+        assert_eq!(gap(&places, range(39, 41)), Some((range(40, 64), range(40, 48))), "up to the next window");
+        assert_eq!(gap(&places, range(50, 51)), Some((range(40, 64), range(48, 56))), "and down to the one before");
+        assert_eq!(gap(&places, range(100, 300)), Some((range(128, 304), range(128, 304))));
+        assert_eq!(gap(&places, range(128, 129)), Some((range(128, 232), range(128, 136))), "as many as all before");
+        assert_eq!(gap(&places, range(1000, 1001)), Some((range(1000, 1104), range(1000, 1008))));
+        assert_eq!(places.take_all().len(), 3);
+        assert_eq!(gap(&places, range(5, 6)), Some((range(0, 8), range(0, 8))));
+        let last = PageIndex(u64::MAX / 4096);
+        assert!(places.gap(PageRange::one(last)).is_some_and(|gap| gap.exact.contains(last)));
     }
 
     #[test]
@@ -525,6 +595,7 @@ mod tests {
                         let mut at = range.start;
                         while at < range.end {
                             let run = places.place(at, range.end.0 - at.0).unwrap();
+                            prop_assert!(run.blocks > 0);
                             places.replace(Extent { page: at, run, written: what == 0 });
                             at = at.plus(run.blocks);
                         }
@@ -556,9 +627,15 @@ mod tests {
                 let extents = places.within(PageRange::from(PageIndex(0)));
                 prop_assert_eq!(extents.iter().map(|extent| extent.run.blocks).sum::<u64>(), owned);
                 for extent in &extents {
-                    prop_assert_eq!(places.place(extent.page, extent.run.blocks), Some(extent.run));
-                    prop_assert_eq!(places.run_from(extent.page, PageIndex(128)), Some(*extent));
+                    let run = places.run_from(extent.page, PageIndex(128)).unwrap();
+                    prop_assert_eq!((run.page, run.run.start, run.written), (extent.page, extent.run.start, extent.written));
+                    let border = extent.page < PageIndex(96) && extent.range().end > PageIndex(96);
+                    prop_assert_eq!(run.range().end, if border { PageIndex(96) } else { extent.range().end });
+                    // As it stands, over both windows.
+                    places.replace(*extent);
                 }
+                let first = model.iter().position(|known| known.written().is_some()).map(|page| PageIndex(page as u64));
+                prop_assert_eq!(places.first_owned(PageRange::from(PageIndex(0))), first);
                 for pair in extents.windows(2) {
                     prop_assert!(!pair[0].is_continued_by(&pair[1]), "neighbours not joined: {:?}", pair);
                 }

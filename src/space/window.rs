@@ -36,6 +36,8 @@ pub(crate) struct Window {
     short_of: AtomicU64,
     /// When pages that it shows have last been taken out of the device, as its page table counts. Changed under L2 held exclusively.
     gone: Tally,
+    /// A page inside the file has been poisoned once: the device had failed there.
+    poisoned: AtomicBool,
     /// Cleared under L2 held exclusively, before the address range is given back or revoked: whoever
     /// holds L2 shared and finds it set may install.
     pub(super) alive: AtomicBool,
@@ -64,6 +66,7 @@ impl Window {
             lost: AtomicBool::new(false),
             short_of: AtomicU64::new(0),
             gone: Tally::new(0),
+            poisoned: AtomicBool::new(false),
             alive: AtomicBool::new(true),
         })
     }
@@ -198,8 +201,17 @@ impl Window {
     pub(super) fn goes_with_the_page(&self, range: PageRange) {
         let span = self.span(range);
         if span.bytes() > 0 {
+            if self.poisoned.load(Ordering::Relaxed) {
+                // A punch leaves it.
+                self.zap(range);
+            }
             self.gone.store(self.table.page_goes(span), Ordering::Relaxed);
         }
+    }
+
+    /// A page inside the file is about to be poisoned. Under L2.
+    pub(crate) fn set_poisoned(&self) {
+        self.poisoned.store(true, Ordering::Relaxed);
     }
 
     /// Whether pages have been taken out of the device since the page table said `heard`. Under L2.

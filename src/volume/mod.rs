@@ -35,6 +35,9 @@ struct Names {
     files: Mutex<BTreeMap<String, InUse>>,
 }
 
+/// Pages of zeros that a volume may have, at least.
+const ZEROS_LEAST: u64 = 64;
+
 /// One line of [`Volume::list`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -159,9 +162,20 @@ impl Volume {
         self.block_bytes() * self.usage().1
     }
 
-    /// How much memory zeros may take that loads have left in holes, in bytes: 64 MiB unless set, and a page at least. When there are as many, the
-    /// oldest are taken back before a load leaves more. Of no consequence for single blocks.
+    /// How much memory zeros may take that loads have left in holes, in bytes: 64 MiB unless set, and 64 pages at least, as one access may
+    /// need several. When there are as many, some are taken back before a load leaves more. Of no consequence for single blocks.
     pub fn set_zeros_max(&self, bytes: u64) {
+        self.limit_zeros(bytes.max(ZEROS_LEAST * self.block_bytes()));
+    }
+
+    /// Likewise, but as few as is asked for. Never for use.
+    #[cfg(feature = "inside")]
+    #[doc(hidden)]
+    pub fn set_zeros_max_even_one(&self, bytes: u64) {
+        self.limit_zeros(bytes);
+    }
+
+    fn limit_zeros(&self, bytes: u64) {
         if self.inner.home().is_here()
             && let Some(capacity) = self.inner.store.capacity()
         {

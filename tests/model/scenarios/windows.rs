@@ -7,7 +7,7 @@ use crate::world::{PAGE, Plan, join};
 /// There may be one page of zeros. A load of another hole takes it back, while its own reader stores to it.
 pub fn zeros(broken: Option<Rule>) {
     let world = Plan::blocks(4).build(broken);
-    world.volume.set_zeros_max(PAGE);
+    world.volume.set_zeros_max_even_one(PAGE);
     let file = world.volume.create("a").unwrap();
     file.truncate(3 * PAGE).unwrap();
     let view = world.map(&file, 3);
