@@ -5,7 +5,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{PAGE, guard};
 use daxpager::{Access, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Stats, Tracking, Volume};
@@ -231,19 +231,18 @@ fn no_store_is_lost_when_zeros_are_taken_back() {
         // Leaves zeros everywhere.
         let sweeping = scope.spawn(|| {
             let accesses = map.accesses().unwrap();
-            let mut rounds = 0u64;
-            while !done.load(Ordering::Relaxed) {
+            loop {
                 for page in 0..PAGES {
                     accesses.load(page * PAGE + 256).unwrap();
                 }
-                rounds += 1;
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
             }
-            rounds
         });
         let stored: Vec<_> = storing.into_iter().map(|thread| thread.join()).collect();
         done.store(true, Ordering::Relaxed);
-        let rounds = sweeping.join().unwrap();
-        assert!(rounds > 0);
+        sweeping.join().unwrap();
         stored.into_iter().map(|stored| stored.unwrap()).collect::<Vec<_>>()
     });
     let mut word = [0; 8];
@@ -498,22 +497,23 @@ fn stores_get_there_beside_a_puncher() {
         let volume = volume(16 * MIB);
         let pager = Pager::builder().start().unwrap();
         let (file, map) = mapped(&volume, &pager, 2 * PAGES, &options);
-        let done = AtomicBool::new(false);
+        let (done, punched) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
             let punching = scope.spawn(|| {
-                let mut punched = 0u64;
                 while !done.load(Ordering::Relaxed) {
-                    let page = PAGES + punched % PAGES;
+                    let page = PAGES + punched.load(Ordering::Relaxed) % PAGES;
                     file.write_at(&[1], page * PAGE).unwrap();
                     file.punch_hole(page * PAGE, PAGE).unwrap();
-                    punched += 1;
+                    punched.fetch_add(1, Ordering::Relaxed);
                 }
-                punched
             });
+            while punched.load(Ordering::Relaxed) == 0 && !punching.is_finished() {
+                std::thread::yield_now();
+            }
             let accesses = map.accesses().unwrap();
             let stored = (0..PAGES).try_for_each(|page| accesses.store(page * PAGE, page + 1));
             done.store(true, Ordering::Relaxed);
-            assert!(punching.join().unwrap() > 0);
+            punching.join().unwrap();
             stored.unwrap();
             assert!((0..PAGES).all(|page| accesses.load(page * PAGE).unwrap() == page + 1));
         });
@@ -590,12 +590,10 @@ fn exchanges_without_a_fault_and_writes_are_in_some_order() {
             let mut mask = nix::sys::signal::SigSet::empty();
             mask.add(nix::sys::signal::Signal::SIGBUS);
             mask.thread_block().unwrap();
-            let mut exchanged = 0u64;
             while !done.load(Ordering::Relaxed) {
                 let seen = map.load(0).unwrap() & !1;
-                exchanged += u64::from(map.compare_exchange(0, seen, seen | 1).unwrap() == seen);
+                map.compare_exchange(0, seen, seen | 1).unwrap();
             }
-            exchanged
         });
         let writing = scope.spawn(|| {
             (2..guard::repeats(20_000, 100_000)).find_map(|round| {
@@ -612,8 +610,7 @@ fn exchanges_without_a_fault_and_writes_are_in_some_order() {
         });
         let wrong = writing.join();
         done.store(true, Ordering::Relaxed);
-        let exchanged = exchanging.join().unwrap();
+        exchanging.join().unwrap();
         assert_eq!(wrong.unwrap(), None);
-        assert!(exchanged > 0, "nothing was exchanged");
     });
 }
