@@ -436,6 +436,15 @@ fn steps_wanted() -> u64 {
 }
 
 fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, options: &MapOptions, name: &str) {
+    run_steps(steps_wanted(), cpu, volume, pager, options, name);
+}
+
+/// The same with as many steps in CI as elsewhere.
+fn run_short(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, options: &MapOptions, name: &str) {
+    run_steps(steps_wanted().min(5_000), cpu, volume, pager, options, name);
+}
+
+fn run_steps(wanted: u64, cpu: &dyn Cpu, volume: &Volume, pager: &Pager, options: &MapOptions, name: &str) {
     let real = RealFile::new(name, PAGES * PAGE);
     let config = Config { cases: 20, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let steps = proptest::collection::vec(step(), 1..2 * STEPS_A_CASE);
@@ -455,7 +464,7 @@ fn run(cpu: &dyn Cpu, volume: &Volume, pager: &Pager, options: &MapOptions, name
         }
         Ok(())
     };
-    while done.get() < steps_wanted() {
+    while done.get() < wanted {
         TestRunner::new(config.clone()).run(&steps, case).unwrap_or_else(|error| panic!("{error}"));
     }
     volume.remove("oracle").unwrap();
@@ -574,7 +583,7 @@ fn windows_on_the_fake() -> Volume {
 fn agrees_with_the_kernel_in_windows() {
     let volume = windows();
     let pager = Pager::builder().start().unwrap();
-    run(&RealCpu, &volume, &pager, &MapOptions::new(), "windows");
+    run_short(&RealCpu, &volume, &pager, &MapOptions::new(), "windows");
     assert_eq!(volume.resident_bytes(), 0, "memory is left behind");
     assert_eq!(pager.stats().repoints, 0);
 }
@@ -583,7 +592,7 @@ fn agrees_with_the_kernel_in_windows() {
 fn agrees_with_the_kernel_in_windows_in_the_faulting_thread() {
     let volume = windows();
     let pager = Pager::builder().start().unwrap();
-    run(&RealCpu, &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "windows-direct");
+    run_short(&RealCpu, &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "windows-direct");
     assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }
 
@@ -592,7 +601,13 @@ fn agrees_with_the_kernel_in_windows_on_the_fake_page_table() {
     let fake = FakePageTable::new();
     let volume = windows_on_the_fake();
     let pager = Pager::builder().start_on_fake(&fake).unwrap();
-    run(&FakeCpu(fake.clone()), &volume, &pager, &MapOptions::new(), "windows-fake");
-    run(&FakeCpu(fake), &volume, &pager, &MapOptions::new().resolve(Resolve::FaultingThread), "windows-fake-direct");
+    run_short(&FakeCpu(fake.clone()), &volume, &pager, &MapOptions::new(), "windows-fake");
+    run_short(
+        &FakeCpu(fake),
+        &volume,
+        &pager,
+        &MapOptions::new().resolve(Resolve::FaultingThread),
+        "windows-fake-direct",
+    );
     assert!(pager.stats().in_thread > 0, "no fault was resolved in its own thread");
 }
