@@ -18,7 +18,7 @@ use shuttle::scheduler::{ReplayScheduler, RoundRobinScheduler};
 use world::{with_allocation, with_options};
 
 /// Schedules of each scenario for each scheduler, unless `MODEL_SCHEDULES` says otherwise.
-const SCHEDULES: usize = 5000;
+const SCHEDULES: usize = 3000;
 const SEED: u64 = 0x5eed;
 
 fn schedules() -> usize {
