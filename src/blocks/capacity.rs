@@ -9,7 +9,7 @@ use crate::blocks::Run;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::units::BlockIndex;
 
-/// What zeros that have been loaded from holes may take, in bytes, before the oldest are taken back.
+/// What zeros that have been loaded from holes may take, in bytes, before some are taken back.
 const ZEROS_BYTES: u64 = 64 << 20;
 
 pub(crate) struct Capacity {

@@ -121,23 +121,25 @@ impl Store {
         }
     }
 
-    /// Windows where they are wanted and the device has room for them.
+    /// Windows where they are wanted and the device has room for them; and why not, if they are wanted and it has none. The device is as
+    /// long from now on as it is to be.
     fn way(memory: &DeviceMemory, page: PageSize, wanted: Allocation, blocks: u64) -> (Way, Option<&'static str>) {
-        let by_blocks = |why| (Way::Blocks(Box::new(Mutex::new(Allocator::new(blocks)))), why);
-        if wanted == Allocation::Blocks {
-            memory.settle(memory.len_bytes());
-            return by_blocks(None);
-        }
-        if memory.is_huge() || !memory.is_private() {
-            memory.settle(memory.len_bytes());
-            return by_blocks(Some("the device is a file with a name: windows need one that nobody else can open"));
-        }
-        let places = page.pages_in(memory.stretch());
-        if places / PLACES_A_PAGE < blocks {
-            return by_blocks(Some("the process may not make a file that is long enough (RLIMIT_FSIZE)"));
-        }
-        let granule = GRANULE_PAGES.min((places / 8).next_power_of_two() / 2).max(1);
-        (Way::Windows(Arc::new(Capacity::new(blocks, places, granule, page.bytes()))), None)
+        let why_not = match wanted {
+            Allocation::Blocks => None,
+            Allocation::Windows if memory.is_huge() || !memory.is_private() => {
+                Some("the device is a file with a name: windows need one that nobody else can open")
+            }
+            Allocation::Windows => {
+                let places = page.pages_in(memory.stretch());
+                if places / PLACES_A_PAGE >= blocks {
+                    let granule = GRANULE_PAGES.min((places / 8).next_power_of_two() / 2).max(1);
+                    return (Way::Windows(Arc::new(Capacity::new(blocks, places, granule, page.bytes()))), None);
+                }
+                Some("the process may not make a file that is long enough (RLIMIT_FSIZE)")
+            }
+        };
+        memory.settle();
+        (Way::Blocks(Box::new(Mutex::new(Allocator::new(blocks)))), why_not)
     }
 
     /// What counts the pages of files that have windows; none where they have single blocks.
@@ -185,25 +187,9 @@ impl Store {
         }
     }
 
-    /// Takes one page for a store, if there is one. Allocates nothing and waits for nobody. What is not used is given
-    /// back, and in transit up to then: [`Store::give_page`], [`Store::keep_page`].
-    pub(crate) fn take_page(&self, capacity: &Capacity) -> bool {
-        self.in_transit.fetch_add(1, Ordering::AcqRel);
-        let taken = capacity.take(1);
-        if !taken {
-            self.in_transit.fetch_sub(1, Ordering::AcqRel);
-        }
-        taken
-    }
-
-    pub(crate) fn keep_page(&self) {
-        self.in_transit.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn give_page(&self, capacity: &Capacity) {
-        capacity.give(1);
+    /// Pages have come free again: whoever found none asks once more.
+    pub(crate) fn has_freed(&self) {
         self.frees.fetch_add(1, Ordering::AcqRel);
-        self.in_transit.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Loads may leave zeros in the holes of a file from now on.
@@ -412,7 +398,7 @@ impl Store {
             }
             Way::Windows(capacity) => capacity.give(runs.iter().map(|run| run.blocks).sum()),
         }
-        self.frees.fetch_add(1, Ordering::AcqRel);
+        self.has_freed();
     }
 
     /// Takes the pages of a run out of the device, with every entry for them. What is there again later is zeros.
@@ -546,7 +532,7 @@ impl Drop for Reservation {
         self.store.free(&self.runs);
         if let (Way::Windows(capacity), 1..) = (&self.store.way, self.pages) {
             capacity.give(self.pages);
-            self.store.frees.fetch_add(1, Ordering::AcqRel);
+            self.store.has_freed();
         }
         if self.counted {
             self.store.in_transit.fetch_sub(1, Ordering::AcqRel);

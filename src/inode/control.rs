@@ -13,7 +13,7 @@ use crate::sabotage::Rule;
 use crate::space::extents::Extent;
 use crate::space::{Change, Shared};
 use crate::sys::access::buffer;
-use crate::units::{MAX_FILE_BYTES, PageIndex, PageRange};
+use crate::units::{BlockIndex, MAX_FILE_BYTES, PageIndex, PageRange};
 
 /// Bytes that are copied at once between a user's buffer and the device.
 pub(crate) const COPY_BYTES: u64 = 64 << 10;
@@ -190,26 +190,15 @@ impl Inode {
         let straight =
             self.store.capacity().is_some() && !buffer::may_be_missing(into) && !self.broken(Rule::NoCopyUnderLock);
         let _l1 = self.change.read();
-        let (end, place) = {
+        let (end, windows) = {
             let shared = self.space.shared();
             let end = shared.size().min(offset.saturating_add(into.len() as u64)).max(offset);
+            let places = shared.extents().windows().filter(|_| straight);
             let pages = self.page().touched(&(offset..end));
-            let places = shared.extents().windows().filter(|_| straight && end > offset);
-            (
-                end,
-                places.map(|places| places.place(pages.start, pages.pages()).filter(|run| run.blocks == pages.pages())),
-            )
+            (end, places.map(|places| places.windows(pages).collect::<Vec<_>>()))
         };
-        if let Some(place) = place {
-            let into = &mut into[..(end - offset) as usize];
-            match place {
-                // All of it in one window.
-                Some(run) => {
-                    let within = self.page().within(offset);
-                    self.store.memory.read(self.page().device_offset(run.start) + within, into)?;
-                }
-                None => self.read_places(offset..end, into)?,
-            }
+        if let Some(windows) = windows {
+            self.read_places(&windows, offset..end, &mut into[..(end - offset) as usize])?;
             return Ok((end - offset) as usize);
         }
         let mut bounce = vec![0; COPY_BYTES.min(end - offset) as usize];
@@ -232,15 +221,10 @@ impl Inode {
 
     /// The bytes of a range of a file with windows, straight from the device, under L1: in its place each page has its bytes, or zeros, or
     /// nothing, which reads as zeros; and L1 keeps away whoever takes bytes away.
-    fn read_places(&self, bytes: Range<u64>, into: &mut [u8]) -> Result<()> {
+    fn read_places(&self, windows: &[(PageRange, BlockIndex)], bytes: Range<u64>, into: &mut [u8]) -> Result<()> {
         let page = self.page();
-        let windows: Vec<_> = {
-            let shared = self.space.shared();
-            let windows = shared.extents().windows().map(|places| places.windows(page.touched(&bytes)));
-            windows.into_iter().flatten().collect()
-        };
         let mut at = bytes.start;
-        for (pages, block) in windows {
+        for &(pages, block) in windows {
             let part = bytes.start.max(page.offset_of(pages.start))..bytes.end.min(page.offset_of(pages.end));
             let (from, to) = ((part.start - bytes.start) as usize, (part.end - bytes.start) as usize);
             into[(at - bytes.start) as usize..from].fill(0);

@@ -103,42 +103,46 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
             _ => {}
         }
     }
+    let prepare = |what| Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }));
     if decision == Decision::InstallWritable && shared.is_preallocated(left) {
-        let what = Prepare::Keep(left);
-        return Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }));
+        return prepare(Prepare::Keep(left));
     }
     let filling = Filling { core, region, shared: &shared, view: &view, left };
     match decision {
         Decision::Sigbus => Err(Error::PastEnd { page: page.0, file_bytes: shared.size() }),
-        Decision::InstallZeros if shared.has_too_many_zeros(&inode.store, page) => {
-            let what = Prepare::TakeZerosBack;
-            Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
-        }
-        Decision::InstallZeros => filling.zeros(),
         Decision::Take => match shared.claim(&inode.store, page) {
-            Claim::NoSpace => {
-                let what = Prepare::Allocate(PageRange::one(page), Wanted::All);
-                Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
-            }
+            Claim::NoSpace => prepare(Prepare::Allocate(PageRange::one(page), Wanted::All)),
             Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing),
             // COPY would want another page first.
             Claim::Taken { was_there: true } | Claim::Written => filling.in_place(FaultKind::Minor),
         },
         Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),
         Decision::InstallWritable => filling.blocks(Protection::Writable),
-        Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
-            let what = match need(region, &shared, page, decision, None, u64::MAX) {
+        Decision::InstallZeros | Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
+            match need(region, &shared, page, decision, None, u64::MAX) {
                 Some(Prepare::Allocate(..)) => {
                     let end = filling.step().end.min(view.eof);
-                    Prepare::Allocate(shared.extents().hole_from(page, end), Wanted::All)
+                    prepare(Prepare::Allocate(shared.extents().hole_from(page, end), Wanted::All))
                 }
-                Some(Prepare::Convert(_)) => Prepare::Convert(filling.step()),
-                Some(other) => other,
+                Some(Prepare::Convert(_)) => prepare(Prepare::Convert(filling.step())),
+                Some(other) => prepare(other),
+                None if decision == Decision::InstallZeros => filling.zeros(),
                 None => unreachable!("{decision:?} needs a preparation"),
-            };
-            Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }))
+            }
         }
         Decision::Unprotect | Decision::Retry => unreachable!("{decision:?} answers a write-protect fault"),
+    }
+}
+
+/// Whether a page was put there; if not, there was one. `Err` is how the look ends otherwise.
+fn copied(outcome: Result<Outcome, Errno>) -> Result<bool, Result<Step>> {
+    match outcome {
+        Ok(Outcome::Installed) => Ok(true),
+        Ok(Outcome::AlreadyPresent) => Ok(false),
+        Ok(Outcome::Retry) => Err(Ok(Step::Refused(Errno::EAGAIN))),
+        Ok(Outcome::Gone) => Err(Err(Error::system("ioctl(UFFDIO_COPY)", Errno::ENOENT))),
+        Err(Errno::ENOMEM) => Err(Ok(Step::Refused(Errno::ENOMEM))),
+        Err(errno) => Err(Err(Error::system("ioctl(UFFDIO_COPY)", errno))),
     }
 }
 
@@ -161,17 +165,14 @@ impl Filling<'_> {
     /// The page that has been taken, writable.
     fn in_place(&self, kind: FaultKind) -> Result<Step> {
         let (window, page) = (&self.region.window, self.view.page);
-        match self.shared.install_in_place(window, page, kind, Protection::Writable, true) {
-            Ok(Outcome::Installed) => {
+        match copied(self.shared.install_in_place(window, page, kind, Protection::Writable, true)) {
+            Ok(true) => {
                 self.core.stats.add(&self.core.stats.installs);
                 Ok(Step::UpTo(page.plus(1)))
             }
             // Zeros, write-protected.
-            Ok(Outcome::AlreadyPresent) => self.unprotect(PageRange::one(page)),
-            Ok(Outcome::Retry) => Ok(Step::Refused(Errno::EAGAIN)),
-            Ok(Outcome::Gone) => Err(Error::system("ioctl(UFFDIO_COPY)", Errno::ENOENT)),
-            Err(Errno::ENOMEM) => Ok(Step::Refused(Errno::ENOMEM)),
-            Err(errno) => Err(Error::system("ioctl(UFFDIO_COPY)", errno)),
+            Ok(false) => self.unprotect(PageRange::one(page)),
+            Err(end) => end,
         }
     }
 
@@ -186,13 +187,10 @@ impl Filling<'_> {
                     self.shared.install_zeros(window, window.addr_of(page).plus(within))
                 }
             };
-            match installed {
-                Ok(Outcome::Installed) => self.core.stats.add(&self.core.stats.zeros),
-                Ok(Outcome::AlreadyPresent) => {}
-                Ok(Outcome::Retry) => return Ok(Step::Refused(Errno::EAGAIN)),
-                Ok(Outcome::Gone) => return Err(Error::system("ioctl(UFFDIO_COPY)", Errno::ENOENT)),
-                Err(Errno::ENOMEM) => return Ok(Step::Refused(Errno::ENOMEM)),
-                Err(errno) => return Err(Error::system("ioctl(UFFDIO_COPY)", errno)),
+            match copied(installed) {
+                Ok(true) => self.core.stats.add(&self.core.stats.zeros),
+                Ok(false) => {}
+                Err(end) => return end,
             }
         }
         Ok(Step::UpTo(page.plus(1)))

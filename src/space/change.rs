@@ -60,21 +60,23 @@ impl Change<'_> {
 
     /// Takes the blocks of `range` away: zapped and forgotten, then freed.
     pub(crate) fn unmap(&mut self, range: PageRange) {
-        let (gone, there) = self.state.extents.take_out(range);
-        match self.state.extents.windows() {
-            None => self.zap(range),
-            Some(_) => self.punch(range, there),
-        }
+        let gone = self.take_out(range);
         self.state.preallocated.remove(range);
         self.pending.free.extend(gone.iter().map(|extent| extent.run));
         self.pending.forget.push(range);
     }
 
-    /// Takes pages out of the device, and with them out of every mapping. Where no page is, no entry is either.
-    fn punch(&mut self, range: PageRange, there: Vec<Run>) {
-        if !there.is_empty() {
+    /// Takes `range` out of the file and of every mapping; of a file with windows, out of the device, which takes the entries with it. The
+    /// extents that were there stay the caller's.
+    fn take_out(&mut self, range: PageRange) -> Vec<Extent> {
+        let (gone, there) = self.state.extents.take_out(range);
+        if self.state.extents.windows().is_none() {
+            self.zap(range);
+        } else if !there.is_empty() {
+            // Where no page is, no entry is either.
             self.pending.punch.push((range, there));
         }
+        gone
     }
 
     /// Takes all blocks of the file away, and it gets no others: nobody has it any more, and all of it is past its end.
@@ -96,10 +98,7 @@ impl Change<'_> {
 
     /// Makes pages unwritten that were written: they read as zeros from now on, and keep their blocks.
     pub(crate) fn unwrite(&mut self, extent: Extent) {
-        match self.state.extents.windows().map(|places| places.present(extent.range())) {
-            None => self.zap(extent.range()),
-            Some(there) => self.punch(extent.range(), there),
-        }
+        self.take_out(extent.range());
         self.put(Extent { written: false, ..extent });
     }
 
@@ -114,17 +113,15 @@ impl Change<'_> {
     ///   L2 exclusive: X is written: stays
     /// ```
     pub(crate) fn take_zeros_back(&mut self, zeros: PageRange, blindly: bool) {
-        if blindly && let Some(places) = self.state.extents.windows() {
-            let there = places.present(zeros);
-            self.punch(zeros, there);
+        if blindly {
+            return self.unmap(zeros);
         }
         let mut at = zeros.start;
         loop {
             let rest = PageRange::new(at, zeros.end);
             let next = self.state.extents.windows().and_then(|places| places.first_zeros(rest, rest.pages()));
             let Some(run) = next else { return };
-            let (_, there) = self.state.extents.take_out(run);
-            self.punch(run, there);
+            self.take_out(run);
             at = run.end;
         }
     }

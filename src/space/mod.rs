@@ -268,9 +268,14 @@ impl Shared<'_> {
     /// guard, which keeps it what it is.
     pub(crate) fn claim(&self, store: &Store, page: PageIndex) -> Claim {
         // Of a guard that guards nothing nothing is known: what was decided is done.
-        let (Some(places), Some(capacity)) = (self.windows(), store.capacity()) else { return Claim::Written };
-        let give = |back| if back { store.give_page(capacity) } else { store.keep_page() };
-        places.claim(page, || store.take_page(capacity), give)
+        let Some(places) = self.windows() else { return Claim::Written };
+        // What the loser of two has taken is on its way back.
+        let _transit = store.transit();
+        let claim = places.claim(page);
+        if claim == Claim::Written {
+            store.has_freed();
+        }
+        claim
     }
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {

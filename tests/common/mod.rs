@@ -345,64 +345,42 @@ pub fn broken_in(mut world: World, rule: Rule, scenario: impl Fn(&mut World) -> 
     }
 }
 
-/// The one in which the rule holds and the one in which it is broken.
+/// Both halves of a rule's test, and both again where threads resolve their own faults, in worlds that `$world` makes.
 #[macro_export]
-macro_rules! rule_halves {
-    ($rule:expr, $blocks:expr, $scenario:expr) => {
-        #[test]
-        fn holds() {
-            intact($scenario, $blocks);
-        }
-        #[test]
-        fn is_noticed_when_broken() {
-            broken($rule, $scenario, $blocks);
-        }
-    };
-}
-
-/// Both halves of a rule's test, and both again where threads resolve their own faults.
-#[macro_export]
-macro_rules! rule_tests {
-    ($name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
-        mod $name {
-            use super::*;
-            $crate::rule_halves!($rule, $blocks, $scenario);
-            #[test]
-            fn holds_in_the_faulting_thread() {
-                intact_in(World::new($blocks, None).directly(), $scenario);
-            }
-            #[test]
-            fn is_noticed_when_broken_in_the_faulting_thread() {
-                broken_in(World::new($blocks, Some($rule)).directly(), $rule, $scenario);
-            }
-        }
-    };
-}
-
-/// A rule's test where files have windows: in the pager's threads, and in those that fault.
-#[macro_export]
-macro_rules! windows_tests {
-    ($name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
+macro_rules! rule_tests_in {
+    ($world:expr, $name:ident, $rule:expr, $blocks:expr, $scenario:expr) => {
         mod $name {
             use super::*;
             #[test]
             fn holds() {
-                intact_in(World::in_windows($blocks, None), $scenario);
+                intact_in($world($blocks, None), $scenario);
             }
             #[test]
             fn is_noticed_when_broken() {
-                broken_in(World::in_windows($blocks, Some($rule)), $rule, $scenario);
+                broken_in($world($blocks, Some($rule)), $rule, $scenario);
             }
             #[test]
             fn holds_in_the_faulting_thread() {
-                intact_in(World::in_windows($blocks, None).directly(), $scenario);
+                intact_in($world($blocks, None).directly(), $scenario);
             }
             #[test]
             fn is_noticed_when_broken_in_the_faulting_thread() {
-                broken_in(World::in_windows($blocks, Some($rule)).directly(), $rule, $scenario);
+                broken_in($world($blocks, Some($rule)).directly(), $rule, $scenario);
             }
         }
     };
+}
+
+/// The same where files have single blocks.
+#[macro_export]
+macro_rules! rule_tests {
+    ($($test:tt)*) => { $crate::rule_tests_in!(World::new, $($test)*); };
+}
+
+/// The same where they have windows.
+#[macro_export]
+macro_rules! windows_tests {
+    ($($test:tt)*) => { $crate::rule_tests_in!(World::in_windows, $($test)*); };
 }
 
 /// The two halves of a rule's test: `name::holds` and `name::is_noticed_when_broken`.
@@ -412,7 +390,14 @@ macro_rules! rule_test {
         $(#[$doc])*
         mod $name {
             use super::*;
-            $crate::rule_halves!($rule, $blocks, $scenario);
+            #[test]
+            fn holds() {
+                intact($scenario, $blocks);
+            }
+            #[test]
+            fn is_noticed_when_broken() {
+                broken($rule, $scenario, $blocks);
+            }
         }
     };
 }

@@ -85,19 +85,17 @@ impl DeviceFile {
 
     /// Makes a memfd as long as it can be.
     pub(super) fn stretch(&self) -> u64 {
-        let allowed = match getrlimit(Resource::RLIMIT_FSIZE) {
-            Ok((allowed, _)) if allowed != RLIM_INFINITY => allowed / self.block_bytes * self.block_bytes,
-            _ => SPAN_BYTES,
-        };
+        let allowed = file_size_limit().unwrap_or(SPAN_BYTES) / self.block_bytes * self.block_bytes;
         let bytes = allowed.clamp(self.len_bytes, SPAN_BYTES.max(self.len_bytes));
-        let bytes = if ftruncate(&*self.file, bytes as i64).is_ok() { bytes } else { self.len_bytes };
-        self.settle(bytes);
-        bytes
+        if ftruncate(&*self.file, bytes as i64).is_ok() {
+            self.span_bytes.store(bytes, Ordering::Relaxed);
+        }
+        self.settle();
+        self.span_bytes()
     }
 
-    /// The file is `bytes` long, and stays so.
-    pub(super) fn settle(&self, bytes: u64) {
-        self.span_bytes.store(bytes, Ordering::Relaxed);
+    /// The file stays as long as it is.
+    pub(super) fn settle(&self) {
         if self.is_private() {
             // It has been asked for one seal already, so it takes them.
             let _ = fcntl(&*self.file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL));
@@ -112,7 +110,7 @@ impl DeviceFile {
         self.span_bytes.load(Ordering::Relaxed)
     }
 
-    /// fallocate(2) with `FALLOC_FL_PUNCH_HOLE`: whole pages, which no limit stands in the way of.
+    /// fallocate(2) with `FALLOC_FL_PUNCH_HOLE`, which no limit stands in the way of: whole pages go, and parts of others are zeros.
     pub(super) fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, bytes)
     }
@@ -363,8 +361,7 @@ impl DeviceFile {
         {
             return Ok(());
         }
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        self.fallocate(flags, offset, bytes).map_err(|errno| self.refused(offset, errno))?;
+        self.punch(offset, bytes).map_err(|errno| self.refused(offset, errno))?;
         self.check_present(offset)
     }
 
@@ -397,10 +394,15 @@ fn is_zeros(bytes: &[u8]) -> bool {
     bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
+/// How long a file the process may make, in bytes, if that is limited.
+fn file_size_limit() -> Option<u64> {
+    getrlimit(Resource::RLIMIT_FSIZE).ok().map(|(allowed, _)| allowed).filter(|allowed| *allowed != RLIM_INFINITY)
+}
+
 /// A file that is longer than RLIMIT_FSIZE allows cannot be made, and trying raises SIGXFSZ.
 fn check_file_size_limit(bytes: u64) -> Result<()> {
-    match getrlimit(Resource::RLIMIT_FSIZE) {
-        Ok((allowed, _)) if allowed != RLIM_INFINITY && bytes > allowed => Err(Error::Limit {
+    match file_size_limit() {
+        Some(allowed) if bytes > allowed => Err(Error::Limit {
             call: "ftruncate or pwrite",
             errno: Errno::EFBIG as i32,
             limit: "RLIMIT_FSIZE",

@@ -41,7 +41,8 @@ impl Heap {
         self.there.as_ref().is_some_and(|there| !there[block].swap(true, Ordering::AcqRel))
     }
 
-    fn touch(&self, offset: u64, bytes: u64) {
+    /// Makes every block there that a range has a part of.
+    pub(super) fn touch(&self, offset: u64, bytes: u64) {
         (offset..offset + bytes).step_by(self.block_bytes as usize).for_each(|at| _ = self.make_there(at));
         if bytes > 0 {
             self.make_there(offset + bytes - 1);

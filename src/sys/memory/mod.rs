@@ -82,9 +82,9 @@ impl DeviceMemory {
     }
 
     /// The file is as long as it is to be.
-    pub(crate) fn settle(&self, bytes: u64) {
+    pub(crate) fn settle(&self) {
         match &self.owner {
-            Owner::File(file) => file.settle(bytes),
+            Owner::File(file) => file.settle(),
             #[cfg(feature = "fake")]
             Owner::Heap(_) => {}
         }
@@ -194,7 +194,7 @@ impl DeviceMemory {
             Owner::File(file) => file.allocate(offset, bytes),
             #[cfg(feature = "fake")]
             Owner::Heap(heap) => {
-                (offset..offset + bytes).step_by(self.block_bytes() as usize).for_each(|at| _ = heap.make_there(at));
+                heap.touch(offset, bytes);
                 Ok(())
             }
         }
