@@ -170,7 +170,11 @@ impl Subject {
                 self.table.read(&mut messages).unwrap();
                 for message in messages.drain(..) {
                     let Message::Fault(fault) = message else { continue };
-                    faults.push((fault.kind, fault.access, fault.addr.since(self.base)));
+                    let seen = (fault.kind, fault.access, fault.addr.since(self.base));
+                    // Another test's signal can interrupt the wait: the thread faults again, before its SIGBUS.
+                    if faults.last() != Some(&seen) {
+                        faults.push(seen);
+                    }
                     // The message is there a moment before its thread is asleep.
                     while self.table.raise_sigbus(fault.tid, fault.addr) == Delivery::Awake {
                         thread::yield_now();
