@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, Last, Mended, Message, Outcome, PageTable, Protection, Resolver, Revoked, Rights, Scan,
-    Span, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, Last, Mended, Message, Outcome, PageTable, Present, Protection, Resolver, Revoked, Rights,
+    Scan, Span, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::Arc;
@@ -93,6 +93,19 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
 
     fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
         self.0.show(span, device, offset, rights)
+    }
+
+    fn point_in_place(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        self.0.point_in_place(span, device, offset, rights, present)?;
+        self.0.wake(span.at(), span.bytes());
+        Ok(())
     }
 
     fn page_goes(&self, span: Span<'_>) -> u64 {

@@ -10,7 +10,8 @@ use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
 use super::{
-    Access, Delivery, FaultKind, Message, Outcome, PageTable, Place, Protection, Revoked, Rights, Scan, Span, access,
+    Access, Delivery, FaultKind, Message, Outcome, PageTable, Place, Present, Protection, Revoked, Rights, Scan, Span,
+    access,
 };
 use crate::sync::plain::{AtomicBool, Ordering};
 use crate::sync::{Arc, thread};
@@ -36,6 +37,8 @@ enum Step {
     Zap(u64, u64),
     PointAtDevice(u64, u64, u64),
     PointAtZeros(u64, u64),
+    /// At the range's own part of the device.
+    PointInPlace(u64, u64, Present),
     Revoke(u64, u64),
     Scan(Scan, u64, u64),
     Load(u64),
@@ -227,6 +230,12 @@ impl Subject {
                 let span = self.range(page, count);
                 Seen::Done(self.attended(|| table.point_at_zeros(span, Rights::LOAD_STORE)).0)
             }
+            Step::PointInPlace(page, count, present) => {
+                let span = self.range(page, count);
+                let offset = page * table.base_page();
+                let point = || table.point_in_place(span, &self.device, offset, Rights::LOAD_STORE, present);
+                Seen::Done(self.attended(point).0)
+            }
             Step::Revoke(page, count) => {
                 assert_eq!(table.revoke(self.range(page, count)), Revoked::Sigbus);
                 Seen::Done(Ok(()))
@@ -308,7 +317,9 @@ fn sparse_steps() -> impl Strategy<Value = Vec<Step>> {
         2 => range.clone().prop_map(|(page, count)| Step::Protect(page, count)),
         2 => range.clone().prop_map(|(page, count)| Step::Unprotect(page, count)),
         1 => range.clone().prop_map(|(page, count)| Step::ClearMarkers(page, count)),
-        2 => range.prop_map(|(page, count)| Step::Zap(page, count)),
+        2 => range.clone().prop_map(|(page, count)| Step::Zap(page, count)),
+        1 => (range, prop_oneof![Just(Present::Told), Just(Present::Installed)])
+            .prop_map(|((page, count), present)| Step::PointInPlace(page, count, present)),
         2 => page.clone().prop_map(Step::Load),
         2 => (page.clone(), 1..100u64).prop_map(|(page, value)| Step::Store(page, value)),
         1 => (page, 0..4u64, 1..4u64).prop_map(|(page, expected, new)| Step::Exchange(page, expected, new)),
@@ -364,6 +375,15 @@ proptest! {
     #[test]
     #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does_on_a_sparse_device(steps in sparse_steps()) {
+        compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
+    }
+
+    /// Where the kernel installs what the device has: what is protected then, and what leaves no marker.
+    #[test]
+    #[cfg_attr(emulated, ignore = "needs userfaultfd")]
+    fn the_fake_does_what_the_kernel_does_where_that_installs(steps in sparse_steps()) {
+        let arm = Step::PointInPlace(0, PAGES, Present::Installed);
+        let steps: Vec<Step> = std::iter::once(arm).chain(steps).collect();
         compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
     }
 

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::memory::DeviceMemory;
 use super::{
-    Calls, Delivery, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, RawFault,
-    Resolver, Revoked, Rights, Scan, Span, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Present, Protection,
+    RawFault, Resolver, Revoked, Rights, Scan, Span, Ticket, Tid, Verdict,
 };
 use crate::error::Result;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
@@ -299,6 +299,18 @@ impl PageTable for Injecting {
 
     fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
         self.table.show(span, device, offset, rights)
+    }
+
+    fn point_in_place(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        self.short_of_memory()?;
+        self.table.point_in_place(span, device, offset, rights, present)
     }
 
     fn page_goes(&self, span: Span<'_>) -> u64 {

@@ -115,6 +115,16 @@ pub(crate) enum Protection {
     Writable,
 }
 
+/// Who installs a page that the device has, where there is no entry for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Present {
+    /// Whoever serves faults is told of it: a minor fault.
+    Told,
+    /// The kernel, and nobody is told. The range is armed: there is a marker in every page, so that what is installed is
+    /// write-protected. An entry that was writable leaves no marker when it goes; then what is installed is writable.
+    Installed,
+}
+
 /// What an address range allows at all, wherever it points.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Rights {
@@ -260,6 +270,16 @@ pub(crate) trait PageTable: Send + Sync {
     /// Makes a part of a range that [`PageTable::reserve`] has just given show the device from `offset` on, with no entry. Nobody
     /// accesses it yet: so it is not as one step, and waits for nobody. After an error there may be nothing at its addresses.
     fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno>;
+
+    /// As [`PageTable::point_at_device`], for a range that shows its own places of a device that is far longer than what is in it.
+    fn point_in_place(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno>;
 
     /// The device's pages that a range shows are about to be punched, which takes the entries with them as one step, in every page
     /// table. The kernel sees to that by itself. How often that has been, this time included.

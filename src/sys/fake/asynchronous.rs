@@ -11,17 +11,20 @@ use crate::sys::memory::DeviceMemory;
 use crate::sys::{Filled, Outcome, PageTable, Protection, Rights, Scan, Span};
 use crate::units::Addr;
 
-/// What becomes of a store through a write-protected entry of the device.
+/// How a range that shows the device is watched.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stores {
-    Fault,
-    /// The entry is made writable, and nobody asked.
-    LetThrough,
+pub(super) enum Watched {
+    /// Every access that finds no entry is a fault, and every store through one that is write-protected.
+    Device,
+    /// Such a store makes the entry writable, and nobody is asked.
+    DeviceUnnoticed,
+    /// What the device has is put there by the kernel: write-protected where there is a marker, and nobody is asked.
+    DeviceArmed,
 }
 
 impl Backing {
     pub(super) fn lets_stores_through(&self) -> bool {
-        matches!(self, Backing::Device(_, _, Stores::LetThrough))
+        matches!(self, Backing::Device(_, _, Watched::DeviceUnnoticed))
     }
 }
 
@@ -53,12 +56,12 @@ impl Shared {
         span: Span<'_>,
         device: &Arc<DeviceMemory>,
         offset: u64,
-        (stores, rights): (Stores, Rights),
+        (watched, rights): (Watched, Rights),
     ) -> Result<(), Errno> {
         if offset.checked_add(span.bytes()).is_none_or(|end| end > device.len_bytes()) {
             return Err(Errno::EFAULT);
         }
-        self.point(span.at(), span.bytes(), Backing::Device(device.clone(), offset, stores), rights);
+        self.point(span.at(), span.bytes(), Backing::Device(device.clone(), offset, watched), rights);
         Ok(())
     }
 }
@@ -71,7 +74,7 @@ impl Twin for Shared {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point_within(span, device, offset, (Stores::LetThrough, rights))
+        self.point_within(span, device, offset, (Watched::DeviceUnnoticed, rights))
     }
 
     fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 use super::FakeEntry;
+use super::asynchronous::Watched;
 use super::space::{Backing, Space};
 use crate::sync::{Arc, Ordering};
 use crate::sys::memory::DeviceMemory;
@@ -86,6 +87,14 @@ impl Space {
             Backing::Device(..) => FaultKind::Minor,
             Backing::Revoked => return Look::Bus,
         };
+        if let Backing::Device(memory, offset, Watched::DeviceArmed) = &backing
+            && fault == FaultKind::Minor
+            && matches!(self.entries.get(&self.base.of(at)), Some(Entry::Marker) | None)
+        {
+            let protected = self.entries.contains_key(&self.base.of(at));
+            let page = Page::Device(memory.clone(), *offset);
+            self.entries.insert(self.base.of(at), Entry::Present { protected, page });
+        }
         match self.entries.get_mut(&self.base.of(at)) {
             Some(Entry::Poison) => Look::Bus,
             Some(Entry::Present { protected: true, .. }) if op.is_store() && !backing.lets_stores_through() => {
@@ -209,13 +218,21 @@ impl Space {
         }
     }
 
-    /// FALLOC_FL_PUNCH_HOLE of the pages that a range shows. Poison stays where there is no page.
+    /// FALLOC_FL_PUNCH_HOLE of the pages that a range shows: the device has them no more. Poison stays where there is no page.
     pub(super) fn page_goes(&mut self, at: Addr, bytes: u64) {
         for page in self.base.pages(at, bytes) {
+            if let Some(Backing::Device(memory, offset, _)) = self.backing(page) {
+                memory.make_gone(offset);
+            }
             if !matches!(self.entries.get(&page), Some(Entry::Poison)) {
                 self.zap(Addr(page), self.base.0);
             }
         }
+    }
+
+    /// A marker in every page, as UFFDIO_WRITEPROTECT leaves them in a range in which there is nothing.
+    pub(super) fn mark(&mut self, at: Addr, bytes: u64) {
+        self.base.pages(at, bytes).for_each(|page| _ = self.entries.insert(page, Entry::Marker));
     }
 
     /// MADV_DONTNEED. On a device, what was write-protected leaves a marker.

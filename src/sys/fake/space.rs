@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 #[cfg(feature = "shuttle")]
 use super::FakeEntry;
-use super::asynchronous::Stores;
+use super::asynchronous::Watched;
 use super::entries::Entry;
 use crate::sync::Arc;
 use crate::sys::Rights;
@@ -19,7 +19,7 @@ pub(super) enum Backing {
     /// Private anonymous memory.
     Zeros,
     /// The device, from this offset on.
-    Device(Arc<DeviceMemory>, u64, Stores),
+    Device(Arc<DeviceMemory>, u64, Watched),
     /// The empty file: not registered, and every access ends in SIGBUS.
     Revoked,
 }
@@ -27,15 +27,15 @@ pub(super) enum Backing {
 impl Backing {
     fn plus(&self, bytes: u64) -> Self {
         match self {
-            Backing::Device(memory, offset, stores) => Backing::Device(memory.clone(), offset + bytes, *stores),
+            Backing::Device(memory, offset, watched) => Backing::Device(memory.clone(), offset + bytes, *watched),
             Backing::Zeros | Backing::Revoked => self.clone(),
         }
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Backing::Device(memory, offset, stores), Backing::Device(other, at, others)) => {
-                Arc::ptr_eq(memory, other) && (offset, stores) == (at, others)
+            (Backing::Device(memory, offset, watched), Backing::Device(other, at, others)) => {
+                Arc::ptr_eq(memory, other) && (offset, watched) == (at, others)
             }
             (Backing::Zeros, Backing::Zeros) | (Backing::Revoked, Backing::Revoked) => true,
             _ => false,

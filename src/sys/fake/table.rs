@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::asynchronous::Stores;
+use super::asynchronous::Watched;
 use super::entries::Answer;
 use super::space::{Backing, Space};
 use super::{Shared, State};
@@ -11,8 +11,8 @@ use crate::sync::{Arc, MutexGuard};
 use crate::sys::asynchronous::Asynchronous;
 use crate::sys::memory::DeviceMemory;
 use crate::sys::{
-    Calls, Delivery, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Protection, Resolver,
-    Revoked, Rights, Span, Ticket, Tid, Verdict,
+    Calls, Delivery, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Present, Protection,
+    Resolver, Revoked, Rights, Span, Ticket, Tid, Verdict,
 };
 use crate::units::Addr;
 
@@ -39,7 +39,11 @@ impl Shared {
     pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
+        let armed = matches!(backing, Backing::Device(_, _, Watched::DeviceArmed));
         state.space.replace(at, bytes, backing, rights);
+        if armed {
+            state.space.mark(at, bytes);
+        }
         self.announce(state, None);
     }
 
@@ -104,16 +108,32 @@ impl PageTable for Shared {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point_within(span, device, offset, (Stores::Fault, rights))
+        self.point_within(span, device, offset, (Watched::Device, rights))
     }
 
     fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
-        let backing = Backing::Device(device.clone(), offset, Stores::Fault);
+        let backing = Backing::Device(device.clone(), offset, Watched::Device);
         self.state.lock().space.replace(span.at(), span.bytes(), backing, rights);
         Ok(())
     }
 
-    /// The pages go a moment later, and until then nobody installs them: no one can tell.
+    fn point_in_place(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        let watched = match present {
+            Present::Told => Watched::Device,
+            Present::Installed => Watched::DeviceArmed,
+        };
+        self.point(span.at(), span.bytes(), Backing::Device(device.clone(), offset, watched), rights);
+        Ok(())
+    }
+
+    /// The pages' bytes go a moment later, and until then nobody installs them: no one can tell.
     fn page_goes(&self, span: Span<'_>) -> u64 {
         let mut state = self.state.lock();
         state.space.page_goes(span.at(), span.bytes());

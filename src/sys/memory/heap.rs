@@ -41,6 +41,13 @@ impl Heap {
         self.there.as_ref().is_some_and(|there| !there[block].swap(true, Ordering::AcqRel))
     }
 
+    /// Makes a block gone to who looks whether it is there. Its bytes are cleared later.
+    pub(super) fn make_gone(&self, offset: u64) {
+        if let Some(there) = &self.there {
+            there[(offset / self.block_bytes) as usize].store(false, Ordering::Release);
+        }
+    }
+
     /// Makes every block there that a range has a part of.
     pub(super) fn touch(&self, offset: u64, bytes: u64) {
         (offset..offset + bytes).step_by(self.block_bytes as usize).for_each(|at| _ = self.make_there(at));

@@ -131,6 +131,15 @@ impl DeviceMemory {
         }
     }
 
+    /// Is about to be punched there: whoever looks finds no page. Likewise.
+    #[cfg(feature = "fake")]
+    pub(super) fn make_gone(&self, offset: u64) {
+        match &self.owner {
+            Owner::File(_) => {}
+            Owner::Heap(heap) => heap.make_gone(offset),
+        }
+    }
+
     /// The bytes from the first to the last that there may be something in.
     fn span_bytes(&self) -> u64 {
         match &self.owner {

@@ -22,7 +22,7 @@ use super::abi;
 use super::asynchronous::Asynchronous;
 use super::memory::{DeviceMemory, base_page_bytes};
 use super::{
-    Access, Calls, Delivery, FaultKind, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable,
+    Access, Calls, Delivery, FaultKind, Filled, Last, MESSAGES_PER_READ, Mended, Message, Outcome, PageTable, Present,
     Protection, RawFault, Resolver, Revoked, Rights, Span, Ticket, Tid, Verdict, access, passing, process, trap,
 };
 use crate::error::{Error, Result};
@@ -201,6 +201,22 @@ impl PageTable for Userfault {
 
     fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
         self.show_device(span, device, offset, rights)
+    }
+
+    fn point_in_place(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        count(&self.calls.repoints);
+        let watched = match present {
+            Present::Told => Watched::Device,
+            Present::Installed => Watched::DeviceArmed,
+        };
+        self.stage(span, device, offset, (watched, rights))
     }
 
     fn page_goes(&self, _: Span<'_>) -> u64 {

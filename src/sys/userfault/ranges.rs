@@ -25,6 +25,8 @@ pub(super) enum Watched {
     Device,
     /// The device, of an asynchronous mapping.
     DeviceUnnoticed,
+    /// The device, where the kernel installs what is present: [`Present::Installed`](crate::sys::Present::Installed).
+    DeviceArmed,
 }
 
 /// How a range is watched, and what it allows. A copy has both of what it is a copy of.
@@ -43,11 +45,11 @@ pub(super) struct Template {
 impl Userfault {
     pub(super) fn register(&self, at: Addr, bytes: u64, watched: Watched) -> Result<(), Errno> {
         let mut mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
-        if watched != Watched::Zeros {
+        if matches!(watched, Watched::Device | Watched::DeviceUnnoticed) {
             mode |= RegisterMode::MINOR;
         }
         let uffd = match watched {
-            Watched::Zeros | Watched::Device => &self.uffd,
+            Watched::Zeros | Watched::Device | Watched::DeviceArmed => &self.uffd,
             Watched::DeviceUnnoticed => &self.second.get().ok_or(Errno::EBADF)?.uffd,
         };
         // All modes at once: registering again with fewer would drop the others.
@@ -60,8 +62,9 @@ impl Userfault {
         Ok(self.is_registered(span)? && self.is_registered_with_us(span.at(), span.bytes()))
     }
 
-    /// Whether the whole range is registered, be it with another userfaultfd: the kernel does not look whose it is. Waits where the
-    /// kernel refuses to say: the event of somebody's mremap is unread, or its thread has not run again.
+    /// Whether the whole range is registered, be it with another userfaultfd: the kernel does not look whose it is. It is protected by
+    /// that, or armed where nothing is. Waits where the kernel refuses to say: the event of somebody's mremap is unread, or its thread has
+    /// not run again.
     fn is_registered(&self, span: Span<'_>) -> Result<bool, Errno> {
         for _ in 0..ASK_TRIES {
             match self.protect(span)? {
@@ -232,8 +235,22 @@ impl Userfault {
             dump_by_choice(span, kind);
             return Ok(());
         }
-        // The kernel does not duplicate hugetlb mappings: make a new one, and move it.
+        // The kernel does not duplicate hugetlb mappings.
+        self.stage(span, device, offset, kind)
+    }
+
+    /// Points a range at the device by a new mapping, made as it is to be and then moved over what is there: no moment is unwatched.
+    pub(super) fn stage(&self, span: Span<'_>, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<(), Errno> {
         let stage = self.map_device(span.bytes(), device, offset, kind)?;
+        if kind.0 == Watched::DeviceArmed {
+            // SAFETY: has just been mapped here; nobody else has its address.
+            let armed = self.is_registered(unsafe { Span::of(stage, span.bytes()) });
+            if armed != Ok(true) {
+                // SAFETY: likewise.
+                unsafe { self.give_back(stage, span.bytes()) };
+                return Err(armed.err().unwrap_or(Errno::ENOENT));
+            }
+        }
         // SAFETY: has just been mapped here, and nobody else has its address.
         let moved = unsafe { self.move_over(stage, span.bytes(), span) };
         // SAFETY: likewise: it was not moved.
