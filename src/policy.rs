@@ -28,6 +28,8 @@ pub enum Backing {
     Block(BlockIndex),
     /// The page's own place, where nobody else's bytes ever are: of a file with windows.
     Own(BlockIndex),
+    /// The same, armed: what is present there the kernel installs by itself, write-protected.
+    Armed(BlockIndex),
 }
 
 /// A fault, without its address.
@@ -98,12 +100,12 @@ fn no_entry(access: Access, view: &View) -> Decision {
         (Load, Written(block), Block(under)) if block == under => Decision::InstallReadOnly,
         (Store, Written(block), Block(under)) if block == under => Decision::InstallWritable,
         // In its own place there is nothing to point elsewhere, and nothing to prepare.
-        (Load, Hole | Unwritten(_), Own(_)) => Decision::InstallZeros,
-        (Store, Hole | Unwritten(_), Own(_)) => Decision::Take,
-        (Load, Written(block), Own(place)) if block == place => Decision::InstallReadOnly,
-        (Store, Written(block), Own(place)) if block == place => Decision::InstallWritable,
+        (Load, Hole | Unwritten(_), Own(_) | Armed(_)) => Decision::InstallZeros,
+        (Store, Hole | Unwritten(_), Own(_) | Armed(_)) => Decision::Take,
+        (Load, Written(block), Own(place) | Armed(place)) if block == place => Decision::InstallReadOnly,
+        (Store, Written(block), Own(place) | Armed(place)) if block == place => Decision::InstallWritable,
         // A broken invariant: a page is nowhere but in its place.
-        (_, Written(_), Own(_)) => Decision::Sigbus,
+        (_, Written(_), Own(_) | Armed(_)) => Decision::Sigbus,
         (_, Written(block), Zeros | Block(_)) => Decision::Repoint(Block(block)),
         (Store, Hole, Zeros | Block(_)) => Decision::Allocate,
         (Store, Unwritten(block), Zeros | Block(_)) => Decision::Convert(block),
@@ -122,9 +124,9 @@ fn mkwrite(view: &View) -> Decision {
         (Hole, Zeros) => Decision::Allocate,
         (Unwritten(block), Zeros) => Decision::Convert(block),
         // The page's own, whatever it has been since: taken away, the entry went with it; then it is taken anew.
-        (Written(block), Own(place)) if block == place => Decision::Unprotect,
-        (Hole | Unwritten(_), Own(_)) => Decision::Take,
-        (Written(_), Own(_)) => Decision::Sigbus,
+        (Written(block), Own(place) | Armed(place)) if block == place => Decision::Unprotect,
+        (Hole | Unwritten(_), Own(_) | Armed(_)) => Decision::Take,
+        (Written(_), Own(_) | Armed(_)) => Decision::Sigbus,
         // The entry named a block that has been taken away. Never allocate here: the store was
         // aimed at that block, and the access will say what it wants when it faults again.
         (Hole | Unwritten(_), Block(_)) => Decision::Retry,
@@ -196,6 +198,10 @@ mod tests {
             if kind == Missing {
                 let minor = Fault { access, kind: Minor };
                 assert_eq!(decide(minor, &view), answer, "minor, {access:?} {view:?}");
+            }
+            if let Own(place) = backing {
+                let armed = View { backing: Armed(place), ..view };
+                assert_eq!(decide(Fault { access, kind }, &armed), answer, "armed, {access:?} {kind:?} {view:?}");
             }
             let past = View { eof: view.page, ..view };
             assert_eq!(decide(Fault { access, kind }, &past), D::Sigbus, "past the end, {past:?}");

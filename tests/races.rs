@@ -484,6 +484,23 @@ mod in_windows {
     windows_tests!(every_store_marks_its_page, Rule::MarkDirty, 8, every_store_is_dirty);
     windows_tests!(zeros_are_looked_at_again, Rule::LookAgainAtZeros, 4, store_to_zeros_that_are_taken_back);
 
+    windows_tests!(what_is_forgotten_is_armed_again, Rule::ArmWhatIsForgotten, 64, store_to_what_is_there_again);
+
+    /// The kernel installs what is present: writable, if it finds no marker where there has been a writable entry.
+    fn store_to_what_is_there_again(world: &mut World) -> Verdict {
+        let a = world.file("a", 64, A);
+        let map = world.map(&a, 64);
+        (1..40).rev().for_each(|page| _ = map.load(page * PAGE).unwrap());
+        let backing = map.backing_at(50 * PAGE);
+        check(matches!(backing, Some(daxpager::Backing::Armed(_))), || format!("not armed: {backing:?}"))?;
+        map.store(50 * PAGE, MARK).unwrap();
+        a.punch_hole(50 * PAGE, PAGE).unwrap();
+        a.write_at(&[A; 8], 50 * PAGE).unwrap();
+        map.store(50 * PAGE + 8, MARK).unwrap();
+        let dirty = map.take_dirty().unwrap();
+        check(dirty == vec![50 * PAGE..51 * PAGE], || format!("a store is in no collection: {dirty:?}"))
+    }
+
     /// Installed late, the page is there and the file knows nothing of it: no punch takes it away again.
     fn late_install_of_a_punched_page(world: &mut World) -> Verdict {
         let (a, map) = pointed_and_zapped(world);

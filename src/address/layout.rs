@@ -26,6 +26,7 @@ impl Backing {
             Backing::Zeros => Backing::Zeros,
             Backing::Block(block) => Backing::Block(block.plus(pages)),
             Backing::Own(block) => Backing::Own(block.plus(pages)),
+            Backing::Armed(block) => Backing::Armed(block.plus(pages)),
         }
     }
 }
@@ -56,6 +57,11 @@ impl Layout {
     pub(crate) fn backing(&self, page: PageIndex) -> Backing {
         let (range, backing) = self.piece_at(page);
         backing.plus(page.0 - range.start.0)
+    }
+
+    /// The piece that holds `page`.
+    pub(crate) fn piece(&self, page: PageIndex) -> PageRange {
+        self.piece_at(page).0
     }
 
     /// Where the piece that holds `page` ends: up to there, each page points at what follows.

@@ -80,6 +80,8 @@ pub(crate) struct Store {
     /// One bit for each so many: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
+    /// The system gave the device no huge folios when the volume was made.
+    has_single_pages: bool,
     probe: Option<Arc<dyn Probe>>,
 }
 
@@ -91,7 +93,6 @@ impl Store {
         let populate_blocks = page.pages_in(POPULATE_BYTES).max(1);
         let chunks = blocks.div_ceil(populate_blocks);
         Self {
-            memory,
             page,
             switches: Switches::default(),
             way,
@@ -104,7 +105,9 @@ impl Store {
             populate_blocks,
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             files_made: AtomicU64::new(0),
+            has_single_pages: !memory.may_get_huge_folios(),
             probe,
+            memory,
         }
     }
 
@@ -140,6 +143,11 @@ impl Store {
         };
         memory.settle();
         (Way::Blocks(Box::new(Mutex::new(Allocator::new(blocks)))), why_not)
+    }
+
+    /// Whether what is present of a file may be installed by the kernel: it has windows, and no page is present that nobody has asked for.
+    pub(crate) fn may_arm(&self) -> bool {
+        self.capacity().is_some() && self.has_single_pages
     }
 
     /// What counts the pages of files that have windows; none where they have single blocks.

@@ -327,6 +327,9 @@ impl Inode {
         } else {
             copy
         };
+        if bytes.end > change.size() {
+            change.lift_poison_past_end(PageRange::new(page.ceil(change.size()), page.ceil(bytes.end)));
+        }
         let mut left = bytes.clone();
         let mut written = Ok(());
         while !left.is_empty() && written.is_ok() {

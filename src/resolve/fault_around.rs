@@ -57,6 +57,27 @@ pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision:
     Reach { pages, place }
 }
 
+/// What is to be armed before a load of a page is answered that is present in its place, and belongs to no stream.
+pub(super) fn to_be_armed(region: &Region, page: PageIndex, fault: Fault, tid: Tid) -> Option<(PageRange, Backing)> {
+    let window = &*region.window;
+    if (fault.kind, fault.access) != (FaultKind::Minor, Access::Load) || !window.may_be_armed() {
+        return None;
+    }
+    let Backing::Own(_) = region.layout.backing(page) else { return None };
+    let largest = window.largest_run();
+    let (pages, _) = worth(region, page, tid, largest);
+    let is_random = region.advised.at(page) == Some(Pattern::Random);
+    // The first page of many, perhaps.
+    if pages > 1 || largest > 1 && !is_random && window.begins_a_chunk(page) {
+        return None;
+    }
+    let range = window.to_be_armed(page, region.layout.piece(page))?;
+    match region.layout.backing(range.start) {
+        Backing::Own(place) => Some((range, Backing::Armed(place))),
+        Backing::Zeros | Backing::Block(_) | Backing::Armed(_) => None,
+    }
+}
+
 /// How many pages a fault is worth: what has been advised, or what the faults before it suggest.
 fn worth(region: &Region, page: PageIndex, tid: Tid, largest: u64) -> (u64, Option<Place>) {
     match region.advised.at(page) {
@@ -179,7 +200,7 @@ impl Answer<'_> {
         behind: u64,
     ) -> Result<Outcome, Errno> {
         let page = self.reach.pages.start;
-        if let Backing::Own(_) = self.view.backing {
+        if let Backing::Own(_) | Backing::Armed(_) = self.view.backing {
             let outcome = shared.install_in_place(self.window, page, self.kind, protection, mark)?;
             return Ok(self.installed_own(core, outcome, behind));
         }
@@ -230,7 +251,7 @@ impl Answer<'_> {
     pub(super) fn unprotect(&self, core: &Core, shared: &Shared<'_>, mark: bool) -> Result<Outcome, Errno> {
         let (window, pages) = (self.window, self.reach.pages);
         if pages.pages() > 1 {
-            window.zap(pages);
+            window.drop_entries(pages);
             return self.install(core, shared, Protection::Writable, mark);
         }
         let outcome = shared.unprotect(window, pages, mark)?;

@@ -40,7 +40,7 @@ use crate::space::{Claim, Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
-use fault_around::{Answer, Reach, reach, reach_of_store};
+use fault_around::{Answer, Reach, reach, reach_of_store, to_be_armed};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, given_up, lost_page, unknown_address};
@@ -236,7 +236,9 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         view.eof = inode.page().ceil(size);
     }
     let decision = decide_for(inode, window, Fault { access: raw.access, kind: raw.kind }, &view);
-    if let Some(what) = need(region, &shared, page, decision, Some(raw.tid), heard) {
+    let armed = || to_be_armed(region, page, Fault { access: raw.access, kind: raw.kind }, raw.tid);
+    let what = need(region, &shared, page, decision, Some(raw.tid), heard);
+    if let Some(what) = what.or_else(|| armed().map(|(range, first)| Prepare::Repoint(range, first))) {
         if patience == Patience::Try {
             return Attempt::Busy;
         }
@@ -311,6 +313,14 @@ fn need(
     heard: u64,
 ) -> Option<Prepare> {
     let store = &region.inode.store;
+    if let Some(places) = shared.extents().windows()
+        && region.layout.backing(page) == Backing::Zeros
+        && decision != Decision::Sigbus
+    {
+        // A re-point has failed in such a way that zeros are there.
+        let run = places.place(page, 1)?;
+        return Some(Prepare::Repoint(PageRange::one(page), Backing::Own(run.start)));
+    }
     let to = match decision {
         Decision::InstallZeros if shared.has_too_many_zeros(store, page) => return Some(Prepare::TakeZerosBack),
         // Another thread's store to the page may have woken this one, and the page may have gone since: no page for nobody. Asked
@@ -332,7 +342,7 @@ fn need(
     // As much as belongs together, so that the neighbours need no re-pointing of their own.
     let range = shared.extents().together_with(page).intersect(region.window.pages());
     let first = match to {
-        Backing::Zeros | Backing::Own(_) => to,
+        Backing::Zeros | Backing::Own(_) | Backing::Armed(_) => to,
         Backing::Block(block) => Backing::Block(crate::units::BlockIndex(block.0 - (page.0 - range.start.0))),
     };
     let wrong = region.layout.wrong_around(page, range, first);
@@ -359,7 +369,9 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => match view.backing {
-            Backing::Own(_) => (shared.install_zeros_in_place(window, page, raw.kind), &stats.zeros),
+            Backing::Own(_) | Backing::Armed(_) => {
+                (shared.install_zeros_in_place(window, page, raw.kind), &stats.zeros)
+            }
             Backing::Zeros | Backing::Block(_) => (shared.install_zeros(window, raw.addr), &stats.zeros),
         },
         Decision::Take => match shared.claim(&inode.store, page) {

@@ -182,7 +182,9 @@ impl Filling<'_> {
         let bytes = self.region.inode.page().bytes();
         for within in (0..bytes).step_by(window.table.base_page() as usize) {
             let installed = match self.view.backing {
-                Backing::Own(_) => self.shared.install_zeros_in_place(window, page, FaultKind::Missing),
+                Backing::Own(_) | Backing::Armed(_) => {
+                    self.shared.install_zeros_in_place(window, page, FaultKind::Missing)
+                }
                 Backing::Zeros | Backing::Block(_) => {
                     self.shared.install_zeros(window, window.addr_of(page).plus(within))
                 }

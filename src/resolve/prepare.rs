@@ -14,7 +14,7 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
 use crate::sync::{Arc, RwLockWriteGuard};
-use crate::sys::Mended;
+use crate::sys::{Mended, Present};
 use crate::units::{Addr, PageIndex, PageRange};
 
 /// What came of a preparation.
@@ -60,12 +60,22 @@ pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
             need.inode.store.take_zeros_back();
             Prepared::Ready
         }
+        Prepare::Repoint(_, Backing::Armed(_)) if !may_arm(core, need) => {
+            need.window.set_not_to_be_armed();
+            Prepared::Ready
+        }
         Prepare::Repoint(range, first) => repoint(core, need, range, first),
         Prepare::Poison(at) => {
             poison(core, need, at);
             Prepared::Ready
         }
     }
+}
+
+/// Whether the kernel may install what is present, at the cost of an address range or two. Not where the system gives huge folios since
+/// the volume was made: what is present may be nobody's then.
+fn may_arm(core: &Core, need: &Preparation) -> bool {
+    !is_crowded(core, REPOINT_PIECES) && !need.inode.store.memory.may_get_huge_folios()
 }
 
 /// Poisons a page that the device has lost. A write-protect marker may be in the way, and clearing that is safe only while
@@ -94,7 +104,7 @@ fn poison(core: &Core, need: &Preparation, at: Addr) {
 ///   unlock
 /// ```
 fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) -> Prepared {
-    if core.gathers && is_crowded(core, REPOINT_PIECES) {
+    if core.gathers && need.inode.store.capacity().is_none() && is_crowded(core, REPOINT_PIECES) {
         // Fragmented so much that the process runs out of address ranges: put together
         // what belongs together. The next look sees fewer, longer extents.
         let start = PageIndex(need.page.0 / GATHER_PAGES * GATHER_PAGES);
@@ -115,6 +125,13 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
         change.commit(&need.inode.store);
     }
     match pointed {
+        Err(errno) if matches!(first, Backing::Armed(_)) => {
+            // As it was, or zeros: the next look puts that right, and does without.
+            need.window.set_not_to_be_armed();
+            mend(core, &mut regions, &need.window, range, errno);
+            RwLockWriteGuard::unlock_fair(regions);
+            Prepared::Ready
+        }
         Ok(()) => {
             regions.repointed(&need.window, range, first);
             need.window.set_room();
@@ -148,10 +165,18 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
     let page = need.inode.page();
     let span = need.window.span(range);
     let rights = need.window.rights();
+    let in_place = |block, present| {
+        let (offset, memory) = (page.device_offset(block), &need.inode.store.memory);
+        need.window.table.point_in_place(span, memory, offset, rights, present)
+    };
     match first {
         Backing::Zeros => need.window.table.point_at_zeros(span, rights),
-        // What shows windows is never pointed elsewhere.
-        Backing::Own(_) => Ok(()),
+        Backing::Own(block) => in_place(block, Present::Told),
+        Backing::Armed(block) => {
+            // Before it is: whoever punches looks.
+            need.window.set_armed(range);
+            in_place(block, Present::Installed)
+        }
         Backing::Block(block) => {
             let offset = page.device_offset(block);
             need.window.table.point_at_device(span, &need.inode.store.memory, offset, rights)

@@ -8,7 +8,7 @@ use crate::policy::{Access, Backing, PageState, View};
 use crate::space::{Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Delivery, Outcome, RawFault};
-use crate::units::{Addr, PageIndex, PageRange};
+use crate::units::{Addr, PageIndex};
 
 /// How long a page stays poisoned for a thread of another process.
 const FOREIGN_GRACE: std::time::Duration = std::time::Duration::from_millis(1);
@@ -113,7 +113,7 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
     };
     let (inode, window) = (&region.inode, &region.window);
     let page = window.page_at(raw.addr);
-    let change = inode.space.change();
+    let mut change = inode.space.change();
     let no_block = change.extents().state(page) == PageState::Hole || deferred.shortages >= SHORTAGES_MAX;
     let past_end = page >= inode.page().ceil(change.size());
     let refused = no_block && !past_end && window.is_alive();
@@ -130,6 +130,7 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
         grace = Grace::new(&window.table, raw.tid, page);
         // Zapped again below, as soon as the thread has run.
         passing = (raw.access == Access::Store).then(|| Passing::begin(window, page, inode.page().bytes()));
+        change.take_zeros_out(&inode.store, page);
         change.poison(window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);
@@ -151,7 +152,7 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
             // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again.
             let change = inode.space.change();
             if window.is_alive() {
-                window.zap(PageRange::one(page));
+                change.lift_poison(&window, page);
             }
             change.commit(&inode.store);
         }

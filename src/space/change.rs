@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::State;
 use super::extents::{Extent, Extents};
-use super::places::Stretch;
+use super::places::{Known, Stretch};
 use super::window::Window;
 use crate::blocks::Run;
 use crate::blocks::store::Store;
@@ -207,7 +207,39 @@ impl Change<'_> {
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
         window.zap(PageRange::one(page));
         window.set_poisoned();
-        let _ = window.poison(at, backing);
+        let span = window.span_at(at, backing);
+        let _ = match window.is_armed(page) && self.may_be_there(page) {
+            // The kernel may have put an entry there again: a marker that is cleared would make that writable.
+            true => window.table.poison(span),
+            false => window.poison(at, backing),
+        };
+    }
+
+    /// Whether the device may have a page of a file with windows.
+    fn may_be_there(&self, page: PageIndex) -> bool {
+        self.state.extents.windows().is_some_and(|places| places.known(page) != Known::Hole)
+    }
+
+    /// The zeros that a load has left in a page go at once: from here on it is absent, and nobody installs it by himself.
+    pub(crate) fn take_zeros_out(&mut self, store: &Store, page: PageIndex) {
+        if self.state.extents.windows().is_none_or(|places| places.known(page) != Known::Zeros) {
+            return;
+        }
+        let one = PageRange::one(page);
+        let (_, there) = self.state.extents.take_out(one);
+        self.state.windows.iter().for_each(|window| window.goes_with_the_page(one));
+        there.into_iter().for_each(|run| store.punch(run));
+    }
+
+    /// Takes the poison of one page away that [`Change::poison`] has put there.
+    pub(crate) fn lift_poison(&self, window: &Window, page: PageIndex) {
+        window.lift_poison(page, self.may_be_there(page));
+    }
+
+    /// Pages past the end are about to be present: where they are poisoned, the poison goes while they are not.
+    pub(crate) fn lift_poison_past_end(&self, range: PageRange) {
+        let poisoned = self.state.windows.iter().filter(|window| window.is_poisoned_past_end());
+        poisoned.for_each(|window| window.zap(range));
     }
 
     /// [`Change::try_commit`] of a change in which nothing is zeroed or copied: so nothing can fail.
@@ -312,10 +344,9 @@ impl Pending {
             self.punch.iter().for_each(|(range, _)| window.goes_with_the_page(*range));
         }
         self.punch.iter().flat_map(|(_, runs)| runs).for_each(|run| store.punch(*run));
+        let arms = !store.broken(Rule::ArmWhatIsForgotten);
         for window in windows {
-            for range in &self.forget {
-                window.dirty.forget(window.own(*range));
-            }
+            self.forget.iter().for_each(|range| window.forget(*range, arms));
         }
     }
 

@@ -17,6 +17,7 @@
 //! The reader thread only ever tries. A re-point waits for the reader to read its event, so it holds
 //! `regions` and nothing below. No lock but L1 is held while a user's buffer is touched.
 
+mod armed;
 mod asynchronous;
 mod change;
 #[cfg(feature = "shuttle")]
@@ -60,8 +61,8 @@ pub(crate) struct Space {
     /// exclusive by control operations, by a fault that publishes a block, and by unmap, over "publish,
     /// zap, forget". Under it: no I/O, no waiting for another thread, no re-point, no touch of mapped
     /// memory or of a user's buffer, no allocator. Two exceptions wait for a thread that needs
-    /// nothing of ours: `resolve::refuse`, some ten milliseconds at most, for one to take its SIGBUS; `Core::give_up`, about a second
-    /// at most, for one whose mremap has been read of to run again. Guarded by `tests/races.rs` (rules 1 and 2) and
+    /// nothing of ours: `resolve::refuse`, some ten milliseconds at most, for one to take its SIGBUS; `Core::give_up` and
+    /// `Window::protect_surely`, about a second at most, for one whose mremap has been read of to run again. Guarded by `tests/races.rs` (rules 1 and 2) and
     /// `tests/deadlocks.rs` (rules 4 and 5).
     state: RwLock<State>,
 }
@@ -295,6 +296,7 @@ impl Shared<'_> {
     /// left, or the poison of another thread's fault. Nowhere else: clearing a marker makes an
     /// entry writable where there is one.
     pub(crate) fn poison_past_end(&self, window: &Window, at: Addr, backing: Backing) -> Result<Outcome, Errno> {
+        window.set_poisoned_past_end();
         window.poison(at, backing)
     }
 }

@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use super::armed::Armed;
 use super::asynchronous::mapped_bits;
 use super::dirty::DirtyBits;
 use super::streams::Streams;
@@ -27,6 +28,8 @@ pub(crate) struct Window {
     pub(super) dirty: DirtyBits,
     /// See [`super::asynchronous`].
     pub(super) mapped: Option<DirtyBits>,
+    /// Of a file with windows, where the kernel installs what is present.
+    pub(super) armed: Option<Armed>,
     /// One install at a time of pages that had an entry before, from the look whether it was written to up to the note of the new
     /// one: of two that both saw a marker, one would not know what became of the other's entry. A leaf, for two ioctls.
     pub(super) again: Mutex<()>,
@@ -54,6 +57,7 @@ impl Window {
         let dirty = DirtyBits::new(pages.pages())?;
         let mapped = mapped_bits(options.tracking, pages.pages())?;
         Ok(Self {
+            armed: None,
             table,
             options,
             place,
@@ -69,6 +73,11 @@ impl Window {
             poisoned: AtomicBool::new(false),
             alive: AtomicBool::new(true),
         })
+    }
+
+    /// The same, parts of which may be armed.
+    pub(crate) fn with_armed_parts(self) -> Result<Self, Errno> {
+        Ok(Self { armed: Some(Armed::new(self.pages, self.page)?), ..self })
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -184,7 +193,7 @@ impl Window {
     pub(crate) fn span_at(&self, at: Addr, backing: Backing) -> Span<'_> {
         let bytes = match backing {
             Backing::Zeros => self.table.base_page(),
-            Backing::Block(_) | Backing::Own(_) => self.page.bytes(),
+            Backing::Block(_) | Backing::Own(_) | Backing::Armed(_) => self.page.bytes(),
         };
         self.place.span(at.align_down(bytes), bytes)
     }
@@ -226,13 +235,23 @@ impl Window {
     /// When the kernel refuses. An entry that stays would show a freed block, so the
     /// caller must not go on to free it.
     pub(crate) fn zap(&self, range: PageRange) {
-        let span = self.span(range);
-        if span.bytes() == 0 {
+        if self.span(range).bytes() == 0 {
             return;
         }
+        // So that markers stay: a store that comes next is to be a fault, even where the page is present.
+        self.dirty_and_armed(range).into_iter().for_each(|run| self.protect_surely(run));
+        self.drop_entries(range);
+        if self.is_poisoned_past_end() || self.poisoned.load(Ordering::Relaxed) {
+            self.arm_again(range);
+        }
+        self.settle(range);
+    }
+
+    /// Takes the entries of pages away that are dirty, or are installed again under the same hold.
+    pub(crate) fn drop_entries(&self, range: PageRange) {
+        let span = self.span(range);
         if let Err(errno) = self.table.zap(span) {
             panic!("zap of {} bytes at {:?} failed: {errno}", span.bytes(), span.at());
         }
-        self.settle(range);
     }
 }

@@ -2,6 +2,7 @@
 //! table. It does not fault into the pager, so any thread may use it under any lock.
 
 mod file;
+mod folios;
 #[cfg(feature = "fake")]
 mod heap;
 mod open;
@@ -137,6 +138,15 @@ impl DeviceMemory {
         match &self.owner {
             Owner::File(_) => {}
             Owner::Heap(heap) => heap.make_gone(offset),
+        }
+    }
+
+    /// Whether a write may make pages present that it does not touch: the system gives such files huge folios.
+    pub(crate) fn may_get_huge_folios(&self) -> bool {
+        match &self.owner {
+            Owner::File(_) => folios::may_be_huge(),
+            #[cfg(feature = "fake")]
+            Owner::Heap(_) => false,
         }
     }
 
