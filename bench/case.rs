@@ -120,6 +120,8 @@ pub(crate) enum Contender {
     KernelOnePage,
     /// The same, protected against stores, which the kernel lets through and notes (`WP_ASYNC`).
     KernelAsync,
+    /// Registered for missing and write-protect faults, and armed: the kernel installs what is there, protected.
+    KernelArmed,
     /// One thread: poll, read, one ioctl.
     BareLoop,
     /// A signal handler: one ioctl.
@@ -135,6 +137,7 @@ impl Contender {
             Contender::Kernel => "kernel".into(),
             Contender::KernelOnePage => "kernel, 1 page".into(),
             Contender::KernelAsync => "kernel, WP_ASYNC".into(),
+            Contender::KernelArmed => "kernel, armed".into(),
             Contender::BareLoop => "bare loop".into(),
             Contender::BareHandler => "bare handler".into(),
             Contender::Dax(options) => options.name(),

@@ -24,6 +24,7 @@ impl Kernel {
         let features = match case.contender {
             Contender::KernelOnePage => Some(raw::WP_SHMEM),
             Contender::KernelAsync => Some(raw::WP_SHMEM | raw::WP_ASYNC),
+            Contender::KernelArmed => Some(raw::WP_SHMEM | raw::MISSING_SHMEM),
             _ => None,
         };
         let uffd = features.map(Uffd::open).transpose().context("userfaultfd with write-protect on shared memory")?;
@@ -38,7 +39,10 @@ impl Contestant for Kernel {
             self.memory = Memory::sparse(self.pages)?;
         }
         let map = self.memory.map()?;
-        if let Some(uffd) = &self.uffd {
+        if let Some(uffd) = self.uffd.as_ref().filter(|_| self.contender == Contender::KernelArmed) {
+            uffd.register(&map, raw::MODE_MISSING | raw::MODE_WP).context("UFFDIO_REGISTER")?;
+            uffd.protect_all(&map).context("UFFDIO_WRITEPROTECT")?;
+        } else if let Some(uffd) = &self.uffd {
             // With a range registered for write-protect and nothing protected, the kernel leaves its
             // fault-around out. MADV_RANDOM does not do that on shared memory.
             uffd.register(&map, raw::MODE_WP).context("UFFDIO_REGISTER")?;

@@ -23,7 +23,7 @@ pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
         (Contender::Kernel, Work::ReadCalls | Work::WriteCalls) => kernel::calls(case)?,
         (Contender::Kernel, Work::PunchPages) => kernel::punch_pages(case)?,
         (Contender::KernelAsync, Work::Collect) => kernel::scan(case)?,
-        (Contender::Kernel | Contender::KernelOnePage | Contender::KernelAsync, _) => {
+        (Contender::Kernel | Contender::KernelOnePage | Contender::KernelAsync | Contender::KernelArmed, _) => {
             laps::run(case, &mut kernel::Kernel::new(case)?)?
         }
         (Contender::BareLoop, _) => laps::run(case, &mut bare_loop::BareLoop::new(case)?)?,

@@ -58,8 +58,8 @@ fn see(case: &Case) -> &'static str {
 /// The columns of ratios: what others are compared with.
 fn references<'a>(cases: &[&'a Case]) -> Vec<&'a Case> {
     let is_reference = |case: &&&Case| {
-        use Contender::{BareHandler, BareLoop, Kernel, KernelAsync};
-        matches!(case.contender, Kernel | KernelAsync | BareLoop | BareHandler)
+        use Contender::{BareHandler, BareLoop, Kernel, KernelArmed, KernelAsync};
+        matches!(case.contender, Kernel | KernelAsync | KernelArmed | BareLoop | BareHandler)
     };
     if cases.len() < 2 {
         return Vec::new();

@@ -17,6 +17,9 @@ use crate::sys::limits::{self, Wanted};
 use crate::sys::{Mended, Rights};
 use crate::units::PageRange;
 
+/// What one table of the page table's lowest level is for, with pages of 4 KiB.
+const TABLE_BYTES: u64 = 2 << 20;
+
 /// Mappings.
 impl Pager {
     /// Maps a range of a file, in bytes. It must be made of whole pages, and may reach past the end of the
@@ -66,7 +69,8 @@ impl Pager {
         inode.have_places(pages)?;
         Inode::is_mapped(&inode);
         // Before the address is: until the region is known, a fault there would be at an unknown address.
-        let (mut regions, place) = self.core.room_for(&table, len, page.bytes(), Rights::of(options))?;
+        let align = alignment(&inode, range.start, len);
+        let (mut regions, place) = self.core.room_for(&table, len, align, Rights::of(options))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, place, pages, page);
         let arms = inode.store.may_arm();
@@ -82,6 +86,13 @@ impl Pager {
         drop(regions);
         Ok(Mapping::new(self.home, Arc::clone(&self.core), inode, window))
     }
+}
+
+/// What the address is to be a multiple of. Of a large part of a file with windows pages lie within a table of the page table's lowest
+/// level as they do in the window: parts of it are moved table by table then.
+fn alignment(inode: &Inode, start: u64, len: u64) -> u64 {
+    let is_whole = start.is_multiple_of(TABLE_BYTES) && len >= TABLE_BYTES;
+    if inode.store.may_arm() && is_whole { TABLE_BYTES.max(inode.page().bytes()) } else { inode.page().bytes() }
 }
 
 /// Has a mapping of a file with windows show them, for good. Before anybody has its address.

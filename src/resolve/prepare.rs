@@ -73,9 +73,10 @@ pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
 }
 
 /// Whether the kernel may install what is present, at the cost of an address range or two. Not where the system gives huge folios since
-/// the volume was made: what is present may be nobody's then.
+/// the volume was made: what is present may be nobody's then. It is asked once for each mapping.
 fn may_arm(core: &Core, need: &Preparation) -> bool {
-    !is_crowded(core, REPOINT_PIECES) && !need.inode.store.memory.may_get_huge_folios()
+    let gives_huge_folios = || !need.window.has_armed_parts() && need.inode.store.memory.may_get_huge_folios();
+    !is_crowded(core, REPOINT_PIECES) && !gives_huge_folios()
 }
 
 /// Poisons a page that the device has lost. A write-protect marker may be in the way, and clearing that is safe only while

@@ -70,6 +70,10 @@ impl Window {
         self.armed.as_ref().is_some_and(|armed| !armed.refused.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn has_armed_parts(&self) -> bool {
+        self.armed.as_ref().is_some_and(|armed| armed.pages.load(Ordering::Relaxed) > 0)
+    }
+
     /// Whether a page is the first of a chunk, or of the window: where a reader of all of it begins.
     pub(crate) fn begins_a_chunk(&self, page: PageIndex) -> bool {
         let chunk = self.armed.as_ref().map_or(1, |armed| armed.chunk);

@@ -21,7 +21,8 @@ fn may_be_huge_by(thp: &Path) -> bool {
     if is_on(all.as_deref()) {
         return true;
     }
-    let sizes = fs::read_dir(thp).into_iter().flatten().flatten();
+    let names = fs::read_dir(thp).into_iter().flatten().flatten();
+    let sizes = names.filter(|name| name.file_name().as_encoded_bytes().starts_with(b"hugepages-"));
     sizes.map(|size| chosen(&size.path().join("shmem_enabled"))).any(|choice| is_on(choice.as_deref()))
 }
 

@@ -93,16 +93,44 @@ impl Userfault {
 
     /// A mapping of the device, registered and kept out of children, wherever there is room.
     fn map_device(&self, bytes: u64, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<Addr, Errno> {
+        self.map_device_like(Addr(0), bytes, device, offset, kind)
+    }
+
+    /// The same, at an address that lies within a table of the page table's lowest level as `like` does: what is moved from one
+    /// to the other is moved table by table, and not entry by entry.
+    fn map_device_like(
+        &self,
+        like: Addr,
+        bytes: u64,
+        device: &DeviceMemory,
+        offset: u64,
+        kind: Kind,
+    ) -> Result<Addr, Errno> {
         let fd = device.fd().ok_or(Errno::ENODEV)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
-        let at = unsafe { mmap(None, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
+        let table = self.base_page() * (self.base_page() / 8);
+        let hint = if bytes >= table { self.room_like(like, bytes, table)? } else { None };
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours: the hint is one, and no more.
+        let at = unsafe { mmap(hint, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
         // Before it is accessible. A core dump of all of a template could be as long as the device: what is duplicated of it
         // inherits the flag, and is dumped by choice.
         // SAFETY: has just been mapped here, and changes nothing but that flag.
         let _ = unsafe { madvise(addr(at), bytes, libc::MADV_DONTDUMP) };
         // SAFETY: has just been mapped here; nobody else has its address.
         unsafe { self.prepare(addr(at), bytes, kind) }
+    }
+
+    /// An address that is free at this moment, as far beyond a multiple of `table` as `like`.
+    fn room_like(&self, like: Addr, bytes: u64, table: u64) -> Result<Option<std::num::NonZeroUsize>, Errno> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        let total = bytes.checked_add(table).ok_or(Errno::ENOMEM)?;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
+        let start = addr(unsafe { mmap_anonymous(None, length(total)?, ProtFlags::PROT_NONE, flags) }?);
+        // SAFETY: has just been mapped here, and nobody has its address.
+        unsafe { self.give_back(start, total) };
+        let wanted = like.0 as u64 % table;
+        let at = start.plus((wanted + table - start.0 as u64 % table) % table);
+        Ok(std::num::NonZeroUsize::new(at.0))
     }
 
     /// Puts a mapping of the device in the place of a part of a range that nobody uses yet.
@@ -241,7 +269,7 @@ impl Userfault {
 
     /// Points a range at the device by a new mapping, made as it is to be and then moved over what is there: no moment is unwatched.
     pub(super) fn stage(&self, span: Span<'_>, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<(), Errno> {
-        let stage = self.map_device(span.bytes(), device, offset, kind)?;
+        let stage = self.map_device_like(span.at(), span.bytes(), device, offset, kind)?;
         if kind.0 == Watched::DeviceArmed {
             // SAFETY: has just been mapped here; nobody else has its address.
             let armed = self.is_registered(unsafe { Span::of(stage, span.bytes()) });
