@@ -39,6 +39,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "injected", run: trouble::injected },
     Scenario { name: "progress", run: pages::progress },
     Scenario { name: "zeros", run: windows::zeros },
+    Scenario { name: "armed", run: windows::armed },
 ];
 
 pub fn named(name: &str) -> &'static Scenario {
