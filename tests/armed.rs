@@ -239,7 +239,7 @@ fn what_was_refused_is_armed_again() {
     let (file, map) = armed(&volume, &pager, PAGES, &MapOptions::new());
     let other = volume.create("takes the room").unwrap();
     other.write_at(&[1], 0).unwrap();
-    for loaded in [false, true] {
+    for (loaded, loaded_after) in [(false, false), (true, false), (false, true), (true, true)] {
         file.punch_hole(7 * PAGE, PAGE).unwrap();
         other.write_at(&[1], PAGE).unwrap();
         if loaded {
@@ -247,14 +247,18 @@ fn what_was_refused_is_armed_again() {
         }
         // A system call faults there: no signal ends that.
         let zeros = std::fs::File::open("/dev/zero").unwrap();
+        let before = pager.stats().poisoned;
         let refused = map.read_from(zeros.as_fd(), 7 * PAGE, 64);
         assert!(refused.is_err(), "{refused:?}");
-        assert_eq!(map.load(7 * PAGE).unwrap(), 0, "the hole is readable");
+        assert_eq!(pager.stats().poisoned - before, 1);
+        if loaded_after {
+            assert_eq!(map.load(7 * PAGE).unwrap(), 0, "the hole is readable");
+        }
         other.punch_hole(PAGE, PAGE).unwrap();
         assert_eq!(map.take_dirty().unwrap(), []);
         file.write_at(&[5; 8], 7 * PAGE).unwrap();
         map.store(7 * PAGE + 8, 6).unwrap();
-        assert_eq!(map.take_dirty().unwrap(), [one(7)], "loaded before: {loaded}");
+        assert_eq!(map.take_dirty().unwrap(), [one(7)], "loaded before: {loaded}, after: {loaded_after}");
         assert_eq!((file.blocks(), volume.free_blocks()), (PAGES, 0));
     }
 }

@@ -386,6 +386,7 @@ impl Inode {
         let page = self.page();
         let first = change.extents().within(pages).next();
         let here = first.filter(|extent| extent.page == pages.start);
+        change.lift_poison_before_bytes(pages);
         let run = match here {
             Some(extent) => extent.run,
             None => {
@@ -468,6 +469,7 @@ impl Inode {
     ) -> Result<()> {
         let page = self.page();
         change.keep(PageRange::one(index));
+        change.lift_poison_before_bytes(PageRange::one(index));
         let whole = part == (0..page.bytes());
         let write = |block| self.store.memory.write(page.device_offset(block) + part.start, bytes);
         // Filled before it is published; zeroed first where the bytes do not cover it.

@@ -130,8 +130,7 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
         grace = Grace::new(&window.table, raw.tid, page);
         // Zapped again below, as soon as the thread has run.
         passing = (raw.access == Access::Store).then(|| Passing::begin(window, page, inode.page().bytes()));
-        change.take_zeros_out(&inode.store, page);
-        change.poison(window, page, raw.addr, region.layout.backing(page));
+        change.poison_for_one(&inode.store, window, page, raw.addr, region.layout.backing(page));
     }
     change.commit(&inode.store);
     let (inode, window) = (inode.clone(), window.clone());

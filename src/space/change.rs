@@ -220,8 +220,8 @@ impl Change<'_> {
         self.state.extents.windows().is_some_and(|places| places.known(page) != Known::Hole)
     }
 
-    /// The zeros that a load has left in a page go at once: from here on it is absent, and nobody installs it by himself.
-    pub(crate) fn take_zeros_out(&mut self, store: &Store, page: PageIndex) {
+    /// The zeros that a load has left in a page go at once.
+    fn take_zeros_out(&mut self, store: &Store, page: PageIndex) {
         if self.state.extents.windows().is_none_or(|places| places.known(page) != Known::Zeros) {
             return;
         }
@@ -231,9 +231,38 @@ impl Change<'_> {
         there.into_iter().for_each(|run| store.punch(run));
     }
 
-    /// Takes the poison of one page away that [`Change::poison`] has put there.
+    /// Poisons a hole for the sake of one thread. The zeros that a load may have left there go first: from then on it is absent, and the
+    /// kernel installs nothing there by itself.
+    pub(crate) fn poison_for_one(
+        &mut self,
+        store: &Store,
+        window: &Window,
+        page: PageIndex,
+        at: Addr,
+        backing: Backing,
+    ) {
+        self.take_zeros_out(store, page);
+        window.poisoned_for_one.fetch_add(1, Ordering::Relaxed);
+        self.poison(window, page, at, backing);
+    }
+
+    /// Takes that away.
     pub(crate) fn lift_poison(&self, window: &Window, page: PageIndex) {
         window.lift_poison(page, self.may_be_there(page));
+        window.poisoned_for_one.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Pages of a file with windows are about to have bytes: where one is poisoned that is over. Of single blocks a zap sees to that when
+    /// they are there.
+    pub(crate) fn lift_poison_before_bytes(&self, range: PageRange) {
+        if self.state.extents.windows().is_none() {
+            return;
+        }
+        let poisoned = self.state.windows.iter().filter(|window| window.poisoned_for_one.load(Ordering::Relaxed) > 0);
+        for window in poisoned {
+            let pages = range.intersect(window.pages()).iter();
+            pages.for_each(|page| window.lift_poison(page, self.may_be_there(page)));
+        }
     }
 
     /// Pages past the end are about to be present: where they are poisoned, the poison goes while they are not.

@@ -41,6 +41,8 @@ pub(crate) struct Window {
     gone: Tally,
     /// A page inside the file has been poisoned once: the device had failed there.
     poisoned: AtomicBool,
+    /// How many pages are poisoned at this moment for the sake of one thread.
+    pub(super) poisoned_for_one: Tally,
     /// Cleared under L2 held exclusively, before the address range is given back or revoked: whoever
     /// holds L2 shared and finds it set may install.
     pub(super) alive: AtomicBool,
@@ -71,6 +73,7 @@ impl Window {
             short_of: AtomicU64::new(0),
             gone: Tally::new(0),
             poisoned: AtomicBool::new(false),
+            poisoned_for_one: Tally::new(0),
             alive: AtomicBool::new(true),
         })
     }
