@@ -286,6 +286,34 @@ fn armed_or_not_it_is_one_page() {
     }
 }
 
+/// What is zeroed stays dirty, and the file says unwritten: a store to it is to be told, though another mapping has the page there.
+#[test]
+fn a_store_to_what_was_zeroed_is_kept() {
+    for options in ways() {
+        let volume = volume(4 * MIB);
+        let pager = Pager::builder().start().unwrap();
+        let (file, map) = armed(&volume, &pager, 512, &options);
+        let other = pager.map_with(&file, 0..512 * PAGE, &options).unwrap();
+        for page in [5, 6, 7] {
+            map.store(page * PAGE, 1).unwrap();
+            match page {
+                5 => file.zero_range(page * PAGE, PAGE, true).unwrap(),
+                6 => file.punch_hole(page * PAGE, PAGE).unwrap(),
+                _ => {
+                    file.zero_range(page * PAGE, PAGE, true).unwrap();
+                    map.take_dirty().unwrap();
+                }
+            }
+            assert_eq!(other.load(page * PAGE).unwrap(), 0);
+            map.store(page * PAGE + 8, 2).unwrap();
+            let mut word = [0; 8];
+            file.read_at(&mut word, page * PAGE + 8).unwrap();
+            assert_eq!((u64::from_ne_bytes(word), other.load(page * PAGE + 8).unwrap()), (2, 2), "page {page}");
+        }
+        assert_eq!((file.blocks(), volume.resident_bytes()), (512, 512 * PAGE));
+    }
+}
+
 /// A store beside punches, writes and other threads' stores is in the next collection.
 #[test]
 fn no_store_is_missed_beside_everything() {
@@ -300,7 +328,7 @@ fn no_store_is_missed_beside_everything() {
             let churning = scope.spawn(|| {
                 let mut state = 3;
                 while !done.load(Ordering::Relaxed) {
-                    let page = next(&mut state) % PAGES | 1;
+                    let page = (next(&mut state) % PAGES) | 1;
                     file.punch_hole(page * PAGE, PAGE).unwrap();
                     file.write_at(&[1; PAGE as usize], page * PAGE).unwrap();
                     map.store(page * PAGE, 5).unwrap();

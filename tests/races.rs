@@ -484,7 +484,7 @@ mod in_windows {
     windows_tests!(every_store_marks_its_page, Rule::MarkDirty, 8, every_store_is_dirty);
     windows_tests!(zeros_are_looked_at_again, Rule::LookAgainAtZeros, 4, store_to_zeros_that_are_taken_back);
 
-    windows_tests!(what_is_forgotten_is_armed_again, Rule::ArmWhatIsForgotten, 64, store_to_what_is_there_again);
+    windows_tests!(what_is_punched_is_armed_again, Rule::ArmWhatIsPunched, 64, store_to_what_is_there_again);
 
     /// The kernel installs what is present: writable, if it finds no marker where there has been a writable entry.
     fn store_to_what_is_there_again(world: &mut World) -> Verdict {

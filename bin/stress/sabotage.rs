@@ -116,7 +116,7 @@ impl Recipe {
             Rule::MadeUpAddresses => slow(with(Scenario::ThreeParty, &[Inject::MadeUp], &[])),
             Rule::ForkCheck => slow(with(Scenario::ThreeParty, &[Inject::Forks], &[])),
             Rule::LookAgainAtZeros => in_windows(with(Scenario::Reuse, &[], &[(Point::BeforeZerosGo, GATE)])),
-            Rule::ArmWhatIsForgotten => in_windows(with(Scenario::Reuse, &[], &[])),
+            Rule::ArmWhatIsPunched => in_windows(with(Scenario::Reuse, &[], &[])),
             _ => with(Scenario::Reuse, &[], &[]),
         }
     }

@@ -314,7 +314,8 @@ impl Inode {
         }
         let page = self.page();
         let stale_holes = self.holes_before_lock(page.touched(&bytes));
-        let mut change = self.invalidate(page.touched(&bytes));
+        let pages = page.touched(&bytes);
+        let mut change = self.change_armed(pages, || self.invalidate(pages));
         for hole in stale_holes.into_iter().flat_map(PageRange::iter) {
             if let PageState::Written(block) = change.extents().state(hole) {
                 let _ = self.store.zero_block(block);

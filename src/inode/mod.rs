@@ -13,11 +13,13 @@ use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::extents::Extent;
 use crate::space::{Change, Space, Stretch};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, RwLock, Tally};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, RwLock, Tally, back_off};
 use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;
+/// How long a write leaves pages alone that the kernel does not let be armed for the moment.
+const ARM_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 /// Zeros that are taken back under one hold of L2, or a few more: it keeps faults out.
 const ZEROS_AT_ONCE: u64 = 256;
 
@@ -128,6 +130,28 @@ impl Inode {
         }
         self.probe(Point::BeforeInvalidate, range.start, None);
         self.space.change()
+    }
+
+    /// Holds L2 for a change of pages that are about to be present: when they are armed wherever mappings are. Waits for that with no lock
+    /// but L1.
+    pub(crate) fn change_armed<'a>(&self, range: PageRange, begin: impl Fn() -> Change<'a>) -> Change<'a> {
+        self.change_when(begin, |change| change.arm_what_is_left(range))
+    }
+
+    /// Holds L2 for a change when `is_ready` says so, and lets go of it for a moment when not.
+    pub(crate) fn change_when<'a>(
+        &self,
+        begin: impl Fn() -> Change<'a>,
+        is_ready: impl Fn(&Change<'_>) -> bool,
+    ) -> Change<'a> {
+        loop {
+            let change = begin();
+            if is_ready(&change) {
+                return change;
+            }
+            change.commit(&self.store);
+            back_off(ARM_BACK_OFF);
+        }
     }
 
     /// Has the next invalidation of a page wait until a thread has run. Given up where another grant is

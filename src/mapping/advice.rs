@@ -57,8 +57,8 @@ impl Mapping {
                 Err(error @ (Error::PagerGone { .. } | Error::MappingLost { .. })) => Err(error),
                 Ok(()) | Err(_) => Ok(()),
             },
-            Advice::DontNeed if self.window.is_asynchronous() => {
-                // Nothing is installed while it is found out what has been stored to.
+            Advice::DontNeed if self.window.is_asynchronous() || self.window.has_poison() => {
+                // Nothing is installed while it is found out what has been stored to, or before what had been poisoned is armed.
                 let change = self.inode.space.change();
                 let alive = self.window.is_alive();
                 if alive {

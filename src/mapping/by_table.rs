@@ -17,6 +17,7 @@
 use super::Mapping;
 use crate::error::{BusError, Error, Result};
 use crate::policy::PageState;
+use crate::space::Change;
 use crate::units::{PageIndex, PageRange};
 
 /// How often a word is read that was different each time.
@@ -96,12 +97,15 @@ impl Mapping {
             Ok(reserved) => (reserved, None),
             Err(error) => (self.inode.store.reserve(0)?, Some(error)),
         };
-        let mut change = self.inode.space.change();
+        let is_ready = |change: &Change<'_>| match change.extents().state(index) {
+            PageState::Written(_) => change.keep_out_of(index),
+            PageState::Hole | PageState::Unwritten(_) => change.arm_what_is_left(PageRange::one(index)),
+        };
+        let mut change = self.inode.change_when(|| self.inode.space.change(), is_ready);
         self.check_end(change.size(), PageRange::one(index))?;
         let state = change.extents().state(index);
         let mut word = [0; 8];
         if let PageState::Written(block) = state {
-            change.keep_out_of(index);
             self.inode.store.memory.read(page.device_offset(block) + within, &mut word)?;
         }
         let was = u64::from_ne_bytes(word);

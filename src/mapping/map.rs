@@ -73,8 +73,11 @@ impl Pager {
         let (mut regions, place) = self.core.room_for(&table, len, align, Rights::of(options))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, place, pages, page);
-        let arms = inode.store.may_arm();
-        let window = window.and_then(|window| if arms { window.with_armed_parts() } else { Ok(window) });
+        let unarmed = inode.store.may_arm().then(|| inode.space.unarmed());
+        let window = window.and_then(|window| match unarmed {
+            Some(unarmed) => window.with_armed_parts(unarmed),
+            None => Ok(window),
+        });
         let window = Arc::new(window.map_err(|errno| Error::system("mmap", errno))?);
         let mut region = Region::new(Arc::clone(&inode), window.clone());
         show_places(&inode, &window, &mut region)?;

@@ -194,7 +194,7 @@ impl Mapping {
             Err(error) if hole => return Err(error),
             Err(error) => (self.inode.store.reserve(0)?, Some(error)),
         };
-        let mut change = self.inode.space.change();
+        let mut change = self.inode.change_armed(PageRange::one(index), || self.inode.space.change());
         self.check_end(change.size(), PageRange::one(index))?;
         if let Some(error) = wanted
             && change.extents().state(index) == PageState::Hole

@@ -45,7 +45,10 @@ impl Preparation {
             (Prepare::Allocate(..), _) if mkwrite_allocates => Some(Decision::InstallWritable),
             _ if !self.inode.broken(Rule::Revalidate) => None,
             (Prepare::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
-            (Prepare::Repoint(_, Backing::Own(_) | Backing::Armed(_)) | Prepare::TakeZerosBack, _) => None,
+            (
+                Prepare::Repoint(_, Backing::Own(_) | Backing::Armed(_)) | Prepare::TakeZerosBack | Prepare::ArmAgain,
+                _,
+            ) => None,
             (Prepare::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
             (Prepare::Repoint(_, Backing::Block(_)), Access::Store) => Some(Decision::InstallWritable),
             (Prepare::Allocate(..) | Prepare::Convert(_) | Prepare::Keep(_) | Prepare::Poison(_), _) => None,

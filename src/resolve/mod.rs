@@ -99,6 +99,8 @@ enum Prepare {
     Keep(PageRange),
     /// Take zeros back that loads have left in holes.
     TakeZerosBack,
+    /// Arm the page again in the mappings in which that was refused.
+    ArmAgain,
     /// Poison what is at this address, whatever is in the way.
     Poison(Addr),
 }
@@ -322,6 +324,7 @@ fn need(
         return Some(Prepare::Repoint(PageRange::one(page), Backing::Own(run.start)));
     }
     let to = match decision {
+        Decision::InstallZeros | Decision::Take if shared.is_left_unarmed(page) => return Some(Prepare::ArmAgain),
         Decision::InstallZeros if shared.has_too_many_zeros(store, page) => return Some(Prepare::TakeZerosBack),
         // Another thread's store to the page may have woken this one, and the page may have gone since: no page for nobody. Asked
         // whether it waits, as before a block is allocated.

@@ -13,7 +13,7 @@ use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::Window;
-use crate::sync::{Arc, RwLockWriteGuard};
+use crate::sync::{self, Arc, RwLockWriteGuard};
 use crate::sys::{Mended, Present};
 use crate::units::{Addr, PageIndex, PageRange};
 
@@ -58,6 +58,15 @@ pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
         }
         Prepare::TakeZerosBack => {
             need.inode.store.take_zeros_back();
+            Prepared::Ready
+        }
+        Prepare::ArmAgain => {
+            let change = need.inode.space.change();
+            let armed = change.arm_what_is_left(PageRange::one(need.page));
+            change.commit(&need.inode.store);
+            if !armed {
+                sync::back_off(super::BACK_OFF);
+            }
             Prepared::Ready
         }
         Prepare::Repoint(_, Backing::Armed(_)) if !may_arm(core, need) => {

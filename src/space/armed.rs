@@ -1,25 +1,29 @@
 //! The parts of a window in which the kernel installs what is present: *armed* ([`Present::Installed`](crate::sys::Present)).
 //!
 //! There every page has an entry, or a marker in its place, and what the kernel installs over a marker is write-protected: the first store
-//! is a fault of ours. A page with neither would be installed writable, and a store to it go unnoticed. So
+//! is a fault of ours. A page with neither would be installed writable: a store to it would go unnoticed, and be lost where the file says
+//! hole or unwritten. So
 //!
-//! > a page of an armed part that has no entry and no marker is marked dirty, or not present, and L2 is held exclusively.
+//! > a page of an armed part that has no entry and no marker is written and dirty, or it is not present, and stays so until it is armed.
 //!
 //! | what leaves neither | why that is so |
 //! |---|---|
-//! | a zap of a writable entry | it is dirty, and stays so |
-//! | a punch of one | it is forgotten, and armed again under the same hold ([`Window::forget`]) |
+//! | a zap of a writable entry | it is written and dirty, and stays so |
+//! | a punch of one | armed again under the same hold ([`Window::arm_what_is_punched`]) |
 //! | poison that is lifted | armed again under the same hold; while the page is not present, or by installing over it |
 //!
 //! Whoever clears a dirty bit otherwise write-protects the page: where there is no entry that leaves a marker.
+//!
+//! The kernel refuses to arm while a re-point is under way, and a change does not wait for the pager's reader. So what could not be armed is
+//! remembered, and whoever is about to make such a page present arms it first ([`Change::arm_what_is_left`]).
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::Window;
 use super::dirty::DirtyBits;
-use crate::sync::{AtomicBool, Ordering, Tally, back_off};
+use super::{Change, Shared, Space, Window};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Tally, back_off};
 use crate::sys::{Outcome, Protection};
 use crate::units::{PageIndex, PageRange, PageSize};
 
@@ -30,9 +34,9 @@ const MOST_BYTES: u64 = 32 << 20;
 /// How many first loads that belong to no stream a window serves before it is armed where they are: less is not worth a re-point. Models
 /// have no time for that.
 const STRAYS: u64 = if cfg!(feature = "shuttle") { 0 } else { 8 };
-/// How often, and how long apart, it is tried to write-protect pages while the kernel refuses: about a second.
-const TRIES: u32 = 10_000;
-const BACK_OFF: Duration = Duration::from_micros(100);
+/// How often, and how long apart, it is tried to write-protect pages while the kernel refuses.
+const TRIES: u32 = 4;
+const BACK_OFF: Duration = Duration::from_micros(20);
 
 /// Which parts of a window are armed.
 pub(super) struct Armed {
@@ -48,10 +52,14 @@ pub(super) struct Armed {
     refused: AtomicBool,
     /// A page past the end has been poisoned once.
     poisoned_past_end: AtomicBool,
+    /// What the kernel has refused to arm again. Changed under L2 held exclusively. A leaf, for the time of a look.
+    left: Mutex<Vec<PageRange>>,
+    /// How many such ranges there are in all windows of the file.
+    all_left: Arc<Tally>,
 }
 
 impl Armed {
-    pub(super) fn new(pages: PageRange, page: PageSize) -> Result<Self, Errno> {
+    pub(super) fn new(pages: PageRange, page: PageSize, all_left: Arc<Tally>) -> Result<Self, Errno> {
         let chunk = page.pages_in(CHUNK_BYTES).max(1);
         Ok(Self {
             chunk,
@@ -60,7 +68,15 @@ impl Armed {
             strays: Tally::new(0),
             refused: AtomicBool::new(false),
             poisoned_past_end: AtomicBool::new(false),
+            left: Mutex::new(Vec::new()),
+            all_left,
         })
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        self.all_left.fetch_sub(self.left.get_mut().len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -148,52 +164,68 @@ impl Window {
         parts.flat_map(|part| self.dirty.marked(self.own(part))).map(pages).collect()
     }
 
-    /// Has the next store to every page of `range` that lies in an armed part be noticed, whatever is there. What the kernel does not
-    /// let be protected counts as stored to.
+    /// Has the next store to every page of `range` that lies in an armed part be noticed, whatever is there. With L2 held exclusively, and
+    /// the pages absent.
     pub(super) fn arm_again(&self, range: PageRange) {
-        self.armed_parts(range).into_iter().for_each(|part| self.protect_surely(part));
+        self.armed_parts(range).into_iter().for_each(|part| self.arm_or_leave(part));
     }
 
-    /// With L2 held: nothing is installed meanwhile but by the kernel, or it is marked dirty.
-    ///
-    /// Waits where the kernel refuses: the event of a re-point is unread, or its thread has not run again. Neither needs a lock that is
-    /// held here.
-    pub(super) fn protect_surely(&self, range: PageRange) {
+    fn arm_or_leave(&self, range: PageRange) {
+        if !self.protect_now(range)
+            && let Some(armed) = &self.armed
+        {
+            armed.left.lock().push(range);
+            armed.all_left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Write-protects pages, with or without an entry; `false` if the kernel refuses for the moment: the event of a re-point is unread, or
+    /// its thread has not run again.
+    pub(super) fn protect_now(&self, range: PageRange) -> bool {
         for _ in 0..TRIES {
             match self.table.protect(self.span(range)) {
-                Ok(Outcome::Installed | Outcome::AlreadyPresent) => return,
+                Ok(Outcome::Installed | Outcome::AlreadyPresent) => return true,
                 Ok(Outcome::Retry) => back_off(BACK_OFF),
                 // A part is the application's, or gone: page by page then.
                 Ok(Outcome::Gone) | Err(_) if range.pages() > 1 => {
-                    return range.iter().for_each(|page| self.protect_surely(PageRange::one(page)));
+                    return range.iter().all(|page| self.protect_now(PageRange::one(page)));
                 }
-                Ok(Outcome::Gone) => return,
-                Err(_) => break,
+                Ok(Outcome::Gone) => return true,
+                Err(_) => return false,
             }
         }
-        self.mark_dirty_range(range);
+        false
     }
 
-    /// The pages of `range` have been taken out of the device: they are not dirty any more, and armed again. With L2 held exclusively, so that
-    /// none of them is present before that.
+    /// The pages of `range` have been taken out of the device. With L2 held exclusively, so that none of them is present before they are armed.
     ///
     /// ```text
     /// a punch of X, which is dirty                      a store to X, later
     ///   L2 exclusive
     ///   punch: page and entry go, and no marker stays
-    ///   forget: X is clean
     ///   protect: a marker
+    ///   forget: X is clean
     ///   unlock
     ///              (write_at makes X present)
     ///                                                     the kernel finds the marker: installed, protected
     ///                                                     the store faults: X is dirty
     /// ```
-    pub(super) fn forget(&self, range: PageRange, arms: bool) {
-        let runs = self.dirty_and_armed(range);
-        self.dirty.forget(self.own(range));
-        if arms {
-            runs.into_iter().for_each(|run| self.protect_surely(run));
-        }
+    pub(super) fn arm_what_is_punched(&self, range: PageRange) {
+        self.dirty_and_armed(range).into_iter().for_each(|run| self.arm_or_leave(run));
+    }
+
+    /// Arms what has been left of `range`. Whether nothing is left.
+    fn arm_what_is_left(&self, range: PageRange) -> bool {
+        let Some(armed) = &self.armed else { return true };
+        let mut left = armed.left.lock();
+        let before = left.len();
+        left.retain(|part| part.intersect(range).is_empty() || !self.protect_now(*part));
+        armed.all_left.fetch_sub((before - left.len()) as u64, Ordering::Relaxed);
+        left.iter().all(|part| part.intersect(range).is_empty())
+    }
+
+    fn has_left(&self, page: PageIndex) -> bool {
+        self.armed.as_ref().is_some_and(|armed| armed.left.lock().iter().any(|part| part.contains(page)))
     }
 
     /// Takes the poison of one page away that has been put there for the sake of one thread. With L2 held exclusively.
@@ -211,5 +243,28 @@ impl Window {
             }
         }
         self.zap(one);
+    }
+}
+
+impl Space {
+    /// What windows of the file count in what could not be armed.
+    pub(crate) fn unarmed(&self) -> Arc<Tally> {
+        self.state.read().unarmed.clone()
+    }
+}
+
+impl Shared<'_> {
+    /// Whether a page must not be made present before it is armed again in some mapping.
+    pub(crate) fn is_left_unarmed(&self, page: PageIndex) -> bool {
+        let state = self.state();
+        state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(|window| window.has_left(page))
+    }
+}
+
+impl Change<'_> {
+    /// Arms again what could not be armed of `range` when it was punched. Whether nothing of it is left: then its pages may be present.
+    pub(crate) fn arm_what_is_left(&self, range: PageRange) -> bool {
+        let all = |window: &Arc<Window>| window.arm_what_is_left(range);
+        self.state.unarmed.load(Ordering::Relaxed) == 0 || self.state.windows.iter().all(all)
     }
 }

@@ -159,9 +159,10 @@ impl Change<'_> {
         }
     }
 
-    /// Takes a page out of every mapping now: until the change is committed nobody loads or stores there by an instruction.
-    pub(crate) fn keep_out_of(&self, page: PageIndex) {
-        self.state.windows.iter().for_each(|window| window.zap(PageRange::one(page)));
+    /// Takes a page out of every mapping now: until the change is committed nobody stores there by an instruction. Where the kernel installs
+    /// it by itself it is protected. `false` if that is refused for the moment.
+    pub(crate) fn keep_out_of(&self, page: PageIndex) -> bool {
+        self.state.windows.iter().all(|window| window.zap(PageRange::one(page)))
     }
 
     /// Zeroes a part of a written page once it is zapped, so that no store slips in behind.
@@ -205,7 +206,7 @@ impl Change<'_> {
     /// Poisons a page inside the file, which nobody else can fault on while L2 is held exclusively. It ends with the next
     /// zap.
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
-        window.zap(PageRange::one(page));
+        let _ = window.zap(PageRange::one(page));
         window.set_poisoned();
         let span = window.span_at(at, backing);
         let _ = match window.is_armed(page) && self.may_be_there(page) {
@@ -268,7 +269,7 @@ impl Change<'_> {
     /// Pages past the end are about to be present: where they are poisoned, the poison goes while they are not.
     pub(crate) fn lift_poison_past_end(&self, range: PageRange) {
         let poisoned = self.state.windows.iter().filter(|window| window.is_poisoned_past_end());
-        poisoned.for_each(|window| window.zap(range));
+        poisoned.for_each(|window| _ = window.zap(range));
     }
 
     /// [`Change::try_commit`] of a change in which nothing is zeroed or copied: so nothing can fail.
@@ -369,13 +370,15 @@ impl Pending {
     /// Zaps, punches and forgets. What a punch takes out of the device, the kernel takes out of every page table in the same step.
     fn invalidate(&self, windows: &[Arc<Window>], store: &Store) {
         for window in windows {
-            self.zap.iter().for_each(|range| window.zap(*range));
+            self.zap.iter().for_each(|range| _ = window.zap(*range));
             self.punch.iter().for_each(|(range, _)| window.goes_with_the_page(*range));
         }
         self.punch.iter().flat_map(|(_, runs)| runs).for_each(|run| store.punch(*run));
-        let arms = !store.broken(Rule::ArmWhatIsForgotten);
         for window in windows {
-            self.forget.iter().for_each(|range| window.forget(*range, arms));
+            if !store.broken(Rule::ArmWhatIsPunched) {
+                self.punch.iter().for_each(|(range, _)| window.arm_what_is_punched(*range));
+            }
+            self.forget.iter().for_each(|range| window.dirty.forget(window.own(*range)));
         }
     }
 
@@ -394,7 +397,7 @@ impl Pending {
             let (blocks, there) = state.extents.take_out(gone);
             there.into_iter().for_each(|run| store.punch(run));
             self.free.extend(blocks.iter().map(|extent| extent.run));
-            state.windows.iter().for_each(|window| window.zap(gone));
+            state.windows.iter().for_each(|window| _ = window.zap(gone));
             state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
             done = done.and(zeroed);
         }

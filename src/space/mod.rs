@@ -33,7 +33,7 @@ use nix::errno::Errno;
 
 use crate::blocks::store::Store;
 use crate::policy::{Backing, FaultKind, PageState, View};
-use crate::sync::{Arc, Held, RwLock, RwLockReadGuard};
+use crate::sync::{Arc, Held, RwLock, RwLockReadGuard, Tally};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) use change::Change;
@@ -50,6 +50,8 @@ struct State {
     windows: Vec<Arc<Window>>,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
+    /// Ranges of windows that have been punched and could not be armed again yet; see [`armed`].
+    unarmed: Arc<Tally>,
 }
 
 /// Size, extents and mappings of one file, under L2.
@@ -61,8 +63,8 @@ pub(crate) struct Space {
     /// exclusive by control operations, by a fault that publishes a block, and by unmap, over "publish,
     /// zap, forget". Under it: no I/O, no waiting for another thread, no re-point, no touch of mapped
     /// memory or of a user's buffer, no allocator. Two exceptions wait for a thread that needs
-    /// nothing of ours: `resolve::refuse`, some ten milliseconds at most, for one to take its SIGBUS; `Core::give_up` and
-    /// `Window::protect_surely`, about a second at most, for one whose mremap has been read of to run again. Guarded by `tests/races.rs` (rules 1 and 2) and
+    /// nothing of ours: `resolve::refuse`, some ten milliseconds at most, for one to take its SIGBUS; `Core::give_up`, about a second
+    /// at most, for one whose mremap has been read of to run again. Guarded by `tests/races.rs` (rules 1 and 2) and
     /// `tests/deadlocks.rs` (rules 4 and 5).
     state: RwLock<State>,
 }
@@ -75,6 +77,7 @@ impl Space {
             extents: Extents::new(store),
             windows: Vec::new(),
             preallocated: Preallocation::default(),
+            unarmed: Arc::new(Tally::new(0)),
         };
         Self { number, page, state: RwLock::new(state) }
     }
@@ -113,7 +116,7 @@ impl Space {
     /// Zaps without publishing anything: what an invalidation in the wrong order begins with.
     pub(crate) fn zap_too_early(&self, range: PageRange) {
         let state = self.state.write();
-        state.windows.iter().for_each(|window| window.zap(range));
+        state.windows.iter().for_each(|window| _ = window.zap(range));
     }
 }
 

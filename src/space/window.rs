@@ -79,8 +79,8 @@ impl Window {
     }
 
     /// The same, parts of which may be armed.
-    pub(crate) fn with_armed_parts(self) -> Result<Self, Errno> {
-        Ok(Self { armed: Some(Armed::new(self.pages, self.page)?), ..self })
+    pub(crate) fn with_armed_parts(self, unarmed: Arc<Tally>) -> Result<Self, Errno> {
+        Ok(Self { armed: Some(Armed::new(self.pages, self.page, unarmed)?), ..self })
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -232,22 +232,29 @@ impl Window {
     }
 
     /// Takes the entries of `range` away. Always safe: the next access faults. Of an asynchronous window only
-    /// while nothing can be installed: with L2 held exclusively.
+    /// while nothing can be installed: with L2 held exclusively. Whether the next store to each page is a fault, even where the kernel
+    /// installs by itself what is present; `false` if it refuses that for the moment.
     ///
     /// # Panics
     /// When the kernel refuses. An entry that stays would show a freed block, so the
     /// caller must not go on to free it.
-    pub(crate) fn zap(&self, range: PageRange) {
+    pub(crate) fn zap(&self, range: PageRange) -> bool {
         if self.span(range).bytes() == 0 {
-            return;
+            return true;
         }
-        // So that markers stay: a store that comes next is to be a fault, even where the page is present.
-        self.dirty_and_armed(range).into_iter().for_each(|run| self.protect_surely(run));
+        // So that markers stay. Without one the page is dirty.
+        let marked = self.dirty_and_armed(range).into_iter().all(|run| self.protect_now(run));
         self.drop_entries(range);
-        if self.is_poisoned_past_end() || self.poisoned.load(Ordering::Relaxed) {
+        if self.has_poison() {
             self.arm_again(range);
         }
         self.settle(range);
+        marked
+    }
+
+    /// Whether there may be poison in an armed part: what is zapped then has neither entry nor marker.
+    pub(crate) fn has_poison(&self) -> bool {
+        self.has_armed_parts() && (self.is_poisoned_past_end() || self.poisoned.load(Ordering::Relaxed))
     }
 
     /// Takes the entries of pages away that are dirty, or are installed again under the same hold.

@@ -53,7 +53,7 @@ const IN_WINDOWS: &[(Rule, &str)] = &[
     (Rule::WakeAfterEexist, "injected"),
     (Rule::RevokeBeforeClose, "shutdown"),
     (Rule::LookAgainAtZeros, "zeros"),
-    (Rule::ArmWhatIsForgotten, "armed"),
+    (Rule::ArmWhatIsPunched, "armed"),
 ];
 
 /// With the seed fixed, each broken rule shows, and shows again, in the same way, when the schedule is run again.
