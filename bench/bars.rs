@@ -210,7 +210,7 @@ fn in_windows(scale: &Scale) -> Vec<Bar> {
         bars.push(times(name, pinned.dax(load, options), pinned.case(load, contender), AtMost(1.10)));
     }
     // What is there and was stored to in no order: the kernel installs it.
-    let (read, few) = (Work::RandomRead, Work::SparseRead { file_pages: 64 * scale.pages });
+    let read = Work::RandomRead;
     for (who, options) in [("pager thread", there), ("faulting thread", here)] {
         let name = format!("first loads (windows) at random, {who}, against the kernel's own, armed");
         bars.push(times(name, pinned.dax(read, options), pinned.case(read, Contender::KernelArmed), AtMost(1.15)));
@@ -219,7 +219,9 @@ fn in_windows(scale: &Scale) -> Vec<Bar> {
     let read = Work::SequentialRead;
     bars.push(times(name, pinned.dax(read, there), pinned.case(read, Contender::Kernel), AtMost(1.15)));
     let name = "first loads (windows) of one page in 64, faulting thread, against the kernel";
-    bars.push(times(name, pinned.dax(few, here), pinned.case(few, Contender::Kernel), AtMost(1.5)));
+    let sparse = Work::SparseRead { file_pages: scale.sparse_file_pages };
+    let few = |contender| Case { pages: scale.sparse_file_pages / 64, ..pinned.case(sparse, contender) };
+    bars.push(times(name, few(Contender::Dax(here)), few(Contender::Kernel), AtMost(1.5)));
     for (name, work) in [("read_at", Work::ReadCalls), ("write_at", Work::WriteCalls)] {
         let name = format!("{name} of a page (windows), against pread and pwrite");
         bars.push(times(name, pinned.dax(work, there), pinned.case(work, Contender::Kernel), AtMost(1.10)));

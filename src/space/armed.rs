@@ -76,7 +76,9 @@ impl Armed {
 
 impl Drop for Armed {
     fn drop(&mut self) {
-        self.all_left.fetch_sub(self.left.get_mut().len() as u64, Ordering::Relaxed);
+        if self.all_left.load(Ordering::Relaxed) > 0 {
+            self.all_left.fetch_sub(self.left.lock().len() as u64, Ordering::Relaxed);
+        }
     }
 }
 
