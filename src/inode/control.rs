@@ -315,7 +315,14 @@ impl Inode {
         let page = self.page();
         let stale_holes = self.holes_before_lock(page.touched(&bytes));
         let pages = page.touched(&bytes);
-        let mut change = self.change_armed(pages, || self.invalidate(pages));
+        let is_ready = |change: &Change<'_>| {
+            // While they are absent.
+            if bytes.end > change.size() {
+                change.lift_poison_past_end(PageRange::new(page.ceil(change.size()), page.ceil(bytes.end)));
+            }
+            change.make_ready(pages)
+        };
+        let mut change = self.change_when(|| self.invalidate(pages), is_ready)?;
         for hole in stale_holes.into_iter().flat_map(PageRange::iter) {
             if let PageState::Written(block) = change.extents().state(hole) {
                 let _ = self.store.zero_block(block);
@@ -328,9 +335,6 @@ impl Inode {
         } else {
             copy
         };
-        if bytes.end > change.size() {
-            change.lift_poison_past_end(PageRange::new(page.ceil(change.size()), page.ceil(bytes.end)));
-        }
         let mut left = bytes.clone();
         let mut written = Ok(());
         while !left.is_empty() && written.is_ok() {
@@ -387,7 +391,6 @@ impl Inode {
         let page = self.page();
         let first = change.extents().within(pages).next();
         let here = first.filter(|extent| extent.page == pages.start);
-        change.lift_poison_before_bytes(pages);
         let run = match here {
             Some(extent) => extent.run,
             None => {
@@ -470,7 +473,6 @@ impl Inode {
     ) -> Result<()> {
         let page = self.page();
         change.keep(PageRange::one(index));
-        change.lift_poison_before_bytes(PageRange::one(index));
         let whole = part == (0..page.bytes());
         let write = |block| self.store.memory.write(page.device_offset(block) + part.start, bytes);
         // Filled before it is published; zeroed first where the bytes do not cover it.

@@ -5,6 +5,8 @@ pub(crate) mod grace;
 
 use std::ops::Deref;
 
+use nix::errno::Errno;
+
 use crate::blocks::store::{Preallocates, Store, Wanted};
 use crate::error::{Error, Result};
 use crate::inode::grace::Grace;
@@ -18,8 +20,9 @@ use crate::units::{BlockIndex, PageIndex, PageRange, PageSize};
 
 /// Fewer places than this at which neighbouring pages lie apart are not worth moving blocks for.
 const GATHER_BREAKS: usize = 2;
-/// How long a write leaves pages alone that the kernel does not let be armed for the moment.
-const ARM_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+/// How long a change waits before it asks again for what the kernel has refused, and how often it does.
+const REFUSED_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+const REFUSALS_MAX: u32 = 5_000;
 /// Zeros that are taken back under one hold of L2, or a few more: it keeps faults out.
 const ZEROS_AT_ONCE: u64 = 256;
 
@@ -132,26 +135,27 @@ impl Inode {
         self.space.change()
     }
 
-    /// Holds L2 for a change of pages that are about to be present: when they are armed wherever mappings are. Waits for that with no lock
-    /// but L1.
-    pub(crate) fn change_armed<'a>(&self, range: PageRange, begin: impl Fn() -> Change<'a>) -> Change<'a> {
-        self.change_when(begin, |change| change.arm_what_is_left(range))
-    }
-
-    /// Holds L2 for a change when `is_ready` says so, and lets go of it for a moment when not.
+    /// Holds L2 for a change when `is_ready` says so, and lets go of it for a moment when not: while the kernel refuses something for the
+    /// sake of an mremap whose event is unread.
+    ///
+    /// # Errors
+    /// [`Error::System`] after about a second.
     pub(crate) fn change_when<'a>(
-        &self,
-        begin: impl Fn() -> Change<'a>,
+        &'a self,
+        begin: impl FnOnce() -> Change<'a>,
         is_ready: impl Fn(&Change<'_>) -> bool,
-    ) -> Change<'a> {
-        loop {
-            let change = begin();
+    ) -> Result<Change<'a>> {
+        let mut change = begin();
+        for _ in 0..REFUSALS_MAX {
             if is_ready(&change) {
-                return change;
+                return Ok(change);
             }
             change.commit(&self.store);
-            back_off(ARM_BACK_OFF);
+            back_off(REFUSED_BACK_OFF);
+            change = self.space.change();
         }
+        change.commit(&self.store);
+        Err(Error::system("ioctl(UFFDIO_WRITEPROTECT)", Errno::EAGAIN))
     }
 
     /// Has the next invalidation of a page wait until a thread has run. Given up where another grant is

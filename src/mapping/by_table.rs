@@ -99,9 +99,9 @@ impl Mapping {
         };
         let is_ready = |change: &Change<'_>| match change.extents().state(index) {
             PageState::Written(_) => change.keep_out_of(index),
-            PageState::Hole | PageState::Unwritten(_) => change.arm_what_is_left(PageRange::one(index)),
+            PageState::Hole | PageState::Unwritten(_) => change.make_ready(PageRange::one(index)),
         };
-        let mut change = self.inode.change_when(|| self.inode.space.change(), is_ready);
+        let mut change = self.inode.change_when(|| self.inode.space.change(), is_ready)?;
         self.check_end(change.size(), PageRange::one(index))?;
         let state = change.extents().state(index);
         let mut word = [0; 8];

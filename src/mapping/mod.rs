@@ -17,7 +17,7 @@ use crate::policy::Backing;
 use crate::policy::PageState;
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::space::Window;
+use crate::space::{Change, Window};
 use crate::sync::{self, Arc};
 use crate::sys::Outcome;
 use crate::sys::access::buffer;
@@ -194,7 +194,8 @@ impl Mapping {
             Err(error) if hole => return Err(error),
             Err(error) => (self.inode.store.reserve(0)?, Some(error)),
         };
-        let mut change = self.inode.change_armed(PageRange::one(index), || self.inode.space.change());
+        let is_ready = |change: &Change<'_>| change.make_ready(PageRange::one(index));
+        let mut change = self.inode.change_when(|| self.inode.space.change(), is_ready)?;
         self.check_end(change.size(), PageRange::one(index))?;
         if let Some(error) = wanted
             && change.extents().state(index) == PageState::Hole
@@ -311,7 +312,7 @@ impl Mapping {
     }
 
     /// `false` while the kernel refuses.
-    fn protect(&self, change: &crate::space::Change<'_>, run: PageRange) -> bool {
+    fn protect(&self, change: &Change<'_>, run: PageRange) -> bool {
         match change.protect(&self.window, run) {
             Ok(Outcome::Installed | Outcome::AlreadyPresent) => true,
             Ok(Outcome::Retry) => false,
@@ -319,7 +320,9 @@ impl Mapping {
             Ok(Outcome::Gone) | Err(_) => {
                 run.iter().all(|page| match change.protect(&self.window, PageRange::one(page)) {
                     Ok(Outcome::Retry) => false,
-                    Ok(Outcome::Installed | Outcome::AlreadyPresent | Outcome::Gone) | Err(_) => true,
+                    Ok(Outcome::Installed | Outcome::AlreadyPresent | Outcome::Gone) => true,
+                    // Where the kernel installs what is present there has to be a marker.
+                    Err(_) => !self.window.has_armed_parts(),
                 })
             }
         }

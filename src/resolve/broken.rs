@@ -46,7 +46,7 @@ impl Preparation {
             _ if !self.inode.broken(Rule::Revalidate) => None,
             (Prepare::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
             (
-                Prepare::Repoint(_, Backing::Own(_) | Backing::Armed(_)) | Prepare::TakeZerosBack | Prepare::ArmAgain,
+                Prepare::Repoint(_, Backing::Own(_) | Backing::Armed(_)) | Prepare::TakeZerosBack | Prepare::MakeReady,
                 _,
             ) => None,
             (Prepare::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),

@@ -58,17 +58,27 @@ pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision:
 }
 
 /// What is to be armed before a load of a page is answered that is present in its place, and belongs to no stream.
-pub(super) fn to_be_armed(region: &Region, page: PageIndex, fault: Fault, tid: Tid) -> Option<(PageRange, Backing)> {
-    let window = &*region.window;
-    if (fault.kind, fault.access) != (FaultKind::Minor, Access::Load) || !window.may_be_armed() {
+pub(super) fn to_be_armed(
+    region: &Region,
+    view: &View,
+    kind: FaultKind,
+    decision: Decision,
+    tid: Tid,
+) -> Option<(PageRange, Backing)> {
+    let (window, page) = (&*region.window, view.page);
+    // Of a fault in a signal handler the kind is not known, but what the file says is.
+    let is_load_of_what_is_there = kind == FaultKind::Minor && decision == Decision::InstallReadOnly;
+    let (true, Backing::Own(_)) = (is_load_of_what_is_there && window.may_be_armed(), view.backing) else {
         return None;
-    }
-    let Backing::Own(_) = region.layout.backing(page) else { return None };
+    };
     let largest = window.largest_run();
-    let (pages, _) = worth(region, page, tid, largest);
-    let is_random = region.advised.at(page) == Some(Pattern::Random);
-    // The first page of many, perhaps.
-    if pages > 1 || largest > 1 && !is_random && window.begins_a_chunk(page) {
+    let is_stream = match region.advised.at(page) {
+        Some(Pattern::Random) => false,
+        Some(Pattern::Sequential) => true,
+        // The first page of many, perhaps.
+        None => largest > 1 && (window.begins_a_chunk(page) || window.streams.find(tid, page, largest).pages() > 1),
+    };
+    if is_stream {
         return None;
     }
     let range = window.to_be_armed(page, region.layout.piece(page))?;

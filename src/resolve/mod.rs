@@ -99,8 +99,8 @@ enum Prepare {
     Keep(PageRange),
     /// Take zeros back that loads have left in holes.
     TakeZerosBack,
-    /// Arm the page again in the mappings in which that was refused.
-    ArmAgain,
+    /// Make the page ready to be present, where that was refused before, or where it is poisoned for the sake of one thread.
+    MakeReady,
     /// Poison what is at this address, whatever is in the way.
     Poison(Addr),
 }
@@ -238,7 +238,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         view.eof = inode.page().ceil(size);
     }
     let decision = decide_for(inode, window, Fault { access: raw.access, kind: raw.kind }, &view);
-    let armed = || to_be_armed(region, page, Fault { access: raw.access, kind: raw.kind }, raw.tid);
+    let armed = || to_be_armed(region, &view, raw.kind, decision, raw.tid);
     let what = need(region, &shared, page, decision, Some(raw.tid), heard);
     if let Some(what) = what.or_else(|| armed().map(|(range, first)| Prepare::Repoint(range, first))) {
         if patience == Patience::Try {
@@ -324,7 +324,8 @@ fn need(
         return Some(Prepare::Repoint(PageRange::one(page), Backing::Own(run.start)));
     }
     let to = match decision {
-        Decision::InstallZeros | Decision::Take if shared.is_left_unarmed(page) => return Some(Prepare::ArmAgain),
+        Decision::InstallZeros | Decision::Take if shared.is_left_unarmed(page) => return Some(Prepare::MakeReady),
+        Decision::Take if shared.is_poisoned_for_one() => return Some(Prepare::MakeReady),
         Decision::InstallZeros if shared.has_too_many_zeros(store, page) => return Some(Prepare::TakeZerosBack),
         // Another thread's store to the page may have woken this one, and the page may have gone since: no page for nobody. Asked
         // whether it waits, as before a block is allocated.

@@ -12,8 +12,8 @@ use crate::inode::Inode;
 use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::space::Window;
-use crate::sync::{self, Arc, RwLockWriteGuard};
+use crate::space::{Change, Window};
+use crate::sync::{Arc, RwLockWriteGuard};
 use crate::sys::{Mended, Present};
 use crate::units::{Addr, PageIndex, PageRange};
 
@@ -60,14 +60,15 @@ pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
             need.inode.store.take_zeros_back();
             Prepared::Ready
         }
-        Prepare::ArmAgain => {
-            let change = need.inode.space.change();
-            let armed = change.arm_what_is_left(PageRange::one(need.page));
-            change.commit(&need.inode.store);
-            if !armed {
-                sync::back_off(super::BACK_OFF);
+        Prepare::MakeReady => {
+            let is_ready = |change: &Change<'_>| change.make_ready(PageRange::one(need.page));
+            match need.inode.change_when(|| need.inode.space.change(), is_ready) {
+                Ok(change) => {
+                    change.commit(&need.inode.store);
+                    Prepared::Ready
+                }
+                Err(_) => Prepared::NoMemory,
             }
-            Prepared::Ready
         }
         Prepare::Repoint(_, Backing::Armed(_)) if !may_arm(core, need) => {
             need.window.set_not_to_be_armed();
@@ -124,7 +125,9 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
     if is_crowded(core, REPOINT_PIECES) {
         evict(core, &mut regions);
     }
-    if regions.of(&need.window).is_none() {
+    // Gone, given up, or another worker has been first.
+    let now = regions.of(&need.window).map(|region| region.layout.backing(range.start));
+    if now.is_none() || !need.window.is_alive() || now == Some(first) && matches!(first, Backing::Armed(_)) {
         return Prepared::Ready;
     }
     need.inode.probe(Point::Repointing, range.start, None);

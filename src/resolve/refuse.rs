@@ -148,12 +148,13 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
                 // A thread of another process: it cannot be told when that has run.
                 None => sync::back_off(FOREIGN_GRACE),
             }
-            // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again.
-            let change = inode.space.change();
-            if window.is_alive() {
-                change.lift_poison(&window, page);
-            }
-            change.commit(&inode.store);
+            // It has had its SIGBUS or EFAULT, or has faulted anew: the hole reads as zeros again. Our own re-points, during which the
+            // kernel refuses, are kept away meanwhile; for one by the application it is waited.
+            let regions = core.regions.read();
+            let lifted = inode.change_when(|| inode.space.change(), |change| change.lift_poison(&window, page));
+            // A kernel that goes on refusing: the page stays poisoned until it is zapped.
+            lifted.into_iter().for_each(|change| change.commit(&inode.store));
+            drop(regions);
         }
     }
     drop(passing);

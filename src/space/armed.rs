@@ -212,39 +212,46 @@ impl Window {
     ///                                                     the kernel finds the marker: installed, protected
     ///                                                     the store faults: X is dirty
     /// ```
+    ///
+    /// Of a page that is not dirty as well: the kernel may be about to install it when it is punched, and takes entry and marker then.
     pub(super) fn arm_what_is_punched(&self, range: PageRange) {
-        self.dirty_and_armed(range).into_iter().for_each(|run| self.arm_or_leave(run));
+        self.arm_again(range);
     }
 
-    /// Arms what has been left of `range`. Whether nothing is left.
+    /// Arms what has been left, until that is refused. Whether nothing of `range` is left.
     fn arm_what_is_left(&self, range: PageRange) -> bool {
         let Some(armed) = &self.armed else { return true };
-        let mut left = armed.left.lock();
-        let before = left.len();
-        left.retain(|part| part.intersect(range).is_empty() || !self.protect_now(*part));
-        armed.all_left.fetch_sub((before - left.len()) as u64, Ordering::Relaxed);
-        left.iter().all(|part| part.intersect(range).is_empty())
+        let left = std::mem::take(&mut *armed.left.lock());
+        let done = left.iter().take_while(|part| self.protect_now(**part)).count();
+        armed.all_left.fetch_sub(done as u64, Ordering::Relaxed);
+        let rest = &left[done..];
+        armed.left.lock().extend_from_slice(rest);
+        rest.iter().all(|part| part.intersect(range).is_empty())
     }
 
+    /// Whether a page is among what has been left. Never waits; where it cannot be told it may be.
     fn has_left(&self, page: PageIndex) -> bool {
-        self.armed.as_ref().is_some_and(|armed| armed.left.lock().iter().any(|part| part.contains(page)))
+        let Some(armed) = &self.armed else { return false };
+        armed.left.try_lock().is_none_or(|left| left.iter().any(|part| part.contains(page)))
     }
 
     /// Takes the poison of one page away that has been put there for the sake of one thread. With L2 held exclusively.
     /// `is_there` says whether the page may be present: then the kernel would install it, and is not to do so before there is a marker.
-    pub(super) fn lift_poison(&self, page: PageIndex, is_there: bool) {
+    /// `false` if the kernel refuses for the moment.
+    pub(super) fn lift_poison(&self, page: PageIndex, is_there: bool) -> bool {
         let one = PageRange::one(page);
         if is_there && self.is_armed(page) {
-            for _ in 0..TRIES {
-                match self.table.install(self.span(one), Protection::ReadOnly) {
-                    // In the place of the poison; or somebody's store has put an entry there, and marked it.
-                    Ok(Outcome::Installed | Outcome::AlreadyPresent | Outcome::Gone) => return,
-                    Ok(Outcome::Retry) => back_off(BACK_OFF),
-                    Err(_) => break,
-                }
+            match self.table.install(self.span(one), Protection::ReadOnly) {
+                // In the place of the poison.
+                Ok(Outcome::Installed | Outcome::Gone) => return true,
+                Ok(Outcome::AlreadyPresent) => return self.protect_now(one),
+                Ok(Outcome::Retry) => return false,
+                // It is not.
+                Err(_) => {}
             }
         }
         self.zap(one);
+        true
     }
 }
 
@@ -261,11 +268,23 @@ impl Shared<'_> {
         let state = self.state();
         state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(|window| window.has_left(page))
     }
+
+    /// Whether some mapping has a page poisoned for the sake of one thread: a store to it through another is to end that.
+    pub(crate) fn is_poisoned_for_one(&self) -> bool {
+        let state = self.state();
+        let is_poisoned = |window: &Arc<Window>| window.poisoned_for_one.load(Ordering::Relaxed) > 0;
+        state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(is_poisoned)
+    }
 }
 
 impl Change<'_> {
-    /// Arms again what could not be armed of `range` when it was punched. Whether nothing of it is left: then its pages may be present.
-    pub(crate) fn arm_what_is_left(&self, range: PageRange) -> bool {
+    /// Makes everything ready for pages of a file with windows that are about to be present: what is poisoned of them is so no longer, and
+    /// what could not be armed when it was punched is. `false` if the kernel refuses that for the moment.
+    pub(crate) fn make_ready(&self, range: PageRange) -> bool {
+        self.lift_poison_before_bytes(range) && self.arm_what_is_left(range)
+    }
+
+    fn arm_what_is_left(&self, range: PageRange) -> bool {
         let all = |window: &Arc<Window>| window.arm_what_is_left(range);
         self.state.unarmed.load(Ordering::Relaxed) == 0 || self.state.windows.iter().all(all)
     }

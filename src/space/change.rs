@@ -12,7 +12,7 @@ use super::window::Window;
 use crate::blocks::Run;
 use crate::blocks::store::Store;
 use crate::error::{Error, Result};
-use crate::policy::Backing;
+use crate::policy::{Backing, PageState};
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::sync::{Arc, Ordering, RwLockWriteGuard};
@@ -208,12 +208,14 @@ impl Change<'_> {
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
         let _ = window.zap(PageRange::one(page));
         window.set_poisoned();
-        let span = window.span_at(at, backing);
-        let _ = match window.is_armed(page) && self.may_be_there(page) {
-            // The kernel may have put an entry there again: a marker that is cleared would make that writable.
-            true => window.table.poison(span),
-            false => window.poison(at, backing),
-        };
+        let armed = window.is_armed(page);
+        if armed && self.state.extents.state(page) != PageState::Hole {
+            // The kernel may put an entry there between marker and poison, and make it writable: to be counted as stored to.
+            window.mark_dirty(page);
+        }
+        if window.poison(at, backing) != Ok(Outcome::Installed) && armed {
+            window.arm_again(PageRange::one(page));
+        }
     }
 
     /// Whether the device may have a page of a file with windows.
@@ -230,6 +232,7 @@ impl Change<'_> {
         let (_, there) = self.state.extents.take_out(one);
         self.state.windows.iter().for_each(|window| window.goes_with_the_page(one));
         there.into_iter().for_each(|run| store.punch(run));
+        self.state.windows.iter().for_each(|window| window.arm_what_is_punched(one));
     }
 
     /// Poisons a hole for the sake of one thread. The zeros that a load may have left there go first: from then on it is absent, and the
@@ -244,26 +247,32 @@ impl Change<'_> {
     ) {
         self.take_zeros_out(store, page);
         window.poisoned_for_one.fetch_add(1, Ordering::Relaxed);
+        self.state.unarmed.fetch_add(1, Ordering::Relaxed);
         self.poison(window, page, at, backing);
     }
 
-    /// Takes that away.
-    pub(crate) fn lift_poison(&self, window: &Window, page: PageIndex) {
-        window.lift_poison(page, self.may_be_there(page));
+    /// Takes that away. `false` if the kernel refuses for the moment.
+    pub(crate) fn lift_poison(&self, window: &Window, page: PageIndex) -> bool {
+        if window.is_alive() && !window.lift_poison(page, self.may_be_there(page)) {
+            return false;
+        }
         window.poisoned_for_one.fetch_sub(1, Ordering::Relaxed);
+        self.state.unarmed.fetch_sub(1, Ordering::Relaxed);
+        true
     }
 
     /// Pages of a file with windows are about to have bytes: where one is poisoned that is over. Of single blocks a zap sees to that when
     /// they are there.
-    pub(crate) fn lift_poison_before_bytes(&self, range: PageRange) {
-        if self.state.extents.windows().is_none() {
-            return;
+    pub(super) fn lift_poison_before_bytes(&self, range: PageRange) -> bool {
+        if self.state.extents.windows().is_none() || self.state.unarmed.load(Ordering::Relaxed) == 0 {
+            return true;
         }
-        let poisoned = self.state.windows.iter().filter(|window| window.poisoned_for_one.load(Ordering::Relaxed) > 0);
-        for window in poisoned {
-            let pages = range.intersect(window.pages()).iter();
-            pages.for_each(|page| window.lift_poison(page, self.may_be_there(page)));
-        }
+        let mut poisoned =
+            self.state.windows.iter().filter(|window| window.poisoned_for_one.load(Ordering::Relaxed) > 0);
+        poisoned.all(|window| {
+            let mut pages = range.intersect(window.pages()).iter();
+            pages.all(|page| window.lift_poison(page, self.may_be_there(page)))
+        })
     }
 
     /// Pages past the end are about to be present: where they are poisoned, the poison goes while they are not.
@@ -398,6 +407,7 @@ impl Pending {
             there.into_iter().for_each(|run| store.punch(run));
             self.free.extend(blocks.iter().map(|extent| extent.run));
             state.windows.iter().for_each(|window| _ = window.zap(gone));
+            state.windows.iter().for_each(|window| window.arm_what_is_punched(gone));
             state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
             done = done.and(zeroed);
         }

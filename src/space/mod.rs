@@ -50,7 +50,8 @@ struct State {
     windows: Vec<Arc<Window>>,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
-    /// Ranges of windows that have been punched and could not be armed again yet; see [`armed`].
+    /// Ranges of windows that have been punched and could not be armed again yet, and pages that are poisoned for the sake of one
+    /// thread; see [`armed`].
     unarmed: Arc<Tally>,
 }
 

@@ -11,6 +11,10 @@ pub(super) fn may_be_huge() -> bool {
 }
 
 fn may_be_huge_by(thp: &Path) -> bool {
+    // Where nothing of the kernel's memory is shown nobody knows.
+    if thp.parent().is_some_and(|mm| !mm.is_dir()) {
+        return true;
+    }
     let chosen = |path: &Path| {
         let text = fs::read_to_string(path).ok()?;
         Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
@@ -52,6 +56,7 @@ mod tests {
         assert!(says(Some("always within_size advise never deny [force]\n"), None));
         assert!(says(Some(never), Some("[always] inherit within_size advise never\n")));
         fs::remove_dir_all(&dir).unwrap();
-        assert!(!may_be_huge_by(&dir), "there is no such directory");
+        assert!(!may_be_huge_by(&dir), "a kernel without");
+        assert!(may_be_huge_by(&dir.join("transparent_hugepage")), "nothing is shown");
     }
 }

@@ -109,7 +109,9 @@ impl Userfault {
         let fd = device.fd().ok_or(Errno::ENODEV)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         let table = self.base_page() * (self.base_page() / 8);
-        let hint = if bytes >= table { self.room_like(like, bytes, table)? } else { None };
+        // A hint: without it the kernel moves entry by entry.
+        let is_moved_whole = kind.0 == Watched::DeviceArmed && bytes >= table;
+        let hint = if is_moved_whole { self.room_like(like, bytes, table).unwrap_or(None) } else { None };
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours: the hint is one, and no more.
         let at = unsafe { mmap(hint, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
         // Before it is accessible. A core dump of all of a template could be as long as the device: what is duplicated of it
