@@ -216,6 +216,15 @@ impl File {
         self.inode.number()
     }
 
+    /// The memory that the device has for the file at this moment, in bytes: what SEEK_DATA finds. With
+    /// [`Allocation::Windows`](crate::Allocation::Windows) that is every page that has been written, and the zeros that loads have left in
+    /// holes; pages that are allocated and not written take none. 0 in a child of fork(2).
+    ///
+    /// Waits for a change of the file that is under way. Takes a system call or two for each run of pages.
+    pub fn resident_bytes(&self) -> u64 {
+        if !self.inode.home().is_here() { 0 } else { self.inode.resident_bytes() }
+    }
+
     /// The blocks that the file owns.
     pub fn blocks(&self) -> u64 {
         if !self.inode.home().is_here() {

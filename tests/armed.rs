@@ -95,6 +95,8 @@ fn random_first_loads_are_the_kernels() {
         assert!(repoints <= 10 && installs <= 60, "{installs} installs, {repoints} re-points: {}", pager.describe());
         let ranges = pager.stats().address_ranges;
         assert!(ranges <= 8, "{ranges} address ranges");
+        let described = pager.describe();
+        assert!(described.contains(&format!("{} bytes armed", PAGES * PAGE)), "{described}");
         // Another look costs nothing, and nothing is dirty.
         let before = pager.stats();
         assert!((0..PAGES).all(|page| accesses.load(page * PAGE).unwrap() == page + 1));
@@ -250,7 +252,7 @@ fn what_was_refused_is_armed_again() {
         let before = pager.stats().poisoned;
         let refused = map.read_from(zeros.as_fd(), 7 * PAGE, 64);
         assert!(refused.is_err(), "{refused:?}");
-        assert_eq!(pager.stats().poisoned - before, 1);
+        assert!(pager.stats().poisoned > before, "the test is about a page that is poisoned");
         if loaded_after {
             assert_eq!(map.load(7 * PAGE).unwrap(), 0, "the hole is readable");
         }

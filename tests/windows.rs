@@ -101,8 +101,16 @@ fn memory_goes_back_as_it_is_given_up() {
     );
     file.truncate(8 * MIB + 1).unwrap();
     assert_eq!(volume.resident_bytes(), 3 * MIB + PAGE);
+    assert_eq!(file.resident_bytes(), 3 * MIB + PAGE);
+    let other = volume.create("beside").unwrap();
+    assert_eq!((other.write_at(&[1], 5 * PAGE), other.resident_bytes()), (Ok(1), PAGE));
+    other.allocate(0, 5 * PAGE, true).unwrap();
+    assert_eq!((other.resident_bytes(), other.blocks(), file.resident_bytes()), (PAGE, 6, 3 * MIB + PAGE));
+    volume.remove("beside").unwrap();
+    drop(other);
     assert_eq!(map.load(5 * MIB).unwrap(), u64::from_ne_bytes([7; 8]));
     assert_eq!(map.load(MIB).unwrap(), 0);
+    assert_eq!(file.resident_bytes(), 3 * MIB + 2 * PAGE, "the zeros that the load has left");
     volume.remove("given up").unwrap();
     drop((file, map));
     assert_eq!((volume.resident_bytes(), volume.used_blocks()), (0, 0));

@@ -219,6 +219,22 @@ impl Inode {
         Ok((end - offset) as usize)
     }
 
+    /// The memory that the device has for the file. With L1 alone, which keeps its blocks and places where they are.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let _l1 = self.change.read();
+        let all = PageRange::from(PageIndex(0));
+        let runs: Vec<(BlockIndex, u64)> = {
+            let shared = self.space.shared();
+            match shared.extents().windows() {
+                Some(places) => places.windows(all).map(|(pages, start)| (start, pages.pages())).collect(),
+                None => shared.extents().within(all).map(|extent| (extent.run.start, extent.run.blocks)).collect(),
+            }
+        };
+        let page = self.page();
+        let resident = |(start, pages)| self.store.memory.resident_in(page.device_offset(start), page.bytes_of(pages));
+        runs.into_iter().map(resident).sum()
+    }
+
     /// The bytes of a range of a file with windows, straight from the device, under L1: in its place each page has its bytes, or zeros, or
     /// nothing, which reads as zeros; and L1 keeps away whoever takes bytes away.
     fn read_places(&self, windows: &[(PageRange, BlockIndex)], bytes: Range<u64>, into: &mut [u8]) -> Result<()> {

@@ -6,6 +6,7 @@ use crate::address::budget;
 use crate::address::core::Core;
 use crate::address::regions::{Region, Regions};
 use crate::address::stats::Kind;
+use crate::options::Allocation;
 use crate::sync::{Held, RwLockReadGuard, thread};
 use crate::sys::sent;
 
@@ -93,13 +94,27 @@ fn write_mapping(region: &Region, out: &mut String) -> fmt::Result {
     };
     writeln!(
         out,
-        "  {:?}, {} bytes: file {} from page {}, {state}; L1 {}, L2 {}, grace {}",
+        "  {:?}, {} bytes: file {} from page {}, {}, {state}; L1 {}, L2 {}, grace {}",
         window.base(),
         window.bytes(),
         inode.number(),
         window.pages().start.0,
+        allocation_of(region),
         Held::of(&inode.change),
         inode.space.held(),
         inode.describe_grace(),
     )
+}
+
+/// Where the file's pages lie, and what of the mapping the kernel installs by itself.
+fn allocation_of(region: &Region) -> String {
+    let pieces = region.layout.pieces();
+    match region.inode.store.allocation() {
+        (Allocation::Windows, _) => {
+            let armed = region.inode.page().bytes_of(region.window.armed_pages());
+            format!("windows in {pieces} address ranges, {armed} bytes armed")
+        }
+        (Allocation::Blocks, Some(why)) => format!("single blocks in {pieces} address ranges, as {why}"),
+        (Allocation::Blocks, None) => format!("single blocks in {pieces} address ranges"),
+    }
 }

@@ -89,7 +89,12 @@ impl Window {
     }
 
     pub(crate) fn has_armed_parts(&self) -> bool {
-        self.armed.as_ref().is_some_and(|armed| armed.pages.load(Ordering::Relaxed) > 0)
+        self.armed_pages() > 0
+    }
+
+    /// How many pages are armed, or are about to be.
+    pub(crate) fn armed_pages(&self) -> u64 {
+        self.armed.as_ref().map_or(0, |armed| armed.pages.load(Ordering::Relaxed))
     }
 
     /// Whether a page is the first of a chunk, or of the window: where a reader of all of it begins.

@@ -106,6 +106,22 @@ impl DeviceFile {
         fstat(&*self.file).map_or(0, |stat| stat.st_blocks as u64 * 512)
     }
 
+    /// What lseek(2) finds with `SEEK_DATA` and `SEEK_HOLE`. Nobody relies on where the file's own offset is.
+    pub(super) fn resident_in(&self, offset: u64, bytes: u64) -> u64 {
+        let end = offset + bytes;
+        let find = |at: u64, whence| lseek(&*self.file, at as i64, whence).map(|at| (at as u64).min(end));
+        let (mut at, mut resident) = (offset, 0);
+        // ENXIO: no data from there on.
+        while at < end
+            && let Ok(data) = find(at, Whence::SeekData)
+            && let Ok(hole) = find(data, Whence::SeekHole)
+        {
+            resident += hole.saturating_sub(data);
+            at = hole.max(data).max(at + 1);
+        }
+        resident
+    }
+
     pub(super) fn span_bytes(&self) -> u64 {
         self.span_bytes.load(Ordering::Relaxed)
     }

@@ -35,6 +35,11 @@ impl Heap {
         self.there.as_ref().is_none_or(|there| there[block].load(Ordering::Acquire))
     }
 
+    pub(super) fn resident_in(&self, offset: u64, bytes: u64) -> u64 {
+        let blocks = (offset..offset + bytes).step_by(self.block_bytes as usize);
+        blocks.filter(|at| self.is_there(*at)).count() as u64 * self.block_bytes
+    }
+
     /// Makes a block of zeros there, unless it is. Whether it was not.
     pub(super) fn make_there(&self, offset: u64) -> bool {
         let block = (offset / self.block_bytes) as usize;

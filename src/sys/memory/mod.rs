@@ -100,6 +100,15 @@ impl DeviceMemory {
         }
     }
 
+    /// The same of a part of it.
+    pub(crate) fn resident_in(&self, offset: u64, bytes: u64) -> u64 {
+        match &self.owner {
+            Owner::File(file) => file.resident_in(offset, bytes),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.resident_in(offset, bytes),
+        }
+    }
+
     /// Takes whole pages out of the device, and their entries out of every page table, in one step.
     pub(crate) fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         step();
