@@ -107,9 +107,7 @@ impl Window {
     /// places in a row. The more is armed the more is armed at once: random loads of a large file are over with it soon.
     pub(crate) fn to_be_armed(&self, page: PageIndex, piece: PageRange) -> Option<PageRange> {
         let armed = self.armed.as_ref()?;
-        if armed.strays.fetch_add(1, Ordering::Relaxed) < STRAYS {
-            return None;
-        }
+        armed.strays.fetch_add(1, Ordering::Relaxed).checked_sub(STRAYS)?;
         let most = self.page.pages_in(MOST_BYTES).max(armed.chunk);
         let pages = armed.pages.load(Ordering::Relaxed).clamp(armed.chunk, most);
         let pages = 1 << pages.ilog2();
