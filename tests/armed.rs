@@ -265,6 +265,28 @@ fn what_was_refused_is_armed_again() {
     }
 }
 
+/// The poison that a refused store has left for a moment is over when another mapping's store gives the page bytes.
+#[test]
+fn a_store_through_another_mapping_ends_a_refusal() {
+    let volume = volume(513 * PAGE);
+    let pager = Pager::builder().start().unwrap();
+    let (file, map) = armed(&volume, &pager, 512, &MapOptions::new());
+    let through = pager.map(&file, 0..512 * PAGE).unwrap();
+    let other = volume.create("takes the room").unwrap();
+    other.write_at(&[1], 0).unwrap();
+    let zeros = std::fs::File::open("/dev/zero").unwrap();
+    for round in 0..20 {
+        file.punch_hole(7 * PAGE, PAGE).unwrap();
+        other.write_at(&[1], PAGE).unwrap();
+        assert!(map.read_from(zeros.as_fd(), 7 * PAGE, 64).is_err());
+        other.punch_hole(PAGE, PAGE).unwrap();
+        through.store(7 * PAGE, round).unwrap();
+        map.store(7 * PAGE + 8, round).unwrap();
+        assert_eq!((map.load(7 * PAGE).unwrap(), through.load(7 * PAGE + 8).unwrap()), (round, round));
+        assert_eq!(map.take_dirty().unwrap(), [one(7)], "round {round}");
+    }
+}
+
 /// A mapping that is armed shows what is done through one that is not, and by calls, at once.
 #[test]
 fn armed_or_not_it_is_one_page() {

@@ -110,7 +110,9 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
     let filling = Filling { core, region, shared: &shared, view: &view, left };
     match decision {
         Decision::Sigbus => Err(Error::PastEnd { page: page.0, file_bytes: shared.size() }),
-        Decision::Take if shared.is_left_unarmed(page) || shared.is_poisoned_for_one() => prepare(Prepare::MakeReady),
+        Decision::Take if shared.is_left_unarmed(page) || shared.is_poisoned_for_one(page) => {
+            prepare(Prepare::MakeReady)
+        }
         Decision::Take => match shared.claim(&inode.store, page) {
             Claim::NoSpace => prepare(Prepare::Allocate(PageRange::one(page), Wanted::All)),
             Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing),

@@ -272,10 +272,12 @@ impl Shared<'_> {
         state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(|window| window.has_left(page))
     }
 
-    /// Whether some mapping has a page poisoned for the sake of one thread: a store to it through another is to end that.
-    pub(crate) fn is_poisoned_for_one(&self) -> bool {
+    /// Whether some mapping has a page poisoned for the sake of one thread: a store to it through another is to end that. Never waits; where
+    /// it cannot be told it may be.
+    pub(crate) fn is_poisoned_for_one(&self, page: PageIndex) -> bool {
         let state = self.state();
-        let is_poisoned = |window: &Arc<Window>| window.poisoned_for_one.load(Ordering::Relaxed) > 0;
+        let is_poisoned =
+            |window: &Arc<Window>| window.poisoned_for_one.try_lock().is_none_or(|pages| pages.contains(&page));
         state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(is_poisoned)
     }
 }

@@ -246,18 +246,22 @@ impl Change<'_> {
         backing: Backing,
     ) {
         self.take_zeros_out(store, page);
-        window.poisoned_for_one.fetch_add(1, Ordering::Relaxed);
+        window.poisoned_for_one.lock().push(page);
         self.state.unarmed.fetch_add(1, Ordering::Relaxed);
         self.poison(window, page, at, backing);
     }
 
-    /// Takes that away. `false` if the kernel refuses for the moment.
+    /// Takes that away, if nobody has yet. `false` if the kernel refuses for the moment.
     pub(crate) fn lift_poison(&self, window: &Window, page: PageIndex) -> bool {
+        let times = window.poisoned_for_one.lock().iter().filter(|poisoned| **poisoned == page).count();
+        if times == 0 {
+            return true;
+        }
         if window.is_alive() && !window.lift_poison(page, self.may_be_there(page)) {
             return false;
         }
-        window.poisoned_for_one.fetch_sub(1, Ordering::Relaxed);
-        self.state.unarmed.fetch_sub(1, Ordering::Relaxed);
+        window.poisoned_for_one.lock().retain(|poisoned| *poisoned != page);
+        self.state.unarmed.fetch_sub(times as u64, Ordering::Relaxed);
         true
     }
 
@@ -267,11 +271,9 @@ impl Change<'_> {
         if self.state.extents.windows().is_none() || self.state.unarmed.load(Ordering::Relaxed) == 0 {
             return true;
         }
-        let mut poisoned =
-            self.state.windows.iter().filter(|window| window.poisoned_for_one.load(Ordering::Relaxed) > 0);
-        poisoned.all(|window| {
-            let mut pages = range.intersect(window.pages()).iter();
-            pages.all(|page| window.lift_poison(page, self.may_be_there(page)))
+        self.state.windows.iter().all(|window| {
+            let poisoned = window.poisoned_for_one.lock().clone();
+            poisoned.iter().filter(|page| range.contains(**page)).all(|page| self.lift_poison(window, *page))
         })
     }
 

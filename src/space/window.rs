@@ -41,8 +41,9 @@ pub(crate) struct Window {
     gone: Tally,
     /// A page inside the file has been poisoned once: the device had failed there.
     poisoned: AtomicBool,
-    /// How many pages are poisoned at this moment for the sake of one thread.
-    pub(super) poisoned_for_one: Tally,
+    /// The pages that are poisoned at this moment for the sake of one thread each. Changed under L2 held exclusively. A leaf, for the time
+    /// of a look; who may not wait tries it.
+    pub(super) poisoned_for_one: Mutex<Vec<PageIndex>>,
     /// Cleared under L2 held exclusively, before the address range is given back or revoked: whoever
     /// holds L2 shared and finds it set may install.
     pub(super) alive: AtomicBool,
@@ -73,7 +74,7 @@ impl Window {
             short_of: AtomicU64::new(0),
             gone: Tally::new(0),
             poisoned: AtomicBool::new(false),
-            poisoned_for_one: Tally::new(0),
+            poisoned_for_one: Mutex::new(Vec::new()),
             alive: AtomicBool::new(true),
         })
     }
