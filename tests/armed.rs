@@ -121,10 +121,15 @@ fn a_reader_from_the_start_is_a_stream_and_a_few_pages_are_not_worth_it() {
         let before = pager.stats();
         assert!((0..8).all(|i| other.load((7 * i + 3) * PAGE).unwrap() == 7 * i + 4));
         assert_eq!(since(&pager, &before)[1], 0);
-        // Said beforehand, it is believed at once; a stream goes on elsewhere.
-        other.advise(0..PAGES * PAGE, Advice::Random).unwrap();
-        assert_eq!(other.load(512 * PAGE).unwrap(), 513);
-        assert!(is_armed(&other, 600));
+        // Said beforehand, it is believed at once.
+        let random = pager.map_with(&file, 0..PAGES * PAGE, &options).unwrap();
+        random.advise(0..PAGES * PAGE, Advice::Random).unwrap();
+        assert_eq!(random.load(512 * PAGE).unwrap(), 513);
+        assert!(is_armed(&random, 600) && !is_armed(&random, 0));
+        let sequential = pager.map_with(&file, 0..PAGES * PAGE, &options).unwrap();
+        sequential.advise(0..PAGES * PAGE, Advice::Sequential).unwrap();
+        assert!((0..100).all(|i| sequential.load((37 * i + 3) * PAGE).unwrap() == 37 * i + 4));
+        assert!((0..PAGES).all(|page| !is_armed(&sequential, page)));
     }
 }
 

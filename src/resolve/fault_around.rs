@@ -72,7 +72,8 @@ pub(super) fn to_be_armed(
         return None;
     };
     let largest = window.largest_run();
-    let is_stream = match region.advised.at(page) {
+    let advised = region.advised.at(page);
+    let is_stream = match advised {
         Some(Pattern::Random) => false,
         Some(Pattern::Sequential) => true,
         // The first page of many, perhaps.
@@ -81,7 +82,7 @@ pub(super) fn to_be_armed(
     if is_stream {
         return None;
     }
-    let range = window.to_be_armed(page, region.layout.piece(page))?;
+    let range = window.to_be_armed(page, region.layout.piece(page), advised == Some(Pattern::Random))?;
     match region.layout.backing(range.start) {
         Backing::Own(place) => Some((range, Backing::Armed(place))),
         Backing::Zeros | Backing::Block(_) | Backing::Armed(_) => None,

@@ -12,7 +12,7 @@ use crate::inode::Inode;
 use crate::policy::Backing;
 use crate::probe::Point;
 use crate::sabotage::Rule;
-use crate::space::{Change, Window};
+use crate::space::Window;
 use crate::sync::{Arc, RwLockWriteGuard};
 use crate::sys::{Mended, Present};
 use crate::units::{Addr, PageIndex, PageRange};
@@ -61,14 +61,11 @@ pub(super) fn prepare(core: &Core, need: &Preparation) -> Prepared {
             Prepared::Ready
         }
         Prepare::MakeReady => {
-            let is_ready = |change: &Change<'_>| change.make_ready(PageRange::one(need.page));
-            match need.inode.change_when(|| need.inode.space.change(), is_ready) {
-                Ok(change) => {
-                    change.commit(&need.inode.store);
-                    Prepared::Ready
-                }
-                Err(_) => Prepared::NoMemory,
-            }
+            let change = need.inode.space.change();
+            let is_ready = change.make_ready(PageRange::one(need.page));
+            change.commit(&need.inode.store);
+            // Refused for the moment, as memory is: tried again as often, and as long.
+            if is_ready { Prepared::Ready } else { Prepared::NoMemory }
         }
         Prepare::Repoint(_, Backing::Armed(_)) if !may_arm(core, need) => {
             need.window.set_not_to_be_armed();

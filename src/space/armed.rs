@@ -104,10 +104,14 @@ impl Window {
     }
 
     /// A page that is present has been loaded for the first time, in no stream: what is to be armed for it, of `piece`, which shows its
-    /// places in a row. The more is armed the more is armed at once: random loads of a large file are over with it soon.
-    pub(crate) fn to_be_armed(&self, page: PageIndex, piece: PageRange) -> Option<PageRange> {
+    /// places in a row. The more is armed the more is armed at once: random loads of a large file are over with it soon. `expected` says
+    /// that it has been advised: then the first is enough.
+    pub(crate) fn to_be_armed(&self, page: PageIndex, piece: PageRange, expected: bool) -> Option<PageRange> {
         let armed = self.armed.as_ref()?;
-        armed.strays.fetch_add(1, Ordering::Relaxed).checked_sub(STRAYS)?;
+        let strays = armed.strays.fetch_add(1, Ordering::Relaxed);
+        if !expected {
+            strays.checked_sub(STRAYS)?;
+        }
         let most = self.page.pages_in(MOST_BYTES).max(armed.chunk);
         let pages = armed.pages.load(Ordering::Relaxed).clamp(armed.chunk, most);
         let pages = 1 << pages.ilog2();
