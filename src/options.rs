@@ -177,7 +177,8 @@ pub enum Advice {
     /// From its start to its end: each fault installs as much as [`MapOptions::fault_around`](crate::MapOptions::fault_around)
     /// allows, the first one too.
     Sequential,
-    /// In no order: each fault installs one page.
+    /// In no order: each fault installs one page. Of a file with windows the kernel installs by itself what is there, from the first
+    /// fault in a part on.
     Random,
     /// Soon: the blocks that there are get installed for loads, now.
     WillNeed,
