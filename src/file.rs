@@ -222,7 +222,7 @@ impl File {
     ///
     /// Waits for a change of the file that is under way. Takes a system call or two for each run of pages.
     pub fn resident_bytes(&self) -> u64 {
-        if !self.inode.home().is_here() { 0 } else { self.inode.resident_bytes() }
+        if self.inode.home().is_here() { self.inode.resident_bytes() } else { 0 }
     }
 
     /// The blocks that the file owns.

@@ -92,7 +92,7 @@ rules! {
     ForkCheck = "fork-check",
     /// Broken: zeros that a load has left are taken back without another look whether they have been stored to since.
     LookAgainAtZeros = "look-again-at-zeros",
-    /// Broken: a page that is punched and was dirty is not armed again, and stored to unnoticed when it is there once more.
+    /// Broken: a page that is punched is not armed again, and stored to unnoticed when it is there once more.
     ArmWhatIsPunched = "arm-what-is-punched",
     /// Broken: dirty pages are protected first and forgotten afterwards.
     ForgetBeforeProtect = "forget-before-protect",

@@ -7,6 +7,9 @@ use std::ops::Range;
 /// The most that one fault installs, in bytes: what one entry of the level above covers on most machines.
 pub(crate) const LARGEST_WINDOW: u64 = 2 << 20;
 
+/// What one table of the page table's lowest level is for, with pages of 4 KiB.
+pub(crate) const TABLE_BYTES: u64 = 2 << 20;
+
 /// A page of a file, counted from its start, in units of the volume's page size.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PageIndex(pub u64);

@@ -6,38 +6,13 @@ mod common;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{PAGE, guard};
-use daxpager::{Access, Advice, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Stats, Volume};
+use common::{PAGE, guard, next, shuffled, ways};
+use daxpager::{Access, Advice, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Stats, Volume};
 
 const MIB: u64 = 1 << 20;
 
 fn volume(bytes: u64) -> Volume {
     Volume::format_with(Device::memfd("armed", bytes).unwrap(), Allocation::Windows)
-}
-
-/// Each way in which faults are resolved.
-fn ways() -> Vec<MapOptions> {
-    let mut ways = vec![MapOptions::new()];
-    if cfg!(target_arch = "x86_64") {
-        ways.push(MapOptions::new().resolve(Resolve::FaultingThread));
-    }
-    ways
-}
-
-/// The next of numbers that look random: xorshift64.
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
-/// In an order that no stream is found in.
-fn shuffled(pages: u64) -> Vec<u64> {
-    let mut order: Vec<u64> = (0..pages).collect();
-    let mut state = 17;
-    (1..order.len()).rev().for_each(|at| order.swap(at, (next(&mut state) % (at as u64 + 1)) as usize));
-    order
 }
 
 /// A file whose every page has its number and one in its first word.
@@ -160,10 +135,10 @@ fn stores_are_noticed_whatever_was_there() {
             file.write_at(&[1; 8], PAGES * PAGE - 8).unwrap();
             file.write_at(&[1; 8], page * PAGE).unwrap();
         }),
-        ("not needed", |_, map, page| map.advise(page * PAGE..(page + 1) * PAGE, Advice::DontNeed).unwrap()),
+        ("not needed", |_, map, page| map.advise(one(page), Advice::DontNeed).unwrap()),
         ("taken and not needed", |_, map, page| {
             map.take_dirty().unwrap();
-            map.advise(page * PAGE..(page + 1) * PAGE, Advice::DontNeed).unwrap();
+            map.advise(one(page), Advice::DontNeed).unwrap();
         }),
     ];
     for options in ways() {
@@ -361,7 +336,7 @@ fn no_store_is_missed_beside_everything() {
                     file.punch_hole(page * PAGE, PAGE).unwrap();
                     file.write_at(&[1; PAGE as usize], page * PAGE).unwrap();
                     map.store(page * PAGE, 5).unwrap();
-                    map.advise(page * PAGE..(page + 1) * PAGE, Advice::DontNeed).unwrap();
+                    map.advise(one(page), Advice::DontNeed).unwrap();
                 }
             });
             let storing = scope.spawn(|| {

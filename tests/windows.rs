@@ -7,8 +7,8 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{PAGE, guard};
-use daxpager::{Access, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Stats, Tracking, Volume};
+use common::{PAGE, guard, next, shuffled, ways};
+use daxpager::{Access, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Stats, Tracking, Volume};
 
 const MIB: u64 = 1 << 20;
 
@@ -23,31 +23,6 @@ fn mapped(volume: &Volume, pager: &Pager, pages: u64, options: &MapOptions) -> (
     file.truncate(pages * PAGE).unwrap();
     let map = pager.map_with(&file, 0..pages * PAGE, options).unwrap();
     (file, map)
-}
-
-/// Each way in which faults are resolved.
-fn ways() -> Vec<MapOptions> {
-    let mut ways = vec![MapOptions::new()];
-    if cfg!(target_arch = "x86_64") {
-        ways.push(MapOptions::new().resolve(Resolve::FaultingThread));
-    }
-    ways
-}
-
-/// The next of numbers that look random: xorshift64.
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
-/// In an order that no stream is found in.
-fn shuffled(pages: u64) -> Vec<u64> {
-    let mut order: Vec<u64> = (0..pages).collect();
-    let mut state = 17;
-    (1..order.len()).rev().for_each(|at| order.swap(at, (next(&mut state) % (at as u64 + 1)) as usize));
-    order
 }
 
 /// What has been done since: allocations, installs, re-points, zaps and what else takes entries away, hand-overs.

@@ -39,16 +39,17 @@ impl Contestant for Kernel {
             self.memory = Memory::sparse(self.pages)?;
         }
         let map = self.memory.map()?;
-        if let Some(uffd) = self.uffd.as_ref().filter(|_| self.contender == Contender::KernelArmed) {
-            uffd.register(&map, raw::MODE_MISSING | raw::MODE_WP).context("UFFDIO_REGISTER")?;
-            uffd.protect_all(&map).context("UFFDIO_WRITEPROTECT")?;
-        } else if let Some(uffd) = &self.uffd {
+        if let Some(uffd) = &self.uffd {
+            let armed = self.contender == Contender::KernelArmed;
             // With a range registered for write-protect and nothing protected, the kernel leaves its
             // fault-around out. MADV_RANDOM does not do that on shared memory.
-            uffd.register(&map, raw::MODE_WP).context("UFFDIO_REGISTER")?;
+            let mode = if armed { raw::MODE_MISSING | raw::MODE_WP } else { raw::MODE_WP };
+            uffd.register(&map, mode).context("UFFDIO_REGISTER")?;
             if self.contender == Contender::KernelAsync {
                 let view = map.view();
                 (0..view.pages()).for_each(|page| view.store(page));
+            }
+            if armed || self.contender == Contender::KernelAsync {
                 uffd.protect_all(&map).context("UFFDIO_WRITEPROTECT")?;
             }
         }

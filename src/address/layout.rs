@@ -49,24 +49,14 @@ impl Layout {
         (PageRange::at(PageIndex(*start), piece.pages), piece.backing)
     }
 
-    /// The first page of the piece that holds `page`.
-    pub(crate) fn piece_start(&self, page: PageIndex) -> PageIndex {
-        self.piece_at(page).0.start
-    }
-
     pub(crate) fn backing(&self, page: PageIndex) -> Backing {
         let (range, backing) = self.piece_at(page);
         backing.plus(page.0 - range.start.0)
     }
 
-    /// The piece that holds `page`.
+    /// The piece that holds `page`: up to its end, each page points at what follows.
     pub(crate) fn piece(&self, page: PageIndex) -> PageRange {
         self.piece_at(page).0
-    }
-
-    /// Where the piece that holds `page` ends: up to there, each page points at what follows.
-    pub(crate) fn piece_end(&self, page: PageIndex) -> PageIndex {
-        self.piece_at(page).0.end
     }
 
     /// Of `range`, which is to point at `first` and what follows, the part around `page` that points

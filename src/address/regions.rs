@@ -31,7 +31,7 @@ impl Region {
     /// The piece with which the next eviction begins: round and round, so that what has just been put
     /// right is given up last.
     pub(crate) fn eviction_cursor(&self) -> PageIndex {
-        self.layout.piece_start(self.cursor)
+        self.layout.piece(self.cursor).start
     }
 
     pub(crate) fn evicted_up_to(&mut self, end: PageIndex) {

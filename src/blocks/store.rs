@@ -80,8 +80,8 @@ pub(crate) struct Store {
     /// One bit for each so many: the device has memory there.
     populated: Vec<AtomicU64>,
     files_made: AtomicU64,
-    /// The system gave the device no huge folios when the volume was made.
-    has_single_pages: bool,
+    /// What is present of a file may be installed by the kernel: files have windows, and no page is present that nobody has asked for.
+    may_arm: bool,
     probe: Option<Arc<dyn Probe>>,
 }
 
@@ -92,7 +92,9 @@ impl Store {
         let (way, why_not) = Self::way(&memory, page, allocation, blocks);
         let populate_blocks = page.pages_in(POPULATE_BYTES).max(1);
         let chunks = blocks.div_ceil(populate_blocks);
+        let may_arm = matches!(way, Way::Windows(_)) && !memory.may_get_huge_folios();
         Self {
+            memory,
             page,
             switches: Switches::default(),
             way,
@@ -105,9 +107,8 @@ impl Store {
             populate_blocks,
             populated: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             files_made: AtomicU64::new(0),
-            has_single_pages: !memory.may_get_huge_folios(),
+            may_arm,
             probe,
-            memory,
         }
     }
 
@@ -145,9 +146,9 @@ impl Store {
         (Way::Blocks(Box::new(Mutex::new(Allocator::new(blocks)))), why_not)
     }
 
-    /// Whether what is present of a file may be installed by the kernel: it has windows, and no page is present that nobody has asked for.
+    /// Whether what is present of a file may be installed by the kernel.
     pub(crate) fn may_arm(&self) -> bool {
-        self.capacity().is_some() && self.has_single_pages
+        self.may_arm
     }
 
     /// What counts the pages of files that have windows; none where they have single blocks.

@@ -329,8 +329,8 @@ impl Inode {
             return Ok(());
         }
         let page = self.page();
-        let stale_holes = self.holes_before_lock(page.touched(&bytes));
         let pages = page.touched(&bytes);
+        let stale_holes = self.holes_before_lock(pages);
         let is_ready = |change: &Change<'_>| {
             // While they are absent.
             if bytes.end > change.size() {

@@ -15,10 +15,7 @@ use crate::space::Window;
 use crate::sync::Arc;
 use crate::sys::limits::{self, Wanted};
 use crate::sys::{Mended, Rights};
-use crate::units::PageRange;
-
-/// What one table of the page table's lowest level is for, with pages of 4 KiB.
-const TABLE_BYTES: u64 = 2 << 20;
+use crate::units::{PageRange, TABLE_BYTES};
 
 /// Mappings.
 impl Pager {

@@ -127,7 +127,7 @@ pub(super) fn alike(region: &Region, shared: &Shared<'_>, view: &View, wanted: u
     let Some(extent) = shared.extents().run_from(view.page, far) else { return PageRange::one(view.page) };
     // The size is asked of this guard, even where a broken rule has a view of another.
     let eof = region.inode.page().ceil(shared.size());
-    let end = extent.range().end.min(eof).min(region.layout.piece_end(view.page));
+    let end = extent.range().end.min(eof).min(region.layout.piece(view.page).end);
     PageRange::at(view.page, wanted).intersect(region.window.pages()).intersect(PageRange::new(view.page, end))
 }
 

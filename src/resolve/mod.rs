@@ -239,7 +239,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
     }
     let decision = decide_for(inode, window, Fault { access: raw.access, kind: raw.kind }, &view);
     let armed = || to_be_armed(region, &view, raw.kind, decision, raw.tid);
-    let what = need(region, &shared, page, decision, Some(raw.tid), heard);
+    let what = need(region, &shared, &view, decision, Some(raw.tid), heard);
     if let Some(what) = what.or_else(|| armed().map(|(range, first)| Prepare::Repoint(range, first))) {
         if patience == Patience::Try {
             return Attempt::Busy;
@@ -309,14 +309,14 @@ fn decide_for(inode: &Inode, window: &Window, fault: Fault, view: &View) -> Deci
 fn need(
     region: &Region,
     shared: &Shared<'_>,
-    page: PageIndex,
+    view: &View,
     decision: Decision,
     tid: Option<Tid>,
     heard: u64,
 ) -> Option<Prepare> {
-    let store = &region.inode.store;
+    let (store, page) = (&region.inode.store, view.page);
     if let Some(places) = shared.extents().windows()
-        && region.layout.backing(page) == Backing::Zeros
+        && view.backing == Backing::Zeros
         && decision != Decision::Sigbus
     {
         // A re-point has failed in such a way that zeros are there.

@@ -110,19 +110,10 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
     let filling = Filling { core, region, shared: &shared, view: &view, left };
     match decision {
         Decision::Sigbus => Err(Error::PastEnd { page: page.0, file_bytes: shared.size() }),
-        Decision::Take if shared.is_left_unarmed(page) || shared.is_poisoned_for_one(page) => {
-            prepare(Prepare::MakeReady)
-        }
-        Decision::Take => match shared.claim(&inode.store, page) {
-            Claim::NoSpace => prepare(Prepare::Allocate(PageRange::one(page), Wanted::All)),
-            Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing),
-            // COPY would want another page first.
-            Claim::Taken { was_there: true } | Claim::Written => filling.in_place(FaultKind::Minor),
-        },
         Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),
         Decision::InstallWritable => filling.blocks(Protection::Writable),
-        Decision::InstallZeros | Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
-            match need(region, &shared, page, decision, None, u64::MAX) {
+        Decision::InstallZeros | Decision::Take | Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
+            match need(region, &shared, &view, decision, None, u64::MAX) {
                 Some(Prepare::Allocate(..)) => {
                     let end = filling.step().end.min(view.eof);
                     prepare(Prepare::Allocate(shared.extents().hole_from(page, end), Wanted::All))
@@ -130,6 +121,12 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
                 Some(Prepare::Convert(_)) => prepare(Prepare::Convert(filling.step())),
                 Some(other) => prepare(other),
                 None if decision == Decision::InstallZeros => filling.zeros(),
+                None if decision == Decision::Take => match shared.claim(&inode.store, page) {
+                    Claim::NoSpace => prepare(Prepare::Allocate(PageRange::one(page), Wanted::All)),
+                    Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing),
+                    // COPY would want another page first.
+                    Claim::Taken { was_there: true } | Claim::Written => filling.in_place(FaultKind::Minor),
+                },
                 None => unreachable!("{decision:?} needs a preparation"),
             }
         }

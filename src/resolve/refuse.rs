@@ -152,8 +152,10 @@ pub(super) fn end_in_sigbus(core: &Core, mut deferred: Deferred) -> Served {
             // kernel refuses, are kept away meanwhile; for one by the application it is waited.
             let regions = core.regions.read();
             let lifted = inode.change_when(|| inode.space.change(), |change| change.lift_poison(&window, page));
-            // A kernel that goes on refusing: the page stays poisoned until it is zapped.
-            lifted.into_iter().for_each(|change| change.commit(&inode.store));
+            // By a kernel that goes on refusing it is not: the page stays poisoned until it is zapped.
+            if let Ok(change) = lifted {
+                change.commit(&inode.store);
+            }
             drop(regions);
         }
     }

@@ -9,7 +9,7 @@
 //! | what leaves neither | why that is so |
 //! |---|---|
 //! | a zap of a writable entry | it is written and dirty, and stays so |
-//! | a punch of one | armed again under the same hold ([`Window::arm_what_is_punched`]) |
+//! | a punch of a page | armed again under the same hold ([`Window::arm_again`]) |
 //! | poison that is lifted | armed again under the same hold; while the page is not present, or by installing over it |
 //!
 //! Whoever clears a dirty bit otherwise write-protects the page: where there is no entry that leaves a marker.
@@ -25,11 +25,9 @@ use super::dirty::DirtyBits;
 use super::{Change, Shared, Space, Window};
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Tally, back_off};
 use crate::sys::{Outcome, Protection};
-use crate::units::{PageIndex, PageRange, PageSize};
+use crate::units::{PageIndex, PageRange, PageSize, TABLE_BYTES};
 
-/// What is armed at once at least: what one page of the page table's lowest level is for.
-const CHUNK_BYTES: u64 = 2 << 20;
-/// And at most: 3 us for each 2 MiB, while nothing else is pointed elsewhere and no fault is answered.
+/// What is armed at once at most; at least it is what one table is for. 3 us for each 2 MiB, while nothing else is pointed elsewhere and no fault is answered.
 const MOST_BYTES: u64 = 32 << 20;
 /// How many first loads that belong to no stream a window serves before it is armed where they are: less is not worth a re-point. Models
 /// have no time for that.
@@ -60,7 +58,7 @@ pub(super) struct Armed {
 
 impl Armed {
     pub(super) fn new(pages: PageRange, page: PageSize, all_left: Arc<Tally>) -> Result<Self, Errno> {
-        let chunk = page.pages_in(CHUNK_BYTES).max(1);
+        let chunk = page.pages_in(TABLE_BYTES).max(1);
         Ok(Self {
             chunk,
             chunks: DirtyBits::new(pages.end.0.div_ceil(chunk) - pages.start.0 / chunk)?,
@@ -173,8 +171,21 @@ impl Window {
         parts.flat_map(|part| self.dirty.marked(self.own(part))).map(pages).collect()
     }
 
-    /// Has the next store to every page of `range` that lies in an armed part be noticed, whatever is there. With L2 held exclusively, and
-    /// the pages absent.
+    /// Has the next store to every page of `range` that lies in an armed part be noticed. With L2 held exclusively and the pages absent: they
+    /// have been punched, or were poisoned. Of a page that is not dirty as well: the kernel may be about to install it when it is punched,
+    /// and takes entry and marker then.
+    ///
+    /// ```text
+    /// a punch of X, which is dirty                      a store to X, later
+    ///   L2 exclusive
+    ///   punch: page and entry go, and no marker stays
+    ///   protect: a marker
+    ///   forget: X is clean
+    ///   unlock
+    ///              (write_at makes X present)
+    ///                                                     the kernel finds the marker: installed, protected
+    ///                                                     the store faults: X is dirty
+    /// ```
     pub(super) fn arm_again(&self, range: PageRange) {
         self.armed_parts(range).into_iter().for_each(|part| self.arm_or_leave(part));
     }
@@ -204,25 +215,6 @@ impl Window {
             }
         }
         false
-    }
-
-    /// The pages of `range` have been taken out of the device. With L2 held exclusively, so that none of them is present before they are armed.
-    ///
-    /// ```text
-    /// a punch of X, which is dirty                      a store to X, later
-    ///   L2 exclusive
-    ///   punch: page and entry go, and no marker stays
-    ///   protect: a marker
-    ///   forget: X is clean
-    ///   unlock
-    ///              (write_at makes X present)
-    ///                                                     the kernel finds the marker: installed, protected
-    ///                                                     the store faults: X is dirty
-    /// ```
-    ///
-    /// Of a page that is not dirty as well: the kernel may be about to install it when it is punched, and takes entry and marker then.
-    pub(super) fn arm_what_is_punched(&self, range: PageRange) {
-        self.arm_again(range);
     }
 
     /// Arms what has been left, until that is refused. Whether nothing of `range` is left.

@@ -162,7 +162,7 @@ impl Change<'_> {
     /// Takes a page out of every mapping now: until the change is committed nobody stores there by an instruction. Where the kernel installs
     /// it by itself it is protected. `false` if that is refused for the moment.
     pub(crate) fn keep_out_of(&self, page: PageIndex) -> bool {
-        self.state.windows.iter().all(|window| window.zap(PageRange::one(page)))
+        self.state.windows.iter().all(|window| window.keep_stores_out(PageRange::one(page)))
     }
 
     /// Zeroes a part of a written page once it is zapped, so that no store slips in behind.
@@ -206,7 +206,7 @@ impl Change<'_> {
     /// Poisons a page inside the file, which nobody else can fault on while L2 is held exclusively. It ends with the next
     /// zap.
     pub(crate) fn poison(&self, window: &Window, page: PageIndex, at: Addr, backing: Backing) {
-        let _ = window.zap(PageRange::one(page));
+        window.zap(PageRange::one(page));
         window.set_poisoned();
         let armed = window.is_armed(page);
         if armed && self.state.extents.state(page) != PageState::Hole {
@@ -232,7 +232,7 @@ impl Change<'_> {
         let (_, there) = self.state.extents.take_out(one);
         self.state.windows.iter().for_each(|window| window.goes_with_the_page(one));
         there.into_iter().for_each(|run| store.punch(run));
-        self.state.windows.iter().for_each(|window| window.arm_what_is_punched(one));
+        self.state.windows.iter().for_each(|window| window.arm_again(one));
     }
 
     /// Poisons a hole for the sake of one thread. The zeros that a load may have left there go first: from then on it is absent, and the
@@ -280,7 +280,7 @@ impl Change<'_> {
     /// Pages past the end are about to be present: where they are poisoned, the poison goes while they are not.
     pub(crate) fn lift_poison_past_end(&self, range: PageRange) {
         let poisoned = self.state.windows.iter().filter(|window| window.is_poisoned_past_end());
-        poisoned.for_each(|window| _ = window.zap(range));
+        poisoned.for_each(|window| window.zap(range));
     }
 
     /// [`Change::try_commit`] of a change in which nothing is zeroed or copied: so nothing can fail.
@@ -381,13 +381,13 @@ impl Pending {
     /// Zaps, punches and forgets. What a punch takes out of the device, the kernel takes out of every page table in the same step.
     fn invalidate(&self, windows: &[Arc<Window>], store: &Store) {
         for window in windows {
-            self.zap.iter().for_each(|range| _ = window.zap(*range));
+            self.zap.iter().for_each(|range| window.zap(*range));
             self.punch.iter().for_each(|(range, _)| window.goes_with_the_page(*range));
         }
         self.punch.iter().flat_map(|(_, runs)| runs).for_each(|run| store.punch(*run));
         for window in windows {
             if !store.broken(Rule::ArmWhatIsPunched) {
-                self.punch.iter().for_each(|(range, _)| window.arm_what_is_punched(*range));
+                self.punch.iter().for_each(|(range, _)| window.arm_again(*range));
             }
             self.forget.iter().for_each(|range| window.dirty.forget(window.own(*range)));
         }
@@ -408,8 +408,8 @@ impl Pending {
             let (blocks, there) = state.extents.take_out(gone);
             there.into_iter().for_each(|run| store.punch(run));
             self.free.extend(blocks.iter().map(|extent| extent.run));
-            state.windows.iter().for_each(|window| _ = window.zap(gone));
-            state.windows.iter().for_each(|window| window.arm_what_is_punched(gone));
+            state.windows.iter().for_each(|window| window.zap(gone));
+            state.windows.iter().for_each(|window| window.arm_again(gone));
             state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
             done = done.and(zeroed);
         }

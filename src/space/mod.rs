@@ -117,7 +117,7 @@ impl Space {
     /// Zaps without publishing anything: what an invalidation in the wrong order begins with.
     pub(crate) fn zap_too_early(&self, range: PageRange) {
         let state = self.state.write();
-        state.windows.iter().for_each(|window| _ = window.zap(range));
+        state.windows.iter().for_each(|window| window.zap(range));
     }
 }
 

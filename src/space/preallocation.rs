@@ -95,7 +95,7 @@ impl Change<'_> {
         let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.zeros_in(store, part)).collect();
         for zeros in zeros {
             // Before it is looked at, and with faults kept out: no store slips in behind.
-            self.state.windows.iter().for_each(|window| _ = window.zap(zeros));
+            self.state.windows.iter().for_each(|window| window.zap(zeros));
             for gone in self.zeros_in(store, zeros) {
                 self.unmap(gone);
             }

@@ -233,13 +233,18 @@ impl Window {
     }
 
     /// Takes the entries of `range` away. Always safe: the next access faults. Of an asynchronous window only
-    /// while nothing can be installed: with L2 held exclusively. Whether the next store to each page is a fault, even where the kernel
-    /// installs by itself what is present; `false` if it refuses that for the moment.
+    /// while nothing can be installed: with L2 held exclusively.
     ///
     /// # Panics
     /// When the kernel refuses. An entry that stays would show a freed block, so the
     /// caller must not go on to free it.
-    pub(crate) fn zap(&self, range: PageRange) -> bool {
+    pub(crate) fn zap(&self, range: PageRange) {
+        self.keep_stores_out(range);
+    }
+
+    /// The same, and whether the next store to each page is a fault, even where the kernel installs by itself what is present: `false` if
+    /// it refuses that for the moment.
+    pub(super) fn keep_stores_out(&self, range: PageRange) -> bool {
         if self.span(range).bytes() == 0 {
             return true;
         }

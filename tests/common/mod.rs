@@ -53,6 +53,31 @@ pub fn patience() -> Duration {
     if BROKEN.get() { HANG_BROKEN } else { HANG }
 }
 
+/// Each way in which faults are resolved.
+pub fn ways() -> Vec<MapOptions> {
+    let mut ways = vec![MapOptions::new()];
+    if cfg!(target_arch = "x86_64") {
+        ways.push(MapOptions::new().resolve(Resolve::FaultingThread));
+    }
+    ways
+}
+
+/// The next of numbers that look random: xorshift64.
+pub fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// In an order that no stream is found in.
+pub fn shuffled(pages: u64) -> Vec<u64> {
+    let mut order: Vec<u64> = (0..pages).collect();
+    let mut state = 17;
+    (1..order.len()).rev().for_each(|at| order.swap(at, (next(&mut state) % (at as u64 + 1)) as usize));
+    order
+}
+
 type Filter = Box<dyn Fn(&Event) -> bool + Send>;
 
 /// Holds threads at points. Each trap holds the first thread that meets it. When the thread that has made this
