@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::*;
 use daxpager::probe::Point;
 use daxpager::sabotage::Rule;
-use daxpager::{Access, File, Injection, MapOptions, Mapping, Tracking};
+use daxpager::{Access, Advice, File, Injection, MapOptions, Mapping, Tracking};
 
 const MARK: u64 = 0x4d41_524b_4d41_524b;
 /// Pages in 2 MiB.
@@ -176,6 +176,12 @@ fn a_window_ends_where_the_blocks_do() {
     assert_eq!(page_of(&other, 2), vec![0xbb; PAGE as usize]);
 }
 
+/// A fault on page 8 is worth all that is behind it. What a stream is worth is a hint, and can be lost: its thread runs on, and
+/// faults again, before the worker that has answered it writes down what it expects.
+fn ask_for_a_window_at_8(map: &Mapping) {
+    map.advise(8 * PAGE..64 * PAGE, Advice::Sequential).unwrap();
+}
+
 /// A window reaches to a page that is about to be taken away and given to another file.
 ///
 /// ```text
@@ -191,6 +197,7 @@ fn window_against_punch(world: &mut World) -> Verdict {
     let a = world.file("a", 64, 0xaa);
     let map = world.map(&a, 64);
     map.load(63 * PAGE).unwrap();
+    ask_for_a_window_at_8(&map);
     let parked = world.park.at_page(Point::Decided, 8);
     let load = spawn({
         let map = map.clone();
@@ -221,7 +228,7 @@ fn window_against_truncate(world: &mut World) -> Verdict {
     let a = world.file("a", 64, 0xaa);
     let map = coarse(world, &a, 64);
     map.load(0).unwrap();
-    // The third window of the stream, of 56 pages.
+    ask_for_a_window_at_8(&map);
     let parked = world.park.at_page(Point::Decided, 8);
     let store = spawn({
         let map = map.clone();
