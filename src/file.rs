@@ -137,6 +137,9 @@ impl File {
 
     /// Reads up to the end of the file, as pread(2): how many bytes were read. The buffer may lie in a mapping.
     ///
+    /// A word that a mapping stores at that moment may be read half old and half new: the kernel copies byte by byte. Other calls on the
+    /// file come before or after.
+    ///
     /// # Errors
     /// [`Error::DeviceLost`](crate::Error::DeviceLost); [`Error::BadBuffer`](crate::Error::BadBuffer) when the buffer lies in a mapping, and is
     /// not to be had there. What lies before may have been read.

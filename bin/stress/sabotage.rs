@@ -150,6 +150,9 @@ struct Row {
     /// Seconds that the unbroken pager ran in the same way, and what was reported of it.
     intact_seconds: f64,
     intact_reported: Vec<String>,
+    /// All that those runs said.
+    #[serde(skip)]
+    intact_said: Vec<String>,
     widened: String,
 }
 
@@ -219,6 +222,7 @@ pub(crate) fn table(selection: &Selection) -> anyhow::Result<bool> {
         (false, _) => say!("MISSED in more than one of ten: {}", missed.join(", ")),
         (true, false) => say!("REPORTED OF THE UNBROKEN PAGER, as run for: {}", noisy.join(", ")),
     }
+    rows.iter().flat_map(|row| &row.intact_said).for_each(|said| say!("\n{said}"));
     Ok(missed.is_empty() && noisy.is_empty())
 }
 
@@ -243,7 +247,10 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
         let seconds = found.seconds.ceil().max(2.0) as u64;
         let Some(intact) = run_child(recipe, &selection.pins, found.seed, seconds, true)? else { break };
         row.intact_seconds += intact.seconds;
-        row.intact_reported.extend(intact.kind);
+        if let Some(kind) = intact.kind {
+            row.intact_reported.push(kind);
+            row.intact_said.push(intact.said);
+        }
     }
     eprint_progress("");
     Ok(row)
@@ -292,6 +299,8 @@ struct Found {
     seconds: f64,
     operations: u64,
     seed: u64,
+    /// Of a run with the rule intact, what it said: what is found then is a fault of the pager or the harness.
+    said: String,
 }
 
 /// Runs this program once more, with one rule broken, or with nothing but that. Nothing comes of it if a signal asks to end.
@@ -311,12 +320,15 @@ fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool
         command.arg("--intact");
     }
     let start = Instant::now();
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let saying = std::env::temp_dir().join(format!("daxpager-stress-{}.txt", std::process::id()));
+    let stdout = if intact { Stdio::from(std::fs::File::create(&saying)?) } else { Stdio::null() };
+    let mut child = command.stdout(stdout).stderr(Stdio::null()).spawn()?;
     // A pager broken badly enough does not even let the harness end.
     let limit = Duration::from_secs(seconds + 60);
     let status = ends::end_of(&mut child, limit, Duration::from_millis(10))?;
     let text = std::fs::read(&json).unwrap_or_default();
-    let _ = std::fs::remove_file(&json);
+    let said = std::fs::read_to_string(&saying).unwrap_or_default();
+    let _ = (std::fs::remove_file(&json), std::fs::remove_file(&saying));
     // Also if the signal went to the whole process group, and reached the child first.
     if ends::asked().is_some() && status.is_none_or(|status| status.signal().is_some()) {
         return Ok(None);
@@ -330,11 +342,12 @@ fn run_child(recipe: &Recipe, pins: &Pins, seed: u64, seconds: u64, intact: bool
             Some(status) if status.code().is_some() => return Err(NotRun(status.code().unwrap_or(2)).into()),
             Some(status) => format!("died: {status}"),
         };
-        return Ok(Some(Found { kind: Some(kind), seconds: start.elapsed().as_secs_f64(), operations: 0, seed }));
+        let seconds = start.elapsed().as_secs_f64();
+        return Ok(Some(Found { kind: Some(kind), seconds, operations: 0, seed, said }));
     };
     let violation = &outcome["violations"][0];
     let kind = violation["kind"].as_str().map(str::to_owned);
     let seconds = if kind.is_some() { number(&violation["seconds"]) } else { number(&outcome["seconds"]) };
     let operations = number(&violation["operations"]) as u64;
-    Ok(Some(Found { kind, seconds, operations, seed: outcome["seed"].as_u64().unwrap_or(seed) }))
+    Ok(Some(Found { kind, seconds, operations, seed: outcome["seed"].as_u64().unwrap_or(seed), said }))
 }

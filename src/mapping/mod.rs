@@ -124,6 +124,8 @@ impl Mapping {
     /// Loads what the mapping shows, without a fault: an error where a load would be a SIGBUS. Other than
     /// [`File::read_at`](crate::File::read_at) it reads to the end of the last page. The buffer may lie in a mapping.
     ///
+    /// A word that is stored at that moment may be read half old and half new: [`Mapping::load`] is whole.
+    ///
     /// # Errors
     /// [`Error::OutsideMapping`]; [`Error::PastEnd`] and [`Error::DeviceLost`], after the bytes before that page have been read;
     /// [`Error::PagerGone`]; [`Error::MappingLost`]; [`Error::BadBuffer`] as [`File::read_at`](crate::File::read_at).

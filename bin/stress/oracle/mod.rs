@@ -231,7 +231,8 @@ impl Oracle {
                     Effect::Zero => (0, true),
                     Effect::Store(value) => (value, false),
                 };
-                let event = Event { value, begin, end: UNDER_WAY, certain: false, copied: false, mixed: false, zeroes };
+                // By the kernel, which writes and zeroes byte by byte perhaps.
+                let event = Event { value, begin, end: UNDER_WAY, certain: false, copied: true, mixed: false, zeroes };
                 page.slots[slot].begin(event, horizon);
             }
         }
@@ -305,7 +306,8 @@ impl Oracle {
             }
             Judgement::Wrong(wrong, allowed) => (wrong, allowed),
         };
-        let in_pieces = matches!(access.op, Op::CopyOut | Op::SysOut | Op::Raw);
+        // The kernel copies as it likes: from a byte between two words its parts cut words, of the library's own calls too.
+        let in_pieces = !matches!(access.op, Op::Load | Op::Exchange);
         if kind != Wrong::Stale && value != 0 && page.slots[slot].may_be_torn(value, span.0, span.1, in_pieces) {
             self.parts.fetch_add(1, Ordering::Relaxed);
             return;

@@ -235,10 +235,9 @@ impl Hand {
         let pages = page..bytes.end.div_ceil(self.page_bytes());
         mapped.dirty.attempt(pages.clone());
         let begin = self.begin(&access);
-        // The library stores whole words; the CPU and the kernel copy as they like.
-        let copied = op != Op::MapWrite;
         for (watched, value) in &words {
-            self.oracle.store_begins(mapped.file, watched.page, watched.slot, *value, begin, copied);
+            // The CPU and the kernel copy as they like, for the library too.
+            self.oracle.store_begins(mapped.file, watched.page, watched.slot, *value, begin, true);
         }
         let went = match op {
             Op::CopyIn => whole(mapped.mapping.copy_in(offset, &buffer)),
