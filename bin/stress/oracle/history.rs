@@ -130,11 +130,12 @@ impl History {
         Judgement::Wrong(wrong, values)
     }
 
-    /// Whether `value`, loaded from `begin` to `end`, may be a part of a copy: of one that was under way, or of one that
-    /// something else came between. Each byte must be one of a value that may have been there.
+    /// Whether `value`, loaded from `begin` to `end`, may be a part of a copy: of one that was under way, of one that
+    /// something else came between, or of one that ended halfway. Each byte must be one of a value that may have been there.
     ///
     /// A copy is repeated where it was interrupted, which may be in the middle of a word: its first bytes are taken
-    /// away by a truncate, say, and the others follow.
+    /// away by a truncate, say, and the others follow. And it may end there: read(2) into a mapping whose thread resolves its own
+    /// faults has done so many bytes where a page is write-protected under it, for a collection.
     /// A load that is not of one word either, `in_pieces`, may see parts of stores that were.
     pub(crate) fn may_be_torn(&self, value: u64, begin: u64, end: u64, in_pieces: bool) -> bool {
         let candidates: Vec<&Event> =
@@ -142,7 +143,7 @@ impl History {
         let byte_of = |value: u64, at: u32| value >> (8 * at) & 0xff;
         let torn = |event: &&Event| match event.end > begin {
             true => event.copied || in_pieces,
-            false => event.copied && event.mixed,
+            false => event.copied && (event.mixed || !event.certain),
         };
         candidates.iter().any(torn)
             && (0..8).all(|at| candidates.iter().any(|event| byte_of(event.value, at) == byte_of(value, at)))
@@ -228,6 +229,10 @@ mod tests {
         // A copy that nothing came between is whole when it has ended, and not before.
         let history = after(&[(copy(word, 10), 14)]);
         assert!(history.may_be_torn(half, 12, 13, false) && !history.may_be_torn(half, 15, 16, false));
+        // One that has ended halfway, with nothing beside it.
+        let mut history = after(&[(copy(word, 10), UNDER_WAY)]);
+        history.end(10, 16, false);
+        assert!(history.may_be_torn(half, 20, 21, false) && !history.may_be_torn(half ^ 1 << 60, 20, 21, false));
     }
 
     #[test]
