@@ -45,6 +45,12 @@ pub enum Error {
         /// The mapping's length in bytes.
         mapping_bytes: u64,
     },
+    /// Asked for what has been stored to, of a mapping made with [`Tracking::Off`](crate::Tracking::Off).
+    #[error("the mapping at {addr:#x} does not keep track of stores")]
+    NotTracked {
+        /// Where the mapping begins.
+        addr: usize,
+    },
     /// A store through a mapping made with [`MapOptions::read_only`](crate::MapOptions::read_only). Through the pointer it is
     /// a SIGSEGV.
     #[error("bytes {offset}+{len} were to be stored to, and the mapping is read-only")]

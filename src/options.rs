@@ -84,6 +84,18 @@ pub enum Tracking {
     /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7
     /// ([`Error::MissingFeature`](crate::Error::MissingFeature)) and /proc.
     Asynchronous,
+    /// Not at all, for who wants files that are truncated and punched while they are mapped, and nothing else. Of a file with windows
+    /// ([`Allocation::Windows`]) the kernel installs what is present by itself, pages around it as well, and lets stores through: an access
+    /// costs what it costs in a mapping of tmpfs, and only what is absent, a hole or past the end, is a fault of the pager's.
+    ///
+    /// - [`Mapping::take_dirty`](crate::Mapping::take_dirty) is [`Error::NotTracked`](crate::Error::NotTracked).
+    /// - While a file has such a mapping, a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of a
+    ///   store to zeros that a load has left. On a full volume it is a SIGBUS, then.
+    /// - [`Mapping::populate`](crate::Mapping::populate) takes pages for holes.
+    ///
+    /// Elsewhere, with single blocks or where the system gives memory files huge folios, such a mapping is served as one with
+    /// [`Tracking::Coarse`].
+    Off,
 }
 
 /// How a mapping is to be. For [`Pager::map_with`](crate::Pager::map_with).

@@ -30,6 +30,8 @@ pub enum Backing {
     Own(BlockIndex),
     /// The same, armed: what is present there the kernel installs by itself, write-protected.
     Armed(BlockIndex),
+    /// The same, open: what is present there the kernel installs by itself, and lets stores through to it.
+    Open(BlockIndex),
 }
 
 /// A fault, without its address.
@@ -52,6 +54,8 @@ pub(crate) struct View {
     pub(crate) state: PageState,
     /// What the page's address points at.
     pub(crate) backing: Backing,
+    /// Some mapping of the file lets stores through to whatever is present, and nobody is told: what is present is written, then.
+    pub(crate) open: bool,
 }
 
 /// The answer to a fault.
@@ -72,7 +76,8 @@ pub(crate) enum Decision {
     Retry,
     /// First put this under the address, without the lock; then look again.
     Repoint(Backing),
-    /// Take a page for the hole, or make the unwritten one written, and install it in its place, writable, as one step; mark it dirty.
+    /// Take a page for the hole, or make the unwritten one written, and install it in its place, as one step: for a store writable, and marked
+    /// dirty.
     Take,
     /// First give the hole a zeroed block, take zeros away from every mapping, then look again.
     Allocate,
@@ -99,13 +104,15 @@ fn no_entry(access: Access, view: &View) -> Decision {
         (Load, Hole | Unwritten(_), Block(_)) => Decision::Repoint(Zeros),
         (Load, Written(block), Block(under)) if block == under => Decision::InstallReadOnly,
         (Store, Written(block), Block(under)) if block == under => Decision::InstallWritable,
-        // In its own place there is nothing to point elsewhere, and nothing to prepare.
-        (Load, Hole | Unwritten(_), Own(_) | Armed(_)) => Decision::InstallZeros,
-        (Store, Hole | Unwritten(_), Own(_) | Armed(_)) => Decision::Take,
-        (Load, Written(block), Own(place) | Armed(place)) if block == place => Decision::InstallReadOnly,
-        (Store, Written(block), Own(place) | Armed(place)) if block == place => Decision::InstallWritable,
+        // In its own place there is nothing to point elsewhere, and nothing to prepare. Zeros that are nobody's are left there
+        // only where the first store to them is a fault, in every mapping of the file.
+        (Load, Hole | Unwritten(_), Own(_) | Armed(_) | Open(_)) if view.open => Decision::Take,
+        (Load, Hole | Unwritten(_), Own(_) | Armed(_) | Open(_)) => Decision::InstallZeros,
+        (Store, Hole | Unwritten(_), Own(_) | Armed(_) | Open(_)) => Decision::Take,
+        (Load, Written(block), Own(place) | Armed(place) | Open(place)) if block == place => Decision::InstallReadOnly,
+        (Store, Written(block), Own(place) | Armed(place) | Open(place)) if block == place => Decision::InstallWritable,
         // A broken invariant: a page is nowhere but in its place.
-        (_, Written(_), Own(_) | Armed(_)) => Decision::Sigbus,
+        (_, Written(_), Own(_) | Armed(_) | Open(_)) => Decision::Sigbus,
         (_, Written(block), Zeros | Block(_)) => Decision::Repoint(Block(block)),
         (Store, Hole, Zeros | Block(_)) => Decision::Allocate,
         (Store, Unwritten(block), Zeros | Block(_)) => Decision::Convert(block),
@@ -127,6 +134,8 @@ fn mkwrite(view: &View) -> Decision {
         (Written(block), Own(place) | Armed(place)) if block == place => Decision::Unprotect,
         (Hole | Unwritten(_), Own(_) | Armed(_)) => Decision::Take,
         (Written(_), Own(_) | Armed(_)) => Decision::Sigbus,
+        // Nothing is write-protected there: a message of what was at the address before.
+        (_, Open(_)) => Decision::Retry,
         // The entry named a block that has been taken away. Never allocate here: the store was
         // aimed at that block, and the access will say what it wants when it faults again.
         (Hole | Unwritten(_), Block(_)) => Decision::Retry,
@@ -143,7 +152,7 @@ mod tests {
     const OTHER: BlockIndex = BlockIndex(8);
 
     fn view(state: PageState, backing: Backing) -> View {
-        View { page: PageIndex(3), eof: PageIndex(4), state, backing }
+        View { page: PageIndex(3), eof: PageIndex(4), state, backing, open: false }
     }
 
     /// Every combination, written out: the table of the design document, row by row.
@@ -202,6 +211,17 @@ mod tests {
             if let Own(place) = backing {
                 let armed = View { backing: Armed(place), ..view };
                 assert_eq!(decide(Fault { access, kind }, &armed), answer, "armed, {access:?} {kind:?} {view:?}");
+                // Where some mapping is open no load leaves zeros that are nobody's; and nothing is write-protected in that one.
+                let taken = if answer == D::InstallZeros { D::Take } else { answer };
+                let beside = View { open: true, ..view };
+                assert_eq!(
+                    decide(Fault { access, kind }, &beside),
+                    taken,
+                    "beside an open one, {access:?} {kind:?} {view:?}"
+                );
+                let answer = if kind == WriteProtect { D::Retry } else { taken };
+                let open = View { backing: Open(place), ..beside };
+                assert_eq!(decide(Fault { access, kind }, &open), answer, "open, {access:?} {kind:?} {view:?}");
             }
             let past = View { eof: view.page, ..view };
             assert_eq!(decide(Fault { access, kind }, &past), D::Sigbus, "past the end, {past:?}");

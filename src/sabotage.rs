@@ -94,6 +94,8 @@ rules! {
     LookAgainAtZeros = "look-again-at-zeros",
     /// Broken: a page that is punched is not armed again, and stored to unnoticed when it is there once more.
     ArmWhatIsPunched = "arm-what-is-punched",
+    /// Broken: a load leaves zeros in a hole that another mapping lets stores through to.
+    PresentIsWritten = "present-is-written",
     /// Broken: dirty pages are protected first and forgotten afterwards.
     ForgetBeforeProtect = "forget-before-protect",
     /// Broken: a store through a mapping is not marked dirty.

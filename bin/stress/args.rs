@@ -238,7 +238,7 @@ impl Args {
         let messages = recipe.filter(|recipe| recipe.messages).map(|_| manner::PAGER.to_owned());
         Pins {
             resolve: self.resolve.clone().or(messages),
-            tracking: self.tracking.clone(),
+            tracking: self.tracking.clone().or_else(|| recipe.and_then(|recipe| recipe.tracking).map(str::to_owned)),
             fault_around: self.fault_around.clone(),
             allocation: self.allocation.clone().or_else(|| recipe.map(|recipe| recipe.allocation.to_owned())),
         }

@@ -19,6 +19,7 @@ const TRACKINGS: &[(&str, (Tracking, Surplus))] = &[
     ("exact", (Tracking::Exact, Surplus::Nothing)),
     ("coarse", (Tracking::Coarse, Surplus::Neighbours)),
     ("asynchronous", (Tracking::Asynchronous, Surplus::Lost)),
+    (UNTRACKED, (Tracking::Off, Surplus::Neighbours)),
 ];
 const ALLOCATIONS: &[(&str, Allocation)] = &[(BLOCKS, Allocation::Blocks), (WINDOWS, Allocation::Windows)];
 const AROUNDS: &[(&str, u64)] = &[("off", 0), ("small", 16 << 10), ("default", 2 << 20)];
@@ -27,10 +28,12 @@ const AROUNDS: &[(&str, u64)] = &[("off", 0), ("small", 16 << 10), ("default", 2
 pub(crate) const BLOCKS: &str = "blocks";
 /// Each at its place.
 pub(crate) const WINDOWS: &str = "windows";
+/// Nobody can ask what has been stored to.
+const UNTRACKED: &str = "untracked";
 /// The first of them.
 pub(crate) const PAGER: &str = RESOLVES[0].0;
 /// On the command line: every value, one for each mapping.
-const MIXED: &str = "mixed";
+pub(crate) const MIXED: &str = "mixed";
 
 /// The values of one option that mappings draw from, by their places in its list. Not empty.
 type Drawn = Vec<usize>;
@@ -130,7 +133,18 @@ impl Manners {
         // The library refuses faults in the faulting thread on other machines; whoever pins them is told so.
         let resolves = if cfg!(target_arch = "x86_64") { RESOLVES.len() } else { 1 };
         let resolve = some(rng, resolves);
-        Self { resolve, tracking: some(rng, TRACKINGS.len()), around: some(rng, AROUNDS.len()) }
+        let tracked = TRACKINGS.len() - 1;
+        Self { resolve, tracking: some(rng, tracked), around: some(rng, AROUNDS.len()) }
+    }
+
+    /// Some mappings are not tracked, either.
+    pub(crate) fn leave_some_untracked(&mut self) {
+        self.tracking.push(TRACKINGS.len() - 1);
+    }
+
+    /// Whether some mapping is not tracked.
+    pub(crate) fn leave_any_untracked(&self) -> bool {
+        self.tracking.iter().any(|at| TRACKINGS[*at].0 == UNTRACKED)
     }
 
     pub(crate) fn pin(&mut self, pins: &Pins) {
@@ -177,6 +191,11 @@ impl Manner {
     /// Threads resolve their own faults: nobody serves those of system calls, and no fault is served late.
     pub(crate) fn is_direct(self) -> bool {
         RESOLVES[self.resolve].1 == Resolve::FaultingThread
+    }
+
+    /// Nobody can ask it what has been stored to.
+    pub(crate) fn is_untracked(self) -> bool {
+        TRACKINGS[self.tracking].0 == UNTRACKED
     }
 
     pub(crate) fn surplus(self) -> Surplus {

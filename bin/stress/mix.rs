@@ -143,6 +143,9 @@ impl Mix {
         let mut die = Rng::with_seed(!seed);
         mix.allocation = pins.allocation(manner::draw_allocation(&mut die));
         mix.zeros_bytes = [8 << 10, 64 << 10, 64 << 20][die.usize(0..3)];
+        if die.u32(0..3) == 0 {
+            mix.manners.leave_some_untracked();
+        }
         mix.scenario = scenario;
         mix.fix(&mut rng);
         mix.manners.pin(pins);

@@ -60,6 +60,8 @@ pub(crate) struct Recipe {
     pub(crate) messages: bool,
     /// Where the pages of files lie that it shows on.
     pub(crate) allocation: &'static str,
+    /// How stores are noticed in the mappings that it shows in, unless by what is drawn.
+    pub(crate) tracking: Option<&'static str>,
     /// A change hangs when it takes longer than this, and anything else as usual.
     pub(crate) change_limit: Option<Duration>,
 }
@@ -77,6 +79,7 @@ impl Recipe {
             quick: true,
             messages: false,
             allocation: manner::BLOCKS,
+            tracking: None,
             change_limit: None,
         };
         let slow = |recipe: Self| Self { quick: false, ..recipe };
@@ -117,6 +120,9 @@ impl Recipe {
             Rule::ForkCheck => slow(with(Scenario::ThreeParty, &[Inject::Forks], &[])),
             Rule::LookAgainAtZeros => in_windows(with(Scenario::Reuse, &[], &[(Point::BeforeZerosGo, GATE)])),
             Rule::ArmWhatIsPunched => in_windows(with(Scenario::Reuse, &[], &[])),
+            Rule::PresentIsWritten => {
+                Self { tracking: Some(manner::MIXED), ..in_windows(with(Scenario::Reuse, &[], &[])) }
+            }
             _ => with(Scenario::Reuse, &[], &[]),
         }
     }

@@ -27,6 +27,7 @@ impl Backing {
             Backing::Block(block) => Backing::Block(block.plus(pages)),
             Backing::Own(block) => Backing::Own(block.plus(pages)),
             Backing::Armed(block) => Backing::Armed(block.plus(pages)),
+            Backing::Open(block) => Backing::Open(block.plus(pages)),
         }
     }
 }

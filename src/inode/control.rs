@@ -357,6 +357,9 @@ impl Inode {
             let rest = &copy[(left.start - bytes.start) as usize..];
             written = self.write_some(&mut change, left.clone(), rest, reserved).map(|done| left.start += done);
         }
+        if written.is_err() && change.is_open() {
+            self.keep_what_is_there(&mut change, page.touched(&left), reserved);
+        }
         bytes.end = left.start;
         if !bytes.is_empty() && bytes.end > change.size() {
             let old = change.size();
@@ -369,6 +372,57 @@ impl Inode {
         }
         let committed = change.try_commit(&self.store);
         written.and(committed)
+    }
+
+    /// The device has refused to write pages that some mapping lets stores through to as soon as they are there. What is there of them and in
+    /// the file is written, whatever it holds, as somebody may have stored to it; what is past the end goes.
+    fn keep_what_is_there(&self, change: &mut Change<'_>, pages: PageRange, reserved: &mut Reservation) {
+        let page = self.page();
+        let eof = page.ceil(change.size());
+        for index in pages.iter() {
+            let run = match change.extents().state(index) {
+                PageState::Written(_) => continue,
+                PageState::Unwritten(block) => Run { start: block, blocks: 1 },
+                PageState::Hole => change.extents().take(reserved, index, 1),
+            };
+            if index < eof && self.store.memory.resident_in(page.device_offset(run.start), page.bytes()) > 0 {
+                change.put(Extent { page: index, run, written: true });
+                continue;
+            }
+            if change.extents().state(index) == PageState::Hole {
+                reserved.put_back(run);
+            }
+            if index >= eof {
+                self.store.punch(run);
+            }
+        }
+    }
+
+    /// Changes a word as one step beside the stores of a mapping that lets them through. A page that there is none of is made first, and
+    /// written from then on.
+    pub(crate) fn change_word_beside_stores(
+        &self,
+        change: &mut Change<'_>,
+        index: PageIndex,
+        within: u64,
+        to: impl Fn(u64) -> Option<u64>,
+        reserved: &mut Reservation,
+    ) -> Result<u64> {
+        let state = change.extents().state(index);
+        let run = match state {
+            PageState::Written(block) | PageState::Unwritten(block) => Run { start: block, blocks: 1 },
+            PageState::Hole => change.extents().take(reserved, index, 1),
+        };
+        if !matches!(state, PageState::Written(_)) {
+            if !self.store.refill(run.start) {
+                if state == PageState::Hole {
+                    reserved.put_back(run);
+                }
+                return Err(self.store.lost(run.start));
+            }
+            change.put(Extent { page: index, run, written: true });
+        }
+        self.store.memory.change_word(self.page().device_offset(run.start) + within, to)
     }
 
     /// Writes the first of `bytes` under L2 held exclusively: whole pages, as many as one write reaches, or a part of one. How many

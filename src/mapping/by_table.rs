@@ -13,6 +13,8 @@
 //!   write the word, unlock
 //!                                                     installed: stores to what was exchanged
 //! ```
+//!
+//! A mapping that lets stores through to what is present can't be kept from them so. Beside one a word is exchanged by an instruction.
 
 use super::Mapping;
 use crate::error::{BusError, Error, Result};
@@ -86,7 +88,7 @@ impl Mapping {
     }
 
     /// Changes a word to what `change` makes of it, as one step. What was there before.
-    fn change_word(&self, offset: u64, to: impl FnOnce(u64) -> Option<u64>) -> Result<u64> {
+    fn change_word(&self, offset: u64, to: impl Fn(u64) -> Option<u64>) -> Result<u64> {
         let bytes = self.file_range(offset, 8)?;
         let page = self.inode.page();
         let (index, within) = (page.page_of(bytes.start), bytes.start % page.bytes());
@@ -104,6 +106,15 @@ impl Mapping {
         let mut change = self.inode.change_when(|| self.inode.space.change(), is_ready)?;
         self.check_end(change.size(), PageRange::one(index))?;
         let state = change.extents().state(index);
+        if change.is_open() && (short.is_none() || state != PageState::Hole) {
+            let written = match state {
+                // As far as anybody can tell.
+                PageState::Hole | PageState::Unwritten(_) if to(0).is_none() => Ok(0),
+                _ => self.inode.change_word_beside_stores(&mut change, index, within, to, &mut reserved),
+            };
+            change.commit(&self.inode.store);
+            return written;
+        }
         let mut word = [0; 8];
         if let PageState::Written(block) = state {
             self.inode.store.memory.read(page.device_offset(block) + within, &mut word)?;

@@ -14,7 +14,7 @@ use crate::policy::Backing;
 use crate::space::Window;
 use crate::sync::Arc;
 use crate::sys::limits::{self, Wanted};
-use crate::sys::{Mended, Rights};
+use crate::sys::{Mended, Present, Rights};
 use crate::units::{PageRange, TABLE_BYTES};
 
 /// Mappings.
@@ -60,6 +60,9 @@ impl Pager {
         if inode.store.capacity().is_some() && options.tracking == Tracking::Asynchronous {
             options.tracking = Tracking::Exact;
         }
+        // What is present is written then: not where a write makes pages present that it does not touch.
+        let opens =
+            options.tracking == Tracking::Off && inode.store.may_arm() && !inode.store.memory.may_get_huge_folios();
         let options = &options;
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
@@ -72,6 +75,7 @@ impl Pager {
         let window = Window::new(table.clone(), *options, place, pages, page);
         let unarmed = inode.store.may_arm().then(|| inode.space.unarmed());
         let window = window.and_then(|window| match unarmed {
+            _ if opens => Ok(window.opened()),
             Some(unarmed) => window.with_armed_parts(unarmed),
             None => Ok(window),
         });
@@ -79,7 +83,7 @@ impl Pager {
         let mut region = Region::new(Arc::clone(&inode), window.clone());
         show_places(&inode, &window, &mut region)?;
         let mut change = inode.space.change();
-        change.add_window(window.clone());
+        change.add_window(&inode.store, window.clone());
         change.commit(&inode.store);
         regions.insert(region);
         window.table.watch(base, len, Arc::<Core>::clone(&self.core));
@@ -101,17 +105,21 @@ fn show_places(inode: &Inode, window: &Window, region: &mut Region) -> Result<()
         let shared = inode.space.shared();
         shared.extents().windows().map_or_else(Vec::new, |places| places.windows(window.pages()).collect())
     };
+    let (present, first): (_, fn(_) -> _) = match window.is_open() {
+        true => (Present::Open, Backing::Open),
+        false => (Present::Told, Backing::Own),
+    };
     for (pages, block) in windows {
         let offset = inode.page().device_offset(block);
         let (span, memory) = (window.span(pages), &inode.store.memory);
-        if let Err(errno) = window.table.show(span, memory, offset, window.rights()) {
+        if let Err(errno) = window.table.show(span, memory, offset, window.rights(), present) {
             // What the kernel has unmapped may be somebody else's by now.
             if window.table.mend(span, window.rights()) == Ok(Mended::Lost) {
                 window.place.set_foreign(span.at(), span.bytes());
             }
             return Err(Error::system("mmap", errno));
         }
-        region.layout.set(pages, Backing::Own(block));
+        region.layout.set(pages, first(block));
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::address::core::Core;
 use crate::error::{Error, Result};
 use crate::inode::InUse;
 use crate::inode::control::COPY_BYTES;
+use crate::options::Tracking;
 #[cfg(feature = "inside")]
 use crate::policy::Backing;
 use crate::policy::PageState;
@@ -225,10 +226,13 @@ impl Mapping {
     /// The kernel's counterpart is `dax_writeback_mapping_range`, and the mkwrite faults before it.
     ///
     /// # Errors
-    /// [`Error::PagerGone`]; [`Error::MappingLost`]; [`Error::System`] when the kernel refuses to protect pages for
+    /// [`Error::NotTracked`]; [`Error::PagerGone`]; [`Error::MappingLost`]; [`Error::System`] when the kernel refuses to protect pages for
     /// a long time: they stay dirty then.
     pub fn take_dirty(&self) -> Result<Vec<Range<u64>>> {
         self.file_range(0, 0)?;
+        if self.window.options.tracking == Tracking::Off {
+            return Err(Error::NotTracked { addr: self.window.base().0 });
+        }
         let page = self.inode.page();
         let all = self.window.pages();
         let mut dirty: Vec<Range<u64>> = Vec::new();

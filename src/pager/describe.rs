@@ -111,6 +111,9 @@ fn allocation_of(region: &Region) -> String {
     let pieces = region.layout.pieces();
     match region.inode.store.allocation() {
         (Allocation::Windows, _) => {
+            if region.window.is_open() {
+                return format!("windows in {pieces} address ranges, open: no store is noticed");
+            }
             let armed = region.inode.page().bytes_of(region.window.armed_pages());
             format!("windows in {pieces} address ranges, {armed} bytes armed")
         }

@@ -81,7 +81,7 @@ impl Pager {
             Resolve::FaultingThread => self.direct_table()?,
         };
         match options.tracking {
-            Tracking::Exact | Tracking::Coarse => Ok(table),
+            Tracking::Exact | Tracking::Coarse | Tracking::Off => Ok(table),
             Tracking::Asynchronous => table.asynchronous(),
         }
     }

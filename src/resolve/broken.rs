@@ -46,7 +46,9 @@ impl Preparation {
             _ if !self.inode.broken(Rule::Revalidate) => None,
             (Prepare::Repoint(_, Backing::Zeros), _) => Some(Decision::InstallZeros),
             (
-                Prepare::Repoint(_, Backing::Own(_) | Backing::Armed(_)) | Prepare::TakeZerosBack | Prepare::MakeReady,
+                Prepare::Repoint(_, Backing::Own(_) | Backing::Armed(_) | Backing::Open(_))
+                | Prepare::TakeZerosBack
+                | Prepare::MakeReady,
                 _,
             ) => None,
             (Prepare::Repoint(_, Backing::Block(_)), Access::Load) => Some(Decision::InstallReadOnly),
@@ -65,7 +67,7 @@ pub(super) fn act_unguarded(
     page: PageIndex,
     decision: Decision,
 ) -> Result<Attempt, Hindrance> {
-    let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros };
+    let view = View { page, eof: page.plus(1), state: PageState::Hole, backing: Backing::Zeros, open: false };
     let answer = Answer { window, inode, view, kind: raw.kind, decision, reach: Reach::one(page) };
     act(core, raw, &answer, &inode.space.unguarded())
 }

@@ -85,7 +85,7 @@ pub(super) fn to_be_armed(
     let range = window.to_be_armed(page, region.layout.piece(page), advised == Some(Pattern::Random))?;
     match region.layout.backing(range.start) {
         Backing::Own(place) => Some((range, Backing::Armed(place))),
-        Backing::Zeros | Backing::Block(_) | Backing::Armed(_) => None,
+        Backing::Zeros | Backing::Block(_) | Backing::Armed(_) | Backing::Open(_) => None,
     }
 }
 
@@ -112,7 +112,7 @@ fn to_border(page: PageIndex, pages: u64) -> u64 {
 fn takes_neighbours(window: &Window, decision: Decision) -> bool {
     match (decision, window.options.tracking) {
         (Decision::InstallReadOnly, _) => true,
-        (Decision::InstallWritable | Decision::Unprotect, Tracking::Coarse) => true,
+        (Decision::InstallWritable | Decision::Unprotect, Tracking::Coarse | Tracking::Off) => true,
         (Decision::InstallWritable, Tracking::Asynchronous) => true,
         (Decision::Unprotect, Tracking::Asynchronous) => false,
         (Decision::InstallWritable | Decision::Unprotect, Tracking::Exact) => false,
@@ -136,7 +136,8 @@ pub(super) fn alike(region: &Region, shared: &Shared<'_>, view: &View, wanted: u
 pub(super) fn reach_of_store(region: &Region, shared: &Shared<'_>, page: PageIndex, tid: Option<Tid>) -> PageRange {
     let window = &*region.window;
     let largest = window.largest_run();
-    let (Some(tid), Tracking::Coarse) = (tid, window.options.tracking) else { return PageRange::one(page) };
+    let takes_ahead = matches!(window.options.tracking, Tracking::Coarse | Tracking::Off);
+    let Some(tid) = tid.filter(|_| takes_ahead) else { return PageRange::one(page) };
     if largest == 1 {
         return PageRange::one(page);
     }
@@ -211,7 +212,7 @@ impl Answer<'_> {
         behind: u64,
     ) -> Result<Outcome, Errno> {
         let page = self.reach.pages.start;
-        if let Backing::Own(_) | Backing::Armed(_) = self.view.backing {
+        if let Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) = self.view.backing {
             let outcome = shared.install_in_place(self.window, page, self.kind, protection, mark)?;
             return Ok(self.installed_own(core, outcome, behind));
         }

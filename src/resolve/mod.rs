@@ -33,7 +33,7 @@ use crate::blocks::store::Wanted;
 use crate::inode::Inode;
 use crate::inode::grace::Grace;
 use crate::options::Resolve;
-use crate::policy::{Backing, Decision, Fault, FaultKind, PageState, View, decide};
+use crate::policy::{Access, Backing, Decision, Fault, FaultKind, PageState, View, decide};
 use crate::probe::Point;
 use crate::sabotage::Rule;
 use crate::space::{Claim, Shared, Window};
@@ -321,7 +321,8 @@ fn need(
     {
         // A re-point has failed in such a way that zeros are there.
         let run = places.place(page, 1)?;
-        return Some(Prepare::Repoint(PageRange::one(page), Backing::Own(run.start)));
+        let place = if region.window.is_open() { Backing::Open(run.start) } else { Backing::Own(run.start) };
+        return Some(Prepare::Repoint(PageRange::one(page), place));
     }
     let to = match decision {
         Decision::InstallZeros | Decision::Take if shared.is_left_unarmed(page) => return Some(Prepare::MakeReady),
@@ -346,7 +347,7 @@ fn need(
     // As much as belongs together, so that the neighbours need no re-pointing of their own.
     let range = shared.extents().together_with(page).intersect(region.window.pages());
     let first = match to {
-        Backing::Zeros | Backing::Own(_) | Backing::Armed(_) => to,
+        Backing::Zeros | Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => to,
         Backing::Block(block) => Backing::Block(crate::units::BlockIndex(block.0 - (page.0 - range.start.0))),
     };
     let wrong = region.layout.wrong_around(page, range, first);
@@ -373,21 +374,27 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
     let (outcome, counter) = match decision {
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => match view.backing {
-            Backing::Own(_) | Backing::Armed(_) => {
+            Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => {
                 (shared.install_zeros_in_place(window, page, raw.kind), &stats.zeros)
             }
             Backing::Zeros | Backing::Block(_) => (shared.install_zeros(window, raw.addr), &stats.zeros),
         },
-        Decision::Take => match shared.claim(&inode.store, page) {
-            Claim::NoSpace => return Err(Hindrance::NoPage),
-            Claim::Taken { was_there } => {
-                stats.add(&stats.allocations);
-                let kind = if was_there { raw.kind } else { FaultKind::Missing };
-                let answer = Answer { kind, view: *view, reach: Reach::one(page), ..*answer };
-                (answer.install(core, shared, Protection::Writable, mark), &stats.runs)
+        Decision::Take => {
+            let (protection, mark) = match raw.access {
+                Access::Load => (Protection::ReadOnly, false),
+                Access::Store => (Protection::Writable, mark),
+            };
+            match shared.claim(&inode.store, page) {
+                Claim::NoSpace => return Err(Hindrance::NoPage),
+                Claim::Taken { was_there } => {
+                    stats.add(&stats.allocations);
+                    let kind = if was_there { raw.kind } else { FaultKind::Missing };
+                    let answer = Answer { kind, view: *view, reach: Reach::one(page), ..*answer };
+                    (answer.install(core, shared, protection, mark), &stats.runs)
+                }
+                Claim::Written => (answer.install(core, shared, protection, mark), &stats.runs),
             }
-            Claim::Written => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
-        },
+        }
         Decision::InstallReadOnly => (answer.install(core, shared, Protection::ReadOnly, false), &stats.runs),
         Decision::InstallWritable => (answer.install(core, shared, Protection::Writable, mark), &stats.runs),
         Decision::Unprotect => (answer.unprotect(core, shared, mark), &stats.unprotects),

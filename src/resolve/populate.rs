@@ -93,7 +93,7 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
     if want == Want::Resident {
         match decision {
             Decision::Sigbus => return Ok(Step::UpTo(left.end)),
-            Decision::InstallZeros | Decision::Repoint(Backing::Zeros) => {
+            Decision::InstallZeros | Decision::Take | Decision::Repoint(Backing::Zeros) => {
                 let end = match shared.extents().run_from(page, left.end) {
                     Some(unwritten) => unwritten.range().end,
                     None => shared.extents().hole_from(page, left.end).end,
@@ -123,9 +123,9 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
                 None if decision == Decision::InstallZeros => filling.zeros(),
                 None if decision == Decision::Take => match shared.claim(&inode.store, page) {
                     Claim::NoSpace => prepare(Prepare::Allocate(PageRange::one(page), Wanted::All)),
-                    Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing),
+                    Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing, access),
                     // COPY would want another page first.
-                    Claim::Taken { was_there: true } | Claim::Written => filling.in_place(FaultKind::Minor),
+                    Claim::Taken { was_there: true } | Claim::Written => filling.in_place(FaultKind::Minor, access),
                 },
                 None => unreachable!("{decision:?} needs a preparation"),
             }
@@ -162,14 +162,19 @@ impl Filling<'_> {
         PageRange::at(self.left.start, most).intersect(self.left)
     }
 
-    /// The page that has been taken, writable.
-    fn in_place(&self, kind: FaultKind) -> Result<Step> {
+    /// The page that has been taken, for a store writable.
+    fn in_place(&self, kind: FaultKind, access: Access) -> Result<Step> {
         let (window, page) = (&self.region.window, self.view.page);
-        match copied(self.shared.install_in_place(window, page, kind, Protection::Writable, true)) {
+        let (protection, mark) = match access {
+            Access::Load => (Protection::ReadOnly, false),
+            Access::Store => (Protection::Writable, true),
+        };
+        match copied(self.shared.install_in_place(window, page, kind, protection, mark)) {
             Ok(true) => {
                 self.core.stats.add(&self.core.stats.installs);
                 Ok(Step::UpTo(page.plus(1)))
             }
+            Ok(false) if window.is_open() || !mark => Ok(Step::UpTo(page.plus(1))),
             // Zeros, write-protected.
             Ok(false) => self.unprotect(PageRange::one(page)),
             Err(end) => end,
@@ -182,7 +187,7 @@ impl Filling<'_> {
         let bytes = self.region.inode.page().bytes();
         for within in (0..bytes).step_by(window.table.base_page() as usize) {
             let installed = match self.view.backing {
-                Backing::Own(_) | Backing::Armed(_) => {
+                Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => {
                     self.shared.install_zeros_in_place(window, page, FaultKind::Missing)
                 }
                 Backing::Zeros | Backing::Block(_) => {
@@ -231,7 +236,7 @@ impl Filling<'_> {
                 Err(errno) => return Err(self.refused(at, errno)),
             }
         }
-        if met && mark {
+        if met && mark && !window.is_open() {
             // What was there may be write-protected.
             return self.unprotect(PageRange::new(pages.start, at));
         }

@@ -182,6 +182,7 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
     match first {
         Backing::Zeros => need.window.table.point_at_zeros(span, rights),
         Backing::Own(block) => in_place(block, Present::Told),
+        Backing::Open(block) => in_place(block, Present::Open),
         Backing::Armed(block) => {
             // Before it is: whoever punches looks.
             need.window.set_armed(range);

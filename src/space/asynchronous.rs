@@ -35,7 +35,7 @@ pub(super) struct Before<'a> {
 pub(super) fn mapped_bits(tracking: Tracking, pages: u64) -> Result<Option<DirtyBits>, Errno> {
     match tracking {
         Tracking::Asynchronous => DirtyBits::new(pages).map(Some),
-        Tracking::Exact | Tracking::Coarse => Ok(None),
+        Tracking::Exact | Tracking::Coarse | Tracking::Off => Ok(None),
     }
 }
 

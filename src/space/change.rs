@@ -172,14 +172,14 @@ impl Change<'_> {
         }
     }
 
-    pub(crate) fn add_window(&mut self, window: Arc<Window>) {
-        self.state.windows.push(window);
-    }
-
     /// No install reaches the window any more once this is committed, and no thread resolves a fault of it by itself.
     pub(crate) fn remove_window(&mut self, window: &Arc<Window>) {
         window.alive.store(false, Ordering::Relaxed);
+        let before = self.state.windows.len();
         self.state.windows.retain(|other| !Arc::ptr_eq(other, window));
+        if window.is_open() && self.state.windows.len() < before {
+            self.state.open = self.state.open.saturating_sub(1);
+        }
         window.table.unwatch(window.base());
     }
 

@@ -95,7 +95,7 @@ impl Glimpse<'_> {
         }
         let marked = !window.dirty.marked(window.own(PageRange::one(page))).is_empty();
         // Of an asynchronous window the entry itself is the record.
-        if entry.writable && !marked && !window.is_asynchronous() {
+        if entry.writable && !marked && !window.is_asynchronous() && !window.is_open() {
             return wrong("a store to it would go unnoticed");
         }
         Ok(())

@@ -24,6 +24,7 @@ mod change;
 mod check;
 mod dirty;
 pub(crate) mod extents;
+mod open;
 pub(crate) mod places;
 mod preallocation;
 pub(crate) mod streams;
@@ -48,6 +49,8 @@ struct State {
     i_size: u64,
     extents: Extents,
     windows: Vec<Arc<Window>>,
+    /// How many of these let stores through to what is present; see [`open`].
+    open: usize,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
     /// Ranges of windows that have been punched and could not be armed again yet, and pages that are poisoned for the sake of one
@@ -77,6 +80,7 @@ impl Space {
             i_size: 0,
             extents: Extents::new(store),
             windows: Vec::new(),
+            open: 0,
             preallocated: Preallocation::default(),
             unarmed: Arc::new(Tally::new(0)),
         };
@@ -145,7 +149,8 @@ impl Shared<'_> {
 
     pub(crate) fn view(&self, page: PageIndex, backing: Backing) -> View {
         let state = self.state();
-        View { page, eof: self.page.ceil(state.i_size), state: state.extents.state(page), backing }
+        let open = state.open > 0;
+        View { page, eof: self.page.ceil(state.i_size), state: state.extents.state(page), backing, open }
     }
 
     /// Installs the page's block. `mark` sets the dirty bit first, as a writable entry must have it unless it is the record
@@ -158,6 +163,7 @@ impl Shared<'_> {
         protection: Protection,
         mark: bool,
     ) -> Result<Outcome, Errno> {
+        let protection = window.protection(protection);
         if mark {
             window.mark_writable(PageRange::one(page));
         }
@@ -180,6 +186,7 @@ impl Shared<'_> {
         protection: Protection,
         mark: bool,
     ) -> Result<Filled, Errno> {
+        let protection = window.protection(protection);
         if mark {
             window.mark_writable(pages);
         }
@@ -218,6 +225,7 @@ impl Shared<'_> {
         protection: Protection,
         mark: bool,
     ) -> Result<Outcome, Errno> {
+        let protection = window.protection(protection);
         if mark {
             window.mark_writable(PageRange::one(page));
         }

@@ -30,6 +30,8 @@ pub(crate) struct Window {
     pub(super) mapped: Option<DirtyBits>,
     /// Of a file with windows, where the kernel installs what is present.
     pub(super) armed: Option<Armed>,
+    /// The kernel lets stores through to what is present, and nobody is told; see [`super::open`].
+    open: bool,
     /// One install at a time of pages that had an entry before, from the look whether it was written to up to the note of the new
     /// one: of two that both saw a marker, one would not know what became of the other's entry. A leaf, for two ioctls.
     pub(super) again: Mutex<()>,
@@ -61,6 +63,7 @@ impl Window {
         let mapped = mapped_bits(options.tracking, pages.pages())?;
         Ok(Self {
             armed: None,
+            open: false,
             table,
             options,
             place,
@@ -82,6 +85,16 @@ impl Window {
     /// The same, parts of which may be armed.
     pub(crate) fn with_armed_parts(self, unarmed: Arc<Tally>) -> Result<Self, Errno> {
         Ok(Self { armed: Some(Armed::new(self.pages, self.page, unarmed)?), ..self })
+    }
+
+    /// The same, that lets stores through to what is present.
+    pub(crate) fn opened(self) -> Self {
+        Self { open: true, ..self }
+    }
+
+    /// Whether the kernel lets stores through to what is present.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -173,7 +186,7 @@ impl Window {
     /// Marks pages whose entries are about to become writable. Not where the entry is the record: the mark would outlast
     /// an install that finds an entry there already, for a store that has been reported.
     pub(super) fn mark_writable(&self, range: PageRange) {
-        if !self.is_asynchronous() {
+        if !self.is_asynchronous() && !self.is_open() {
             self.mark_dirty_range(range);
         }
     }
@@ -197,7 +210,7 @@ impl Window {
     pub(crate) fn span_at(&self, at: Addr, backing: Backing) -> Span<'_> {
         let bytes = match backing {
             Backing::Zeros => self.table.base_page(),
-            Backing::Block(_) | Backing::Own(_) | Backing::Armed(_) => self.page.bytes(),
+            Backing::Block(_) | Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => self.page.bytes(),
         };
         self.place.span(at.align_down(bytes), bytes)
     }

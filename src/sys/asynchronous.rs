@@ -91,8 +91,15 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         Ok(())
     }
 
-    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
-        self.0.show(span, device, offset, rights)
+    fn show(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        self.0.show(span, device, offset, rights, present)
     }
 
     fn point_in_place(

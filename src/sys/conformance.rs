@@ -118,7 +118,7 @@ impl Subject {
         let bytes = PAGES * table.base_page();
         let place = Place::reserve(&table, bytes, table.base_page(), Rights::LOAD_STORE).unwrap();
         let device = Arc::new(device);
-        table.show(place.span(place.at(), bytes), &device, 0, Rights::LOAD_STORE).unwrap();
+        table.show(place.span(place.at(), bytes), &device, 0, Rights::LOAD_STORE, Present::Told).unwrap();
         Self { cpu, table, device, base: place.at(), place }
     }
 
@@ -384,6 +384,18 @@ proptest! {
     fn the_fake_does_what_the_kernel_does_where_that_installs(steps in sparse_steps()) {
         let arm = Step::PointInPlace(0, PAGES, Present::Installed);
         let steps: Vec<Step> = std::iter::once(arm).chain(steps).collect();
+        compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
+    }
+
+    /// Where it does, and lets stores through. It installs what is around a page as well, which shows in what finds an entry in its way:
+    /// there is nothing of that kind here.
+    #[test]
+    #[cfg_attr(emulated, ignore = "needs userfaultfd")]
+    fn the_fake_does_what_the_kernel_does_where_that_lets_stores_through(steps in sparse_steps()) {
+        let meets = |step: &Step| matches!(step, Step::InstallReadOnly(..) | Step::InstallWritable(..) | Step::Poison(..));
+        let open = Step::PointInPlace(0, PAGES, Present::Open);
+        let rest = steps.into_iter().filter(|step| !meets(step) && !matches!(step, Step::PointInPlace(..)));
+        let steps: Vec<Step> = std::iter::once(open).chain(rest).collect();
         compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
     }
 

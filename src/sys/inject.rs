@@ -297,8 +297,15 @@ impl PageTable for Injecting {
         self.table.point_at_device(span, device, offset, rights)
     }
 
-    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
-        self.table.show(span, device, offset, rights)
+    fn show(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        self.table.show(span, device, offset, rights, present)
     }
 
     fn point_in_place(

@@ -123,6 +123,8 @@ pub(crate) enum Present {
     /// The kernel, and nobody is told. The range is armed: there is a marker in every page, so that what is installed is
     /// write-protected. An entry that was writable leaves no marker when it goes; then what is installed is writable.
     Installed,
+    /// The kernel, and nobody is told of that nor of a store: only what the device does not have is a fault.
+    Open,
 }
 
 /// What an address range allows at all, wherever it points.
@@ -269,7 +271,14 @@ pub(crate) trait PageTable: Send + Sync {
 
     /// Makes a part of a range that [`PageTable::reserve`] has just given show the device from `offset` on, with no entry. Nobody
     /// accesses it yet: so it is not as one step, and waits for nobody. After an error there may be nothing at its addresses.
-    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno>;
+    fn show(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno>;
 
     /// As [`PageTable::point_at_device`], for a range that shows its own places of a device that is far longer than what is in it.
     fn point_in_place(

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use daxpager::fake::{FakeFault, FakePageTable};
 use daxpager::probe::Probe;
 use daxpager::sabotage::Rule;
-use daxpager::{Allocation, Device, File, Injection, Invariants, MapOptions, Mapping, Pager, PagerBuilder, Volume};
+use daxpager::{
+    Allocation, Device, File, Injection, Invariants, MapOptions, Mapping, Pager, PagerBuilder, Tracking, Volume,
+};
 use shuttle::thread::{self, JoinHandle};
 
 use crate::hunt::watch;
@@ -115,7 +117,16 @@ impl World {
     }
 
     pub fn map(&self, file: &File, pages: u64) -> View {
-        let map = self.mapping(file, pages);
+        self.view(file, self.mapping(file, pages))
+    }
+
+    /// A mapping whose stores are noticed like that, whatever the others do.
+    pub fn map_tracked(&self, file: &File, pages: u64, tracking: Tracking) -> View {
+        let options = OPTIONS.get().tracking(tracking);
+        self.view(file, self.pager.map_with(file, 0..pages * PAGE, &options).unwrap())
+    }
+
+    fn view(&self, file: &File, map: Mapping) -> View {
         View { fake: self.fake.clone(), file: file.clone(), base: map.as_ptr() as usize, map: Arc::new(map) }
     }
 

@@ -100,7 +100,9 @@ impl Hand {
         // resolve their own faults nothing is poisoned: it is the store alone that is refused.
         let repeats = cfg!(target_arch = "x86_64") && access.op != Op::Raw;
         let poisoned = !mapped.manner.is_direct() && !repeats;
-        self.oracle.absent(&access, span, stores || poisoned);
+        // Beside a mapping that is not tracked a load of a hole takes a page.
+        let takes_pages = self.world.mix.manners.leave_any_untracked();
+        self.oracle.absent(&access, span, stores || poisoned || takes_pages);
     }
 
     pub(super) fn load(&mut self, mapped: &Mapped, page: u64, slot: usize) -> Option<u64> {

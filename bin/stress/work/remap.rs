@@ -44,7 +44,7 @@ impl Hand {
     /// Takes the dirty ranges of a mapping.
     pub(super) fn collect(&mut self) {
         let place = self.rng.usize(0..self.world.mappings.len());
-        let Some(mapped) = self.world.mapped(place) else { return };
+        let Some(mapped) = self.world.mapped(place).filter(|mapped| !mapped.manner.is_untracked()) else { return };
         let access = Access {
             op: Op::TakeDirty,
             thread: self.id,

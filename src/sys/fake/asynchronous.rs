@@ -8,7 +8,7 @@ use super::space::{Backing, Space};
 use crate::sync::Arc;
 use crate::sys::asynchronous::Twin;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Filled, Outcome, PageTable, Protection, Rights, Scan, Span};
+use crate::sys::{Filled, Outcome, PageTable, Present, Protection, Rights, Scan, Span};
 use crate::units::Addr;
 
 /// How a range that shows the device is watched.
@@ -20,6 +20,19 @@ pub(super) enum Watched {
     DeviceUnnoticed,
     /// What the device has is put there by the kernel: write-protected where there is a marker, and nobody is asked.
     DeviceArmed,
+    /// The same, and every store is let through.
+    DeviceOpen,
+}
+
+impl Watched {
+    /// A range in which pages that the device has are installed so.
+    pub(super) fn of(present: Present) -> Self {
+        match present {
+            Present::Told => Watched::Device,
+            Present::Installed => Watched::DeviceArmed,
+            Present::Open => Watched::DeviceOpen,
+        }
+    }
 }
 
 impl Backing {

@@ -87,7 +87,7 @@ impl Space {
             Backing::Device(..) => FaultKind::Minor,
             Backing::Revoked => return Look::Bus,
         };
-        if let Backing::Device(memory, offset, Watched::DeviceArmed) = &backing
+        if let Backing::Device(memory, offset, Watched::DeviceArmed | Watched::DeviceOpen) = &backing
             && fault == FaultKind::Minor
             && matches!(self.entries.get(&self.base.of(at)), Some(Entry::Marker) | None)
         {
@@ -135,6 +135,7 @@ impl Space {
             return (Err(Errno::EINVAL), 0);
         }
         let (memory, offset) = match self.one_area(at, bytes) {
+            Some(Backing::Device(_, _, Watched::DeviceOpen)) if protected => return (Err(Errno::EINVAL), 0),
             Some(Backing::Device(memory, offset, _)) => (memory, offset),
             Some(Backing::Zeros) => return (Err(Errno::EINVAL), 0),
             Some(Backing::Revoked) | None => return (Ok(Outcome::Gone), 0),
@@ -161,6 +162,7 @@ impl Space {
         }
         match self.backing(at.0) {
             Some(Backing::Zeros) => {}
+            Some(Backing::Device(_, _, Watched::DeviceOpen)) if protected => return (Err(Errno::EINVAL), 0),
             // The page cache gets a page there; one that it has does not get mapped by that.
             Some(Backing::Device(memory, offset, _)) => {
                 if !memory.make_there(offset) {
@@ -194,6 +196,8 @@ impl Space {
         let mut outcome = Outcome::Gone;
         for page in self.base.pages(at, bytes) {
             match self.backing(page) {
+                // Not registered for it.
+                Some(Backing::Device(_, _, Watched::DeviceOpen)) => return (Ok(Outcome::Gone), 0),
                 Some(backing @ (Backing::Zeros | Backing::Device(..))) => {
                     outcome = Outcome::Installed;
                     self.write_protect_page(page, matches!(backing, Backing::Device(..)), on);

@@ -111,8 +111,15 @@ impl PageTable for Shared {
         self.point_within(span, device, offset, (Watched::Device, rights))
     }
 
-    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
-        let backing = Backing::Device(device.clone(), offset, Watched::Device);
+    fn show(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        let backing = Backing::Device(device.clone(), offset, Watched::of(present));
         self.state.lock().space.replace(span.at(), span.bytes(), backing, rights);
         Ok(())
     }
@@ -125,11 +132,8 @@ impl PageTable for Shared {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        let watched = match present {
-            Present::Told => Watched::Device,
-            Present::Installed => Watched::DeviceArmed,
-        };
-        self.point(span.at(), span.bytes(), Backing::Device(device.clone(), offset, watched), rights);
+        let backing = Backing::Device(device.clone(), offset, Watched::of(present));
+        self.point(span.at(), span.bytes(), backing, rights);
         Ok(())
     }
 

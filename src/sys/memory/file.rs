@@ -122,6 +122,22 @@ impl DeviceFile {
         resident
     }
 
+    /// Calls `with` for an aligned word, through a mapping that is made for it alone.
+    pub(super) fn with_word<T>(&self, offset: u64, with: impl FnOnce(&AtomicU64) -> T) -> Result<T> {
+        let page = base_page_bytes();
+        let within = (offset % page) as usize;
+        let system = |error: std::io::Error| Error::System { call: "mmap", errno: error.raw_os_error().unwrap_or(0) };
+        let alias = MmapOptions::new().offset(offset - offset % page).len(page as usize).map_raw(&*self.file);
+        let alias = alias.map_err(system)?;
+        assert!(within + 8 <= alias.len() && within.is_multiple_of(8), "{offset} is not a word's");
+        let word = alias.as_mut_ptr().wrapping_add(within).cast::<u64>();
+        // SAFETY: aligned, and within the mapping, by the assertion; that lives as long as `alias`. Others access the word as a whole too,
+        // by instructions that are atomic, or through other mappings of it, which no reference of ours points into. A memfd has a page
+        // there, or makes one: its length is sealed.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        Ok(with(word))
+    }
+
     pub(super) fn span_bytes(&self) -> u64 {
         self.span_bytes.load(Ordering::Relaxed)
     }

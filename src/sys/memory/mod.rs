@@ -15,7 +15,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::sync::plain::AtomicU64;
+use crate::sync::plain::{AtomicU64, Ordering};
 use crate::sync::{ProcessMutex as Mutex, step};
 use file::DeviceFile;
 #[cfg(feature = "fake")]
@@ -303,6 +303,24 @@ impl DeviceMemory {
             Owner::File(file) => file.is_zero(offset, bytes),
             #[cfg(feature = "fake")]
             Owner::Heap(heap) => heap.is_zero(offset, bytes),
+        }
+    }
+
+    /// Changes a word of its own alignment to what `to` makes of it, as one step beside the loads and stores of every mapping. What was
+    /// there before.
+    ///
+    /// # Errors
+    /// The kernel has no room for a mapping of the page.
+    pub(crate) fn change_word(&self, offset: u64, to: impl Fn(u64) -> Option<u64>) -> Result<u64> {
+        step();
+        self.check_range(offset, 8);
+        let change = |word: &AtomicU64| match word.fetch_update(Ordering::AcqRel, Ordering::Acquire, to) {
+            Ok(was) | Err(was) => was,
+        };
+        match &self.owner {
+            Owner::File(file) => file.with_word(offset, change),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => Ok(change(heap.word(offset / 8))),
         }
     }
 

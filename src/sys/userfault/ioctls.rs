@@ -1,9 +1,13 @@
 //! The ioctls that change entries, one function each.
 
+use std::sync::OnceLock;
+
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::{Userfault, count};
 use crate::sys::{Filled, Outcome, PageTable, Protection, Span, abi};
+use crate::units::Addr;
 
 /// A page of zeros to copy from. Aligned so that any base page size up to 64 KiB can be copied.
 #[repr(align(65536))]
@@ -72,6 +76,23 @@ impl Userfault {
         let mut argument = abi::Copy { dst, src, len: span.bytes(), mode, copied: 0 };
         // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at least `len` bytes (a base page is
         // 64 KiB at most). What it writes to is a mapping's (`Span`).
+        let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
+        outcome(answer, argument.copied)
+    }
+
+    /// UFFDIO_COPY of bytes that cannot be read: EFAULT where the whole range is registered, and nothing is done. `Gone` where it is not.
+    pub(super) fn copy_from_nowhere(&self, at: Addr, bytes: u64) -> Result<Outcome, Errno> {
+        static NOWHERE: OnceLock<Result<usize, Errno>> = OnceLock::new();
+        let page = std::num::NonZeroUsize::new(self.base_page() as usize).ok_or(Errno::EINVAL)?;
+        let map = || {
+            // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours. It is never given back.
+            let mapped = unsafe { mmap_anonymous(None, page, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) };
+            mapped.map(|at| at.as_ptr() as usize)
+        };
+        let nowhere = (*NOWHERE.get_or_init(map))?;
+        let mut argument =
+            abi::Copy { dst: at.0 as u64, src: nowhere as u64, len: bytes, mode: abi::MODE_DONTWAKE, copied: 0 };
+        // SAFETY: `argument` is a valid uffdio_copy and outlives the call. Its source is not readable, so nothing is written anywhere.
         let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
         outcome(answer, argument.copied)
     }

@@ -199,8 +199,15 @@ impl PageTable for Userfault {
         self.point(span, device, offset, (Watched::Device, rights))
     }
 
-    fn show(&self, span: Span<'_>, device: &Arc<DeviceMemory>, offset: u64, rights: Rights) -> Result<(), Errno> {
-        self.show_device(span, device, offset, rights)
+    fn show(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        self.show_device(span, device, offset, (Watched::of(present), rights))
     }
 
     fn point_in_place(
@@ -212,11 +219,7 @@ impl PageTable for Userfault {
         present: Present,
     ) -> Result<(), Errno> {
         count(&self.calls.repoints);
-        let watched = match present {
-            Present::Told => Watched::Device,
-            Present::Installed => Watched::DeviceArmed,
-        };
-        self.stage(span, device, offset, (watched, rights))
+        self.stage(span, device, offset, (Watched::of(present), rights))
     }
 
     fn page_goes(&self, _: Span<'_>) -> u64 {

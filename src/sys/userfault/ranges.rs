@@ -10,7 +10,7 @@ use super::open::errno_of;
 use super::{Userfault, count};
 use crate::sync::back_off;
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{Outcome, PageTable, Rights, Span};
+use crate::sys::{Outcome, PageTable, Present, Rights, Span};
 use crate::units::Addr;
 
 /// How often, and how long apart, it is asked whether a range is registered: about a second.
@@ -27,6 +27,19 @@ pub(super) enum Watched {
     DeviceUnnoticed,
     /// The device, where the kernel installs what is present: [`Present::Installed`](crate::sys::Present::Installed).
     DeviceArmed,
+    /// The device, where the kernel does so, and lets stores through: [`Present::Open`](crate::sys::Present::Open).
+    DeviceOpen,
+}
+
+impl Watched {
+    /// A range in which pages that the device has are installed so.
+    pub(super) fn of(present: Present) -> Self {
+        match present {
+            Present::Told => Watched::Device,
+            Present::Installed => Watched::DeviceArmed,
+            Present::Open => Watched::DeviceOpen,
+        }
+    }
 }
 
 /// How a range is watched, and what it allows. A copy has both of what it is a copy of.
@@ -44,12 +57,16 @@ pub(super) struct Template {
 
 impl Userfault {
     pub(super) fn register(&self, at: Addr, bytes: u64, watched: Watched) -> Result<(), Errno> {
-        let mut mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
-        if matches!(watched, Watched::Device | Watched::DeviceUnnoticed) {
-            mode |= RegisterMode::MINOR;
-        }
+        let mode = match watched {
+            Watched::Zeros | Watched::DeviceArmed => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
+            Watched::Device | Watched::DeviceUnnoticed => {
+                RegisterMode::MISSING | RegisterMode::WRITE_PROTECT | RegisterMode::MINOR
+            }
+            // With any other the kernel would install page by page.
+            Watched::DeviceOpen => RegisterMode::MISSING,
+        };
         let uffd = match watched {
-            Watched::Zeros | Watched::Device | Watched::DeviceArmed => &self.uffd,
+            Watched::Zeros | Watched::Device | Watched::DeviceArmed | Watched::DeviceOpen => &self.uffd,
             Watched::DeviceUnnoticed => &self.second.get().ok_or(Errno::EBADF)?.uffd,
         };
         // All modes at once: registering again with fewer would drop the others.
@@ -69,11 +86,24 @@ impl Userfault {
         for _ in 0..ASK_TRIES {
             match self.protect(span)? {
                 Outcome::Installed | Outcome::AlreadyPresent => return Ok(true),
-                Outcome::Gone => return Ok(false),
+                // Not for write-protect faults.
+                Outcome::Gone => return self.is_registered_for_missing_faults(span.at(), span.bytes()),
                 Outcome::Retry => back_off(ASK_BACK_OFF),
             }
         }
         Err(Errno::EAGAIN)
+    }
+
+    /// Whether the whole range is registered for missing faults at least, as one address range. It is asked to copy something there that
+    /// cannot be read: the kernel looks for the range first, and then for the bytes, and nothing is done.
+    fn is_registered_for_missing_faults(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
+        match self.copy_from_nowhere(at, bytes) {
+            Err(Errno::EFAULT) => Ok(true),
+            Ok(Outcome::Gone) | Err(Errno::ENOENT) => Ok(false),
+            Ok(Outcome::Retry) => Err(Errno::EAGAIN),
+            Ok(Outcome::Installed | Outcome::AlreadyPresent) => Err(Errno::EIO),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Whether a range that is registered is so with ours, one or the other. To register it again asks for no mode that it does
@@ -81,7 +111,7 @@ impl Userfault {
     /// each of ours has a part is asked about in halves.
     fn is_registered_with_us(&self, at: Addr, bytes: u64) -> bool {
         let again =
-            |uffd: &Uffd| uffd.register_with_mode(at.0 as *mut _, bytes as usize, RegisterMode::WRITE_PROTECT).is_ok();
+            |uffd: &Uffd| uffd.register_with_mode(at.0 as *mut _, bytes as usize, RegisterMode::MISSING).is_ok();
         let Some(second) = self.second.get() else { return again(&self.uffd) };
         if again(&self.uffd) || again(&second.uffd) {
             return true;
@@ -141,7 +171,7 @@ impl Userfault {
         span: Span<'_>,
         device: &DeviceMemory,
         offset: u64,
-        rights: Rights,
+        kind: Kind,
     ) -> Result<(), Errno> {
         let fd = device.fd().ok_or(Errno::ENODEV)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
@@ -149,12 +179,12 @@ impl Userfault {
         let (at, bytes) = (span.at(), span.bytes());
         // SAFETY: `Span`. What is replaced is a reservation, in which there is nothing.
         unsafe { mmap(place, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
-        if !rights.dumped {
+        if !kind.1.dumped {
             // SAFETY: likewise. It changes a flag, and no byte.
             let _ = unsafe { madvise(at, bytes, libc::MADV_DONTDUMP) };
         }
         // SAFETY: a mapping's, and nobody has its address yet (`PageTable::show`).
-        unsafe { self.make_ready(at, bytes, (Watched::Device, rights)) }
+        unsafe { self.make_ready(at, bytes, kind) }
     }
 
     /// Anonymous memory, registered and kept out of children: wherever there is room, or, at `fixed`, only if

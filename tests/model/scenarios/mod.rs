@@ -40,6 +40,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "progress", run: pages::progress },
     Scenario { name: "zeros", run: windows::zeros },
     Scenario { name: "armed", run: windows::armed },
+    Scenario { name: "open", run: windows::open },
 ];
 
 pub fn named(name: &str) -> &'static Scenario {

@@ -1,5 +1,6 @@
 //! Zeros that loads leave in holes of files with windows, and that are taken back.
 
+use daxpager::Tracking;
 use daxpager::sabotage::Rule;
 
 use crate::world::{PAGE, Plan, join};
@@ -58,5 +59,45 @@ pub fn armed(broken: Option<Rule>) {
     assert_eq!(view.map.take_dirty().unwrap(), [PAGE..2 * PAGE], "a store is in no collection");
     assert_eq!(view.load(1, 1), Ok(0x20));
     drop((view, file));
+    world.end();
+}
+
+/// A mapping is made that lets stores through to what is present, while loads of a tracked one leave zeros in holes and a page is punched and
+/// written. `hunt` asks of every entry, at every step, that a store to what is no page of the file's would be noticed.
+pub fn open(broken: Option<Rule>) {
+    let world = Plan::blocks(4).build(broken);
+    let file = world.volume.create("a").unwrap();
+    file.truncate(3 * PAGE).unwrap();
+    let tracked = world.map(&file, 3);
+    let loader = tracked.spawn(|view| {
+        for page in 0..2 {
+            let seen = view.load(page, 0).unwrap();
+            assert!(seen == 0 || seen == 0x10 + page, "another's bytes: {seen:#x}");
+        }
+    });
+    let churner = tracked.spawn(|view| {
+        view.file.punch_hole(2 * PAGE, PAGE).unwrap();
+        assert_eq!(view.file.write_at(&0x20_u64.to_ne_bytes(), 2 * PAGE + 8), Ok(8));
+        assert_eq!(view.load(2, 1), Ok(0x20));
+    });
+    let open = world.map_tracked(&file, 3, Tracking::Off);
+    for page in 0..2 {
+        open.store(page, 0, 0x10 + page).unwrap();
+        assert_eq!(open.load(page, 0), Ok(0x10 + page), "the store is lost");
+    }
+    join([loader, churner]);
+    world.volume.set_zeros_max(0);
+    let mut word = [0; 8];
+    for page in 0..2 {
+        file.read_at(&mut word, page * PAGE).unwrap();
+        assert_eq!(
+            (u64::from_ne_bytes(word), tracked.load(page, 0)),
+            (0x10 + page, Ok(0x10 + page)),
+            "the store is lost"
+        );
+    }
+    assert_eq!(open.load(2, 1), Ok(0x20));
+    assert_eq!(file.blocks(), 3);
+    drop((open, tracked, file));
     world.end();
 }

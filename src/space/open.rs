@@ -1,0 +1,63 @@
+//! Mappings that let stores through to what is present (`Tracking::Off`): the kernel installs it by itself, writable, and nobody is told.
+//!
+//! A store to a page that is present in the device and that the file calls a hole, or unwritten, would be lost: it reads as zeros, and is
+//! taken back. So, while a file has such a mapping,
+//!
+//! > what is present in its windows is written.
+//!
+//! | what would leave a page that is not | and so |
+//! |---|---|
+//! | loads before the mapping was there | [`Change::add_window`] takes those zeros out of the device |
+//! | a load of a hole, in any mapping | takes a page, as a store does: the fault table ([`View::open`](crate::policy::View)) |
+//! | a write that the device refuses halfway | what it has left is written: `Inode::keep_what_is_there` |
+//!
+//! ```text
+//! a load of X, by a tracked mapping                 an open mapping is made
+//!   L2 shared: no mapping is open
+//!   X is a hole: zeros installed, protected
+//!   unlock
+//!                                                     L2 exclusive: one is open now
+//!                                                     X is punched, in every mapping
+//!                                                     unlock. Now somebody has its address
+//!                                                     store to X: faults, takes a page
+//! ```
+
+use super::extents::Extent;
+use super::{Change, State, Window};
+use crate::blocks::store::Store;
+use crate::sabotage::Rule;
+use crate::sync::Arc;
+use crate::sys::Protection;
+
+impl State {
+    /// Whether some mapping lets stores through to what is present.
+    pub(super) fn is_open(&self) -> bool {
+        self.open > 0
+    }
+}
+
+impl Window {
+    /// How a page is installed here for which a load, or a store, would have it installed like that.
+    pub(super) fn protection(&self, protection: Protection) -> Protection {
+        if self.is_open() { Protection::Writable } else { protection }
+    }
+}
+
+impl Change<'_> {
+    /// Whether some mapping lets stores through to what is present.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.is_open()
+    }
+
+    /// Before anybody has its address.
+    pub(crate) fn add_window(&mut self, store: &Store, window: Arc<Window>) {
+        if window.is_open() && !store.broken(Rule::PresentIsWritten) {
+            self.state.open += 1;
+            let pages = window.pages();
+            self.take_zeros_back(pages, false);
+            let unwritten: Vec<Extent> = self.extents().within(pages).filter(|extent| !extent.written).collect();
+            unwritten.into_iter().for_each(|extent| self.unwrite(extent));
+        }
+        self.state.windows.push(window);
+    }
+}
