@@ -218,6 +218,11 @@ fn in_windows(scale: &Scale) -> Vec<Bar> {
     let name = "first loads (windows) in order, against the kernel";
     let read = Work::SequentialRead;
     bars.push(times(name, pinned.dax(read, there), pinned.case(read, Contender::Kernel), AtMost(1.15)));
+    let untracked = there.tracking(Tracking::Off);
+    for (order, work) in [("in order", Work::SequentialRead), ("at random", Work::RandomRead)] {
+        let name = format!("first loads (windows, untracked) {order}, against the kernel");
+        bars.push(times(name, pinned.dax(work, untracked), pinned.case(work, Contender::Kernel), AtMost(1.05)));
+    }
     let name = "first loads (windows) of one page in 64, faulting thread, against the kernel";
     let sparse = Work::SparseRead { file_pages: scale.sparse_file_pages };
     let few = |contender| Case { pages: scale.sparse_file_pages / 64, ..pinned.case(sparse, contender) };

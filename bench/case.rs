@@ -42,6 +42,7 @@ pub(crate) enum Tracking {
     Exact,
     Coarse,
     Asynchronous,
+    Off,
 }
 
 /// The library's options for one mapping.
@@ -94,6 +95,7 @@ impl Options {
             Tracking::Exact => {}
             Tracking::Coarse => name.push_str(", coarse"),
             Tracking::Asynchronous => name.push_str(", async"),
+            Tracking::Off => name.push_str(", untracked"),
         }
         match self.around {
             None => {}

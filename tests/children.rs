@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use blackbox::child::assert_is_child;
 use blackbox::raw::{BUS_ADDR, BUS_CODE, BUS_COUNT};
 use blackbox::*;
-use daxpager::{Device, Error, Mapping, Pager, Volume};
+use daxpager::{Allocation, Device, Error, MapOptions, Mapping, Pager, Tracking, Volume};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -76,6 +76,8 @@ child::children! {
     /// The application mremaps a part of a mapping away. What is at the new address is nobody's: SIGBUS, neither zeros nor what was there.
     /// The mapping is lost, and its calls say so; other mappings of the file, and the pager, go on.
     a_part_that_is_mremapped_away_is_lost_and_never_zeros;
+    /// The same of a mapping that is not tracked: the kernel cannot be asked of that as of others whether a range is the library's.
+    a_part_of_an_untracked_mapping_is_lost_as_well;
     /// The library's single accesses to a mapping that is lost say that it is lost, and not that the caller's numbers are wrong.
     single_accesses_say_that_a_mapping_is_lost;
     /// The application tells the kernel that it does not need the mapping's pages now, and then touches them: the data is there,
@@ -349,6 +351,49 @@ mod inside {
             rig.assert_blocks_add_up();
             raw::munmap(target, p);
         }
+    }
+
+    #[test]
+    #[ignore = "run by the test of the same name as its child process"]
+    fn a_part_of_an_untracked_mapping_is_lost_as_well() {
+        assert_is_child();
+        raw::install_handler(libc::SIGBUS, raw::patching_handler);
+        let p = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).unwrap().unwrap() as u64;
+        for (page, touched) in [(1, false), (1, true), (2, true), (5, false)] {
+            let volume = Volume::format_with(Device::memfd("untracked", 16 * p).unwrap(), Allocation::Windows);
+            let pager = Pager::builder().start().unwrap();
+            let file = volume.create("a").unwrap();
+            file.write_at(&pattern(4 * p, 1), 0).unwrap();
+            let options = MapOptions::new().tracking(Tracking::Off);
+            let [lost, other] = [0; 2].map(|_| pager.map_with(&file, 0..8 * p, &options).unwrap());
+            if touched {
+                touch(&lost, page * p);
+            }
+            let target = raw::reserve(p);
+            raw::mremap(base(&lost) + (page * p) as usize, p, target);
+            wait_until_lost(&lost);
+            // The mapping is given up before what has been moved is.
+            let count = BUS_COUNT.load(Ordering::SeqCst);
+            let (since, own) = (Instant::now(), pattern(4 * p, 1));
+            while BUS_COUNT.load(Ordering::SeqCst) == count {
+                let seen = raw::load(target);
+                let is_end = BUS_COUNT.load(Ordering::SeqCst) > count;
+                let there = |page: u64| own[(page * p) as usize..][..8] == seen.to_ne_bytes();
+                assert!(is_end || page < 4 && there(page), "page {page} at its new address: {seen:#x}");
+                assert!(since.elapsed() < Duration::from_secs(25), "page {page} stays at its new address");
+            }
+            drop(lost);
+            assert_eq!(seen_of(&other, 4 * p), pattern(4 * p, 1));
+            other.store(3 * p, 7).unwrap();
+            assert_eq!(read(&file, 3 * p, 8), 7_u64.to_ne_bytes());
+            raw::munmap(target, p);
+        }
+    }
+
+    fn seen_of(map: &Mapping, bytes: u64) -> Vec<u8> {
+        let mut seen = vec![0; bytes as usize];
+        map.copy_out(0, &mut seen).unwrap();
+        seen
     }
 
     #[test]

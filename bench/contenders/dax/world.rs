@@ -22,6 +22,7 @@ fn asked(options: Options) -> MapOptions {
         Tracking::Exact => daxpager::Tracking::Exact,
         Tracking::Coarse => daxpager::Tracking::Coarse,
         Tracking::Asynchronous => daxpager::Tracking::Asynchronous,
+        Tracking::Off => daxpager::Tracking::Off,
     };
     let asked = MapOptions::new().resolve(resolve).tracking(tracking);
     options.around.map_or(asked, |bytes| asked.fault_around(bytes))

@@ -90,8 +90,7 @@ impl Userfault {
             mapped.map(|at| at.as_ptr() as usize)
         };
         let nowhere = (*NOWHERE.get_or_init(map))?;
-        let mut argument =
-            abi::Copy { dst: at.0 as u64, src: nowhere as u64, len: bytes, mode: abi::MODE_DONTWAKE, copied: 0 };
+        let mut argument = abi::Copy { dst: at.0 as u64, src: nowhere as u64, len: bytes, mode: 0, copied: 0 };
         // SAFETY: `argument` is a valid uffdio_copy and outlives the call. Its source is not readable, so nothing is written anywhere.
         let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
         outcome(answer, argument.copied)
