@@ -49,7 +49,7 @@ pub enum Allocation {
     /// | a load of a hole | a page of zeros for each mapping, for as long as it is there | one for all of them; past 64 MiB a volume they are taken back |
     ///
     /// Only on memfds; elsewhere a volume has single blocks whatever is asked for ([`Volume::allocation`](crate::Volume::allocation)).
-    /// Mappings with [`Tracking::Asynchronous`] are tracked as with [`Tracking::Exact`], so far.
+    /// While a file has a mapping with [`Tracking::Asynchronous`] or [`Tracking::Off`] a load of a hole takes a page, as on tmpfs.
     Windows,
 }
 
@@ -80,6 +80,10 @@ pub enum Tracking {
     ///
     /// What the application drops itself (`MADV_DONTNEED`), and what the kernel swaps out, stays dirty. What it
     /// unmaps, or maps something else over, is nobody's record any more.
+    ///
+    /// Of a file with windows, the first store to a page that is present is the kernel's even if the page has never been touched
+    /// here. While the file has such a mapping a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of
+    /// a store to zeros that a load has left. On a full volume it is a SIGBUS, then.
     ///
     /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7
     /// ([`Error::MissingFeature`](crate::Error::MissingFeature)) and /proc.

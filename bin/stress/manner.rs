@@ -16,7 +16,7 @@ pub(crate) enum Surplus {
 /// Each value by its name on the command line. One line is all that a new one needs.
 const RESOLVES: &[(&str, Resolve)] = &[("pager", Resolve::PagerThread), ("faulting", Resolve::FaultingThread)];
 const TRACKINGS: &[(&str, (Tracking, Surplus))] = &[
-    ("exact", (Tracking::Exact, Surplus::Nothing)),
+    (EXACT, (Tracking::Exact, Surplus::Nothing)),
     ("coarse", (Tracking::Coarse, Surplus::Neighbours)),
     ("asynchronous", (Tracking::Asynchronous, Surplus::Lost)),
     (UNTRACKED, (Tracking::Off, Surplus::Neighbours)),
@@ -28,6 +28,8 @@ const AROUNDS: &[(&str, u64)] = &[("off", 0), ("small", 16 << 10), ("default", 2
 pub(crate) const BLOCKS: &str = "blocks";
 /// Each at its place.
 pub(crate) const WINDOWS: &str = "windows";
+/// Each store is noticed.
+pub(crate) const EXACT: &str = "exact";
 /// Nobody can ask what has been stored to.
 const UNTRACKED: &str = "untracked";
 /// The first of them.
@@ -142,9 +144,9 @@ impl Manners {
         self.tracking.push(TRACKINGS.len() - 1);
     }
 
-    /// Whether some mapping is not tracked.
-    pub(crate) fn leave_any_untracked(&self) -> bool {
-        self.tracking.iter().any(|at| TRACKINGS[*at].0 == UNTRACKED)
+    /// Whether some mapping lets stores through to what is present in a file with windows: a load of a hole takes a page there.
+    pub(crate) fn let_stores_through(&self) -> bool {
+        self.tracking.iter().any(|at| matches!(TRACKINGS[*at].1.0, Tracking::Asynchronous | Tracking::Off))
     }
 
     pub(crate) fn pin(&mut self, pins: &Pins) {

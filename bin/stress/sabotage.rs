@@ -84,6 +84,7 @@ impl Recipe {
         };
         let slow = |recipe: Self| Self { quick: false, ..recipe };
         let in_windows = |recipe: Self| Self { allocation: manner::WINDOWS, ..recipe };
+        let exactly = |recipe: Self| Self { tracking: Some(manner::EXACT), ..recipe };
         let messages = |recipe: Self| Self { messages: true, ..slow(recipe) };
         match rule {
             Rule::GuardThroughInstall => with(Scenario::Reuse, &[], &[(Point::Decided, GATE)]),
@@ -118,8 +119,9 @@ impl Recipe {
             Rule::MendWhatIsOurs => slow(with(Scenario::ThreeParty, &[Inject::Exhaustion], &[])),
             Rule::MadeUpAddresses => slow(with(Scenario::ThreeParty, &[Inject::MadeUp], &[])),
             Rule::ForkCheck => slow(with(Scenario::ThreeParty, &[Inject::Forks], &[])),
-            Rule::LookAgainAtZeros => in_windows(with(Scenario::Reuse, &[], &[(Point::BeforeZerosGo, GATE)])),
-            Rule::ArmWhatIsPunched => in_windows(with(Scenario::Reuse, &[], &[])),
+            // Where some mapping lets stores through no load leaves zeros.
+            Rule::LookAgainAtZeros => exactly(in_windows(with(Scenario::Reuse, &[], &[(Point::BeforeZerosGo, GATE)]))),
+            Rule::ArmWhatIsPunched => exactly(in_windows(with(Scenario::Reuse, &[], &[]))),
             Rule::PresentIsWritten => {
                 Self { tracking: Some(manner::MIXED), ..in_windows(with(Scenario::Reuse, &[], &[])) }
             }
@@ -249,8 +251,8 @@ fn try_rule(recipe: &Recipe, selection: &Selection) -> anyhow::Result<Row> {
         row.seconds.push(found.seconds);
         row.operations.push(found.operations);
         row.seeds.push(found.seed);
-        // The unbroken pager on the same seed: as long as the broken one was, and two seconds at least.
-        let seconds = found.seconds.ceil().max(2.0) as u64;
+        // The unbroken pager on the same seed: as long as the broken one was, and a second at least.
+        let seconds = found.seconds.ceil().max(1.0) as u64;
         let Some(intact) = run_child(recipe, &selection.pins, found.seed, seconds, true)? else { break };
         row.intact_seconds += intact.seconds;
         if let Some(kind) = intact.kind {

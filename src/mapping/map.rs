@@ -56,14 +56,13 @@ impl Pager {
         if inode.store.memory.is_huge() {
             self.core.table.check_huge()?;
         }
-        let mut options = options.settled();
-        if inode.store.capacity().is_some() && options.tracking == Tracking::Asynchronous {
-            options.tracking = Tracking::Exact;
-        }
-        // What is present is written then: not where a write makes pages present that it does not touch.
-        let opens =
-            options.tracking == Tracking::Off && inode.store.may_arm() && !inode.store.memory.may_get_huge_folios();
-        let options = &options;
+        let options = &options.settled();
+        let lets_stores_through = match options.tracking {
+            Tracking::Exact | Tracking::Coarse => false,
+            Tracking::Asynchronous => inode.store.capacity().is_some(),
+            // What is present is written then: not where a write makes pages present that it does not touch.
+            Tracking::Off => inode.store.may_arm() && !inode.store.memory.may_get_huge_folios(),
+        };
         let table = self.table_for(options)?;
         let pages = PageRange::at(page.page_of(range.start), page.pages_in(len));
         inode.have_places(pages)?;
@@ -73,11 +72,11 @@ impl Pager {
         let (mut regions, place) = self.core.room_for(&table, len, align, Rights::of(options))?;
         let base = place.at();
         let window = Window::new(table.clone(), *options, place, pages, page);
+        let window = window.map(|window| if lets_stores_through { window.letting_stores_through() } else { window });
         let unarmed = inode.store.may_arm().then(|| inode.space.unarmed());
         let window = window.and_then(|window| match unarmed {
-            _ if opens => Ok(window.opened()),
-            Some(unarmed) => window.with_armed_parts(unarmed),
-            None => Ok(window),
+            Some(unarmed) if !window.is_open() => window.with_armed_parts(unarmed),
+            Some(_) | None => Ok(window),
         });
         let window = Arc::new(window.map_err(|errno| Error::system("mmap", errno))?);
         let mut region = Region::new(Arc::clone(&inode), window.clone());

@@ -213,7 +213,8 @@ impl Answer<'_> {
     ) -> Result<Outcome, Errno> {
         let page = self.reach.pages.start;
         if let Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) = self.view.backing {
-            let outcome = shared.install_in_place(self.window, page, self.kind, protection, mark)?;
+            let place = (page, self.view.backing);
+            let outcome = shared.install_in_place(self.window, place, self.kind, protection, mark)?;
             return Ok(self.installed_own(core, outcome, behind));
         }
         let mut installed = shared.install(self.window, page, protection, mark);

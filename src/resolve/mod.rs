@@ -375,7 +375,7 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => match view.backing {
             Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => {
-                (shared.install_zeros_in_place(window, page, raw.kind), &stats.zeros)
+                (shared.install_zeros_in_place(window, (page, view.backing), raw.kind), &stats.zeros)
             }
             Backing::Zeros | Backing::Block(_) => (shared.install_zeros(window, raw.addr), &stats.zeros),
         },

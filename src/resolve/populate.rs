@@ -169,7 +169,7 @@ impl Filling<'_> {
             Access::Load => (Protection::ReadOnly, false),
             Access::Store => (Protection::Writable, true),
         };
-        match copied(self.shared.install_in_place(window, page, kind, protection, mark)) {
+        match copied(self.shared.install_in_place(window, (page, self.view.backing), kind, protection, mark)) {
             Ok(true) => {
                 self.core.stats.add(&self.core.stats.installs);
                 Ok(Step::UpTo(page.plus(1)))
@@ -188,7 +188,7 @@ impl Filling<'_> {
         for within in (0..bytes).step_by(window.table.base_page() as usize) {
             let installed = match self.view.backing {
                 Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => {
-                    self.shared.install_zeros_in_place(window, page, FaultKind::Missing)
+                    self.shared.install_zeros_in_place(window, (page, self.view.backing), FaultKind::Missing)
                 }
                 Backing::Zeros | Backing::Block(_) => {
                     self.shared.install_zeros(window, window.addr_of(page).plus(within))

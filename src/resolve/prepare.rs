@@ -186,6 +186,9 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
         Backing::Armed(block) => {
             // Before it is: whoever punches looks.
             need.window.set_armed(range);
+            if need.window.is_asynchronous() {
+                need.inode.space.shared().is_armed_now(&need.window, range);
+            }
             in_place(block, Present::Installed)
         }
         Backing::Block(block) => {

@@ -138,9 +138,11 @@ impl Window {
         self.armed.as_ref().is_some_and(|armed| armed.poisoned_past_end.load(Ordering::Relaxed))
     }
 
-    /// Whether a page lies in an armed part.
+    /// Whether a page lies in an armed part. Allocates nothing.
     pub(super) fn is_armed(&self, page: PageIndex) -> bool {
-        !self.armed_parts(PageRange::one(page)).is_empty()
+        let one = PageRange::one(page);
+        let armed = self.armed.as_ref().filter(|armed| armed.pages.load(Ordering::Relaxed) > 0);
+        self.pages.contains(page) && armed.is_some_and(|armed| armed.chunks.has_marked(self.chunks_of(armed, one)))
     }
 
     fn chunks_of(&self, armed: &Armed, range: PageRange) -> PageRange {
@@ -150,7 +152,7 @@ impl Window {
     }
 
     /// The parts of `range` that are armed, or are about to be.
-    fn armed_parts(&self, range: PageRange) -> Vec<PageRange> {
+    pub(super) fn armed_parts(&self, range: PageRange) -> Vec<PageRange> {
         let range = range.intersect(self.pages);
         let Some(armed) = self.armed.as_ref().filter(|armed| armed.pages.load(Ordering::Relaxed) > 0) else {
             return Vec::new();
@@ -167,8 +169,7 @@ impl Window {
     /// The pages of `range` that are dirty and lie in armed parts: their entries may be writable.
     pub(super) fn dirty_and_armed(&self, range: PageRange) -> Vec<PageRange> {
         let parts = self.armed_parts(range).into_iter();
-        let pages = |own: PageRange| PageRange::at(self.pages.start.plus(own.start.0), own.pages());
-        parts.flat_map(|part| self.dirty.marked(self.own(part))).map(pages).collect()
+        parts.flat_map(|part| self.dirty.marked(self.own(part))).map(|own| self.in_file(own)).collect()
     }
 
     /// Has the next store to every page of `range` that lies in an armed part be noticed. With L2 held exclusively and the pages absent: they
@@ -186,8 +187,15 @@ impl Window {
     ///                                                     the kernel finds the marker: installed, protected
     ///                                                     the store faults: X is dirty
     /// ```
+    ///
+    /// Of an asynchronous window the entries are the record of what has been stored to, and a page that is not armed counts as stored to as
+    /// soon as it is loaded: too many, and never too few. So only pages without an entry are protected, and a refusal is no harm.
     pub(super) fn arm_again(&self, range: PageRange) {
-        self.armed_parts(range).into_iter().for_each(|part| self.arm_or_leave(part));
+        let parts = self.armed_parts(range).into_iter();
+        if !self.is_asynchronous() {
+            return parts.for_each(|part| self.arm_or_leave(part));
+        }
+        parts.flat_map(|part| self.without_entry_or_marker(part)).for_each(|run| _ = self.protect_now(run));
     }
 
     fn arm_or_leave(&self, range: PageRange) {
@@ -243,7 +251,7 @@ impl Window {
             match self.table.install(self.span(one), Protection::ReadOnly) {
                 // In the place of the poison.
                 Ok(Outcome::Installed | Outcome::Gone) => return true,
-                Ok(Outcome::AlreadyPresent) => return self.protect_now(one),
+                Ok(Outcome::AlreadyPresent) => return self.is_asynchronous() || self.protect_now(one),
                 Ok(Outcome::Retry) => return false,
                 // It is not.
                 Err(_) => {}

@@ -10,7 +10,7 @@
 use nix::errno::Errno;
 
 use super::dirty::DirtyBits;
-use super::{Change, Window};
+use super::{Change, Shared, State, Window};
 use crate::options::Tracking;
 use crate::sync::MutexGuard;
 use crate::sys::{Protection, Scan};
@@ -140,15 +140,64 @@ impl Window {
     /// Looked at before the zap, a store in between would be lost.
     pub(super) fn settle(&self, range: PageRange) {
         let Some(mapped) = &self.mapped else { return };
-        let range = self.own(range);
-        self.mark_lost(&self.lost(mapped, range));
-        mapped.forget(range);
+        let own = self.own(range);
+        let parts = self.armed_parts(range).into_iter();
+        // These are present still, and may have an entry again at any time.
+        let armed: Vec<Own> = parts.flat_map(|part| mapped.marked(self.own(part))).collect();
+        self.mark_lost(&self.lost(mapped, own));
+        mapped.forget(own);
+        armed.into_iter().for_each(|run| mapped.mark_range(run));
+    }
+
+    /// After `range` has been punched: the same, and nothing of it is present.
+    pub(super) fn settle_punched(&self, range: PageRange) {
+        let Some(mapped) = &self.mapped else { return };
+        let own = self.own(range);
+        self.mark_lost(&self.lost(mapped, own));
+        mapped.forget(own);
+    }
+
+    /// A page is present from now on, or about to be. Where the kernel installs it by itself it may have an entry, and nobody here is told
+    /// when it gets one. Allocates nothing.
+    pub(super) fn is_present(&self, page: PageIndex) {
+        if let Some(mapped) = &self.mapped
+            && self.is_armed(page)
+        {
+            mapped.mark(self.own(PageRange::one(page)).start);
+        }
+    }
+
+    /// Runs of pages of the file, in `range`, with neither.
+    pub(super) fn without_entry_or_marker(&self, range: PageRange) -> Vec<PageRange> {
+        let mut runs = Vec::new();
+        // Where the kernel does not say, nothing is known to be without.
+        let _ = self.scan(Scan::Absent, self.own(range), |run| runs.push(self.in_file(run)));
+        runs
     }
 
     /// The first page of the file from `page` on that may be dirty without a mark.
     pub(super) fn next_mapped(&self, page: PageIndex) -> Option<PageIndex> {
         let own = PageIndex(page.0.saturating_sub(self.pages.start.0));
         self.mapped.as_ref().map(|mapped| self.pages.start.plus(mapped.next_marked(own).0))
+    }
+}
+
+impl State {
+    /// Pages are present from now on, or about to be, in the places of a file with windows.
+    pub(super) fn are_present(&self, pages: PageRange) {
+        if self.is_open() {
+            let asynchronous = self.windows.iter().filter(|window| window.is_asynchronous());
+            asynchronous.for_each(|window| pages.iter().for_each(|page| window.is_present(page)));
+        }
+    }
+}
+
+impl Shared<'_> {
+    /// A part of an asynchronous window is armed: what is present of it may have an entry from now on. Who makes other pages present sees
+    /// that it is.
+    pub(crate) fn is_armed_now(&self, window: &Window, range: PageRange) {
+        let written = self.extents().within(range).filter(|extent| extent.written);
+        written.flat_map(|extent| extent.range().iter()).for_each(|page| window.is_present(page));
     }
 }
 
@@ -172,7 +221,12 @@ impl Change<'_> {
         let written = runs.len();
         let lost = window.lost(mapped, own);
         lost.iter().for_each(|run| mapped.forget(*run));
+        // Where the kernel installs it by itself, the next entry is to be write-protected. What is stored before that is reported now.
+        let armed: Vec<PageRange> = lost.iter().flat_map(|run| window.armed_parts(window.in_file(*run))).collect();
+        armed.iter().for_each(|part| mapped.mark_range(window.own(*part)));
         runs.extend(lost);
+        // Refused, such a page counts as stored to as soon as it is loaded.
+        armed.iter().for_each(|part| _ = window.protect_now(*part));
         // Sorted already if all of them are of one kind.
         if marked != 0 && marked != runs.len() || written != runs.len() {
             runs = joined(runs);

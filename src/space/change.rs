@@ -135,6 +135,9 @@ impl Change<'_> {
 
     /// Puts blocks, or another state, under `extent`'s pages. Blocks that go by this stay the caller's.
     pub(crate) fn put(&mut self, extent: Extent) -> Vec<Extent> {
+        if extent.written {
+            self.state.are_present(extent.range());
+        }
         self.state.extents.replace(extent)
     }
 
@@ -177,7 +180,7 @@ impl Change<'_> {
         window.alive.store(false, Ordering::Relaxed);
         let before = self.state.windows.len();
         self.state.windows.retain(|other| !Arc::ptr_eq(other, window));
-        if window.is_open() && self.state.windows.len() < before {
+        if window.lets_stores_through() && self.state.windows.len() < before {
             self.state.open = self.state.open.saturating_sub(1);
         }
         window.table.unwatch(window.base());
@@ -232,6 +235,7 @@ impl Change<'_> {
         let (_, there) = self.state.extents.take_out(one);
         self.state.windows.iter().for_each(|window| window.goes_with_the_page(one));
         there.into_iter().for_each(|run| store.punch(run));
+        self.state.windows.iter().for_each(|window| window.settle_punched(one));
         self.state.windows.iter().for_each(|window| window.arm_again(one));
     }
 
@@ -386,6 +390,7 @@ impl Pending {
         }
         self.punch.iter().flat_map(|(_, runs)| runs).for_each(|run| store.punch(*run));
         for window in windows {
+            self.punch.iter().for_each(|(range, _)| window.settle_punched(*range));
             if !store.broken(Rule::ArmWhatIsPunched) {
                 self.punch.iter().for_each(|(range, _)| window.arm_again(*range));
             }
@@ -409,6 +414,7 @@ impl Pending {
             there.into_iter().for_each(|run| store.punch(run));
             self.free.extend(blocks.iter().map(|extent| extent.run));
             state.windows.iter().for_each(|window| window.zap(gone));
+            state.windows.iter().for_each(|window| window.settle_punched(gone));
             state.windows.iter().for_each(|window| window.arm_again(gone));
             state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
             done = done.and(zeroed);

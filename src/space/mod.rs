@@ -220,7 +220,7 @@ impl Shared<'_> {
     pub(crate) fn install_in_place(
         &self,
         window: &Window,
-        page: PageIndex,
+        (page, backing): (PageIndex, Backing),
         kind: FaultKind,
         protection: Protection,
         mark: bool,
@@ -230,7 +230,15 @@ impl Shared<'_> {
             window.mark_writable(PageRange::one(page));
         }
         let span = window.span(PageRange::one(page));
-        let zeros = || window.table.install_zeros(span, protection);
+        let zeros = || window.table.make_present(span, protection);
+        if window.is_asynchronous() && matches!(backing, Backing::Armed(_)) {
+            // What is present the kernel installs, and is the record of it from the beginning to the end: to install it here, write-protected,
+            // would wipe out what it knows.
+            return zeros();
+        }
+        let Some(before) = window.before_install(PageRange::one(page), protection, self.waits) else {
+            return Ok(Outcome::Retry);
+        };
         let there = || window.table.install(span, protection);
         let installed = match kind {
             FaultKind::Missing => match zeros()? {
@@ -242,6 +250,9 @@ impl Shared<'_> {
                 other => other,
             },
         };
+        if installed == Ok(Outcome::Installed) {
+            window.after_install(&before, 1);
+        }
         match installed {
             // There was a page, and there is none: the application takes it away all the time.
             Err(Errno::EFAULT) => Ok(Outcome::Retry),
@@ -254,12 +265,12 @@ impl Shared<'_> {
     pub(crate) fn install_zeros_in_place(
         &self,
         window: &Window,
-        page: PageIndex,
+        (page, backing): (PageIndex, Backing),
         kind: FaultKind,
     ) -> Result<Outcome, Errno> {
         let was_there = self.windows().is_none_or(|places| places.note_zeros(page));
         let kind = if was_there { kind } else { FaultKind::Missing };
-        self.install_in_place(window, page, kind, Protection::ReadOnly, false)
+        self.install_in_place(window, (page, backing), kind, Protection::ReadOnly, false)
     }
 
     fn windows(&self) -> Option<&Places> {
@@ -285,8 +296,10 @@ impl Shared<'_> {
         // What the loser of two has taken is on its way back.
         let _transit = store.transit();
         let claim = places.claim(page);
-        if claim == Claim::Written {
-            store.has_freed();
+        match claim {
+            Claim::Taken { .. } => self.state().are_present(PageRange::one(page)),
+            Claim::Written => store.has_freed(),
+            Claim::NoSpace => {}
         }
         claim
     }

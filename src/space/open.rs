@@ -1,4 +1,5 @@
-//! Mappings that let stores through to what is present (`Tracking::Off`): the kernel installs it by itself, writable, and nobody is told.
+//! Mappings of files with windows that let stores through to what is present, and nobody is told: those that are not tracked
+//! (`Tracking::Off`), where the kernel installs it by itself, and those that the kernel tracks (`Tracking::Asynchronous`).
 //!
 //! A store to a page that is present in the device and that the file calls a hole, or unwritten, would be lost: it reads as zeros, and is
 //! taken back. So, while a file has such a mapping,
@@ -51,7 +52,7 @@ impl Change<'_> {
 
     /// Before anybody has its address.
     pub(crate) fn add_window(&mut self, store: &Store, window: Arc<Window>) {
-        if window.is_open() && !store.broken(Rule::PresentIsWritten) {
+        if window.lets_stores_through() && !store.broken(Rule::PresentIsWritten) {
             self.state.open += 1;
             let pages = window.pages();
             self.take_zeros_back(pages, false);

@@ -30,8 +30,8 @@ pub(crate) struct Window {
     pub(super) mapped: Option<DirtyBits>,
     /// Of a file with windows, where the kernel installs what is present.
     pub(super) armed: Option<Armed>,
-    /// The kernel lets stores through to what is present, and nobody is told; see [`super::open`].
-    open: bool,
+    /// The kernel lets stores through to what is present in its places, and nobody is told; see [`super::open`].
+    lets_stores_through: bool,
     /// One install at a time of pages that had an entry before, from the look whether it was written to up to the note of the new
     /// one: of two that both saw a marker, one would not know what became of the other's entry. A leaf, for two ioctls.
     pub(super) again: Mutex<()>,
@@ -63,7 +63,7 @@ impl Window {
         let mapped = mapped_bits(options.tracking, pages.pages())?;
         Ok(Self {
             armed: None,
-            open: false,
+            lets_stores_through: false,
             table,
             options,
             place,
@@ -88,13 +88,18 @@ impl Window {
     }
 
     /// The same, that lets stores through to what is present.
-    pub(crate) fn opened(self) -> Self {
-        Self { open: true, ..self }
+    pub(crate) fn letting_stores_through(self) -> Self {
+        Self { lets_stores_through: true, ..self }
     }
 
-    /// Whether the kernel lets stores through to what is present.
+    /// Whether the kernel lets stores through to what is present in its places.
+    pub(crate) fn lets_stores_through(&self) -> bool {
+        self.lets_stores_through
+    }
+
+    /// Whether it does, and keeps no record of them.
     pub(crate) fn is_open(&self) -> bool {
-        self.open
+        self.lets_stores_through && !self.is_asynchronous()
     }
 
     pub(crate) fn base(&self) -> Addr {
@@ -173,6 +178,11 @@ impl Window {
         let cut = range.intersect(self.pages);
         let start = cut.start.0.saturating_sub(self.pages.start.0);
         PageRange::at(PageIndex(start), cut.pages())
+    }
+
+    /// Some of the window's own pages as a range of the file.
+    pub(super) fn in_file(&self, own: PageRange) -> PageRange {
+        PageRange::at(self.pages.start.plus(own.start.0), own.pages())
     }
 
     pub(crate) fn mark_dirty(&self, page: PageIndex) {
@@ -262,12 +272,13 @@ impl Window {
             return true;
         }
         // So that markers stay. Without one the page is dirty.
-        let marked = self.dirty_and_armed(range).into_iter().all(|run| self.protect_now(run));
+        let marked = self.is_asynchronous() || self.dirty_and_armed(range).into_iter().all(|run| self.protect_now(run));
         self.drop_entries(range);
+        // Before anything is put in the place of what was taken away: that tells what had been stored to.
+        self.settle(range);
         if self.has_poison() {
             self.arm_again(range);
         }
-        self.settle(range);
         marked
     }
 

@@ -26,6 +26,29 @@ pub(super) trait Twin: PageTable {
         rights: Rights,
     ) -> Result<(), Errno>;
 
+    /// As [`PageTable::show`].
+    fn show_unnoticed(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno>;
+
+    /// As [`PageTable::point_in_place`].
+    fn point_in_place_unnoticed(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno>;
+
+    /// As [`PageTable::make_present`].
+    fn make_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
+
     /// As [`PageTable::install`], for a range that lets stores through by itself.
     fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
@@ -99,7 +122,7 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        self.0.show(span, device, offset, rights, present)
+        self.0.show_unnoticed(span, device, offset, rights, present)
     }
 
     fn point_in_place(
@@ -110,7 +133,7 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        self.0.point_in_place(span, device, offset, rights, present)?;
+        self.0.point_in_place_unnoticed(span, device, offset, rights, present)?;
         self.0.wake(span.at(), span.bytes());
         Ok(())
     }
@@ -166,6 +189,10 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
 
     fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
         self.0.install_zeros(span, protection)
+    }
+
+    fn make_present(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.0.make_present_unnoticed(span, protection)
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {

@@ -101,6 +101,7 @@ struct Subject {
     device: Arc<DeviceMemory>,
     place: Place,
     base: Addr,
+    sparse: bool,
 }
 
 impl Subject {
@@ -110,7 +111,7 @@ impl Subject {
         device.populate(0, BLOCKS * page).unwrap();
         (0..BLOCKS).for_each(|block| device.write(block * page, &(1000 + block).to_ne_bytes()).unwrap());
         let place = Place::reserve(&table, PAGES * page, page, Rights::LOAD_STORE).unwrap();
-        Self { cpu, table, device: Arc::new(device), base: place.at(), place }
+        Self { cpu, table, device: Arc::new(device), base: place.at(), place, sparse: false }
     }
 
     /// On a device in which nothing is, and whose first blocks the whole range shows.
@@ -119,19 +120,25 @@ impl Subject {
         let place = Place::reserve(&table, bytes, table.base_page(), Rights::LOAD_STORE).unwrap();
         let device = Arc::new(device);
         table.show(place.span(place.at(), bytes), &device, 0, Rights::LOAD_STORE, Present::Told).unwrap();
-        Self { cpu, table, device, base: place.at(), place }
+        Self { cpu, table, device, base: place.at(), place, sparse: true }
     }
 
-    fn sparse_kernel() -> Self {
+    /// A page of zeros, of the device's if the range shows it.
+    fn zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        if self.sparse { self.table.make_present(span, protection) } else { self.table.install_zeros(span, protection) }
+    }
+
+    fn sparse_kernel(asynchronous: bool) -> Self {
         access::enable().unwrap();
         let table: Arc<dyn PageTable> = Userfault::open(false).unwrap();
+        let table = if asynchronous { table.asynchronous().unwrap() } else { table };
         let bytes = BLOCKS * table.base_page();
         Self::sparse(Cpu::Real, table, DeviceMemory::memfd("conformance", bytes).unwrap())
     }
 
-    fn sparse_fake() -> Self {
+    fn sparse_fake(asynchronous: bool) -> Self {
         let fake = FakePageTable::new();
-        let table = fake.table();
+        let table = if asynchronous { fake.table().asynchronous().unwrap() } else { fake.table() };
         let (bytes, block) = (BLOCKS * table.base_page(), table.base_page());
         Self::sparse(Cpu::Fake(fake), table, DeviceMemory::sparse_heap(bytes, bytes, block).unwrap())
     }
@@ -205,8 +212,8 @@ impl Subject {
         match step {
             Step::InstallReadOnly(page, count) => on(page, count, &|span| table.install(span, Protection::ReadOnly)),
             Step::InstallWritable(page, count) => on(page, count, &|span| table.install(span, Protection::Writable)),
-            Step::InstallZeros(page) => on(page, 1, &|span| table.install_zeros(span, Protection::ReadOnly)),
-            Step::InstallWritableZeros(page) => on(page, 1, &|span| table.install_zeros(span, Protection::Writable)),
+            Step::InstallZeros(page) => on(page, 1, &|span| self.zeros(span, Protection::ReadOnly)),
+            Step::InstallWritableZeros(page) => on(page, 1, &|span| self.zeros(span, Protection::Writable)),
             Step::Punch(page, count) => {
                 let span = self.range(page, count);
                 table.page_goes(span);
@@ -375,7 +382,7 @@ proptest! {
     #[test]
     #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does_on_a_sparse_device(steps in sparse_steps()) {
-        compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
+        compare(&steps, &Subject::sparse_kernel(false), &Subject::sparse_fake(false))?;
     }
 
     /// Where the kernel installs what the device has: what is protected then, and what leaves no marker.
@@ -384,7 +391,16 @@ proptest! {
     fn the_fake_does_what_the_kernel_does_where_that_installs(steps in sparse_steps()) {
         let arm = Step::PointInPlace(0, PAGES, Present::Installed);
         let steps: Vec<Step> = std::iter::once(arm).chain(steps).collect();
-        compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
+        compare(&steps, &Subject::sparse_kernel(false), &Subject::sparse_fake(false))?;
+    }
+
+    /// The same, where it lets the first store to each page through by itself, and its page table is the record of it.
+    #[test]
+    #[cfg_attr(emulated, ignore = "needs userfaultfd")]
+    fn the_fake_does_what_the_kernel_does_in_place_asynchronously(steps in sparse_steps(), arms in any::<bool>()) {
+        let arm = arms.then_some(Step::PointInPlace(0, PAGES, Present::Installed));
+        let steps: Vec<Step> = arm.into_iter().chain(steps).collect();
+        compare(&steps, &Subject::sparse_kernel(true), &Subject::sparse_fake(true))?;
     }
 
     /// Where it does, and lets stores through. It installs what is around a page as well, which shows in what finds an entry in its way:
@@ -396,7 +412,7 @@ proptest! {
         let open = Step::PointInPlace(0, PAGES, Present::Open);
         let rest = steps.into_iter().filter(|step| !meets(step) && !matches!(step, Step::PointInPlace(..)));
         let steps: Vec<Step> = std::iter::once(open).chain(rest).collect();
-        compare(&steps, &Subject::sparse_kernel(), &Subject::sparse_fake())?;
+        compare(&steps, &Subject::sparse_kernel(false), &Subject::sparse_fake(false))?;
     }
 
     #[test]

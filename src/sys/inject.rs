@@ -392,6 +392,17 @@ impl PageTable for Injecting {
         self.table.install_zeros(span, protection)
     }
 
+    fn make_present(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        if !self.notes_installs {
+            return self.install_zeros(span, protection);
+        }
+        if let Some(refused) = self.refuse() {
+            return Ok(refused);
+        }
+        self.short_of_memory()?;
+        self.table.make_present(span, protection)
+    }
+
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
         self.put(span, Entry::Poison)
     }

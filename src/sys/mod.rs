@@ -290,6 +290,12 @@ pub(crate) trait PageTable: Send + Sync {
         present: Present,
     ) -> Result<(), Errno>;
 
+    /// Makes a page present in the device that a range shows, of zeros, and installs it, as [`PageTable::install_zeros`] does in a range of
+    /// zeros. [`Outcome::AlreadyPresent`] where the device has one.
+    fn make_present(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.install_zeros(span, protection)
+    }
+
     /// The device's pages that a range shows are about to be punched, which takes the entries with them as one step, in every page
     /// table. The kernel sees to that by itself. How often that has been, this time included.
     fn page_goes(&self, span: Span<'_>) -> u64;

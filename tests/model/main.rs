@@ -56,13 +56,16 @@ fn every_schedule_is_fine_with_other_tracking() {
     }
 }
 
-/// Where files have windows: in both threads, and with neighbours that are writable.
+/// Where files have windows: in both threads, with neighbours that are writable, and where the kernel tracks.
 #[test]
 fn every_schedule_is_fine_in_windows() {
     with_allocation(Allocation::Windows, || {
         every_scenario(ALL, MapOptions::new(), schedules() / 4);
         every_scenario(without_messages(), MapOptions::new().resolve(Resolve::FaultingThread), schedules() / 4);
         every_scenario(without_messages(), MapOptions::new().tracking(Tracking::Coarse), schedules() / 10);
+        let asynchronous = MapOptions::new().tracking(Tracking::Asynchronous);
+        every_scenario(ALL, asynchronous, schedules() / 10);
+        every_scenario(without_messages(), asynchronous.resolve(Resolve::FaultingThread), schedules() / 10);
     });
 }
 

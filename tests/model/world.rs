@@ -25,6 +25,12 @@ thread_local! {
     static ALLOCATION: Cell<Allocation> = const { Cell::new(Allocation::Blocks) };
 }
 
+/// Whether a load of a hole takes a page, in whatever scenario is run next: a store to what it left would not be noticed.
+pub fn loads_take_pages() -> bool {
+    let options = OPTIONS.get();
+    allocation() == Allocation::Windows && options == options.tracking(Tracking::Asynchronous)
+}
+
 /// Where they lie in whatever scenario is run next.
 pub fn allocation() -> Allocation {
     ALLOCATION.get()

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use daxpager::Error;
+use daxpager::{Allocation, Error};
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 
@@ -100,8 +100,8 @@ impl Hand {
         // resolve their own faults nothing is poisoned: it is the store alone that is refused.
         let repeats = cfg!(target_arch = "x86_64") && access.op != Op::Raw;
         let poisoned = !mapped.manner.is_direct() && !repeats;
-        // Beside a mapping that is not tracked a load of a hole takes a page.
-        let takes_pages = self.world.mix.manners.leave_any_untracked();
+        let mix = &self.world.mix;
+        let takes_pages = mix.allocation == Allocation::Windows && mix.manners.let_stores_through();
         self.oracle.absent(&access, span, stores || poisoned || takes_pages);
     }
 

@@ -20,6 +20,8 @@ pub(super) enum Watched {
     DeviceUnnoticed,
     /// What the device has is put there by the kernel: write-protected where there is a marker, and nobody is asked.
     DeviceArmed,
+    /// The same, and such a store makes the entry writable.
+    DeviceArmedUnnoticed,
     /// The same, and every store is let through.
     DeviceOpen,
 }
@@ -33,11 +35,24 @@ impl Watched {
             Present::Open => Watched::DeviceOpen,
         }
     }
+
+    /// The same, of an asynchronous mapping.
+    fn unnoticed(present: Present) -> Self {
+        match present {
+            Present::Told => Watched::DeviceUnnoticed,
+            Present::Installed => Watched::DeviceArmedUnnoticed,
+            Present::Open => Watched::DeviceOpen,
+        }
+    }
+
+    pub(super) fn is_armed(self) -> bool {
+        matches!(self, Watched::DeviceArmed | Watched::DeviceArmedUnnoticed)
+    }
 }
 
 impl Backing {
     pub(super) fn lets_stores_through(&self) -> bool {
-        matches!(self, Backing::Device(_, _, Watched::DeviceUnnoticed))
+        matches!(self, Backing::Device(_, _, Watched::DeviceUnnoticed | Watched::DeviceArmedUnnoticed))
     }
 }
 
@@ -88,6 +103,36 @@ impl Twin for Shared {
         rights: Rights,
     ) -> Result<(), Errno> {
         self.point_within(span, device, offset, (Watched::DeviceUnnoticed, rights))
+    }
+
+    fn show_unnoticed(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        let backing = Backing::Device(device.clone(), offset, Watched::unnoticed(present));
+        self.state.lock().space.replace(span.at(), span.bytes(), backing, rights);
+        Ok(())
+    }
+
+    fn point_in_place_unnoticed(
+        &self,
+        span: Span<'_>,
+        device: &Arc<DeviceMemory>,
+        offset: u64,
+        rights: Rights,
+        present: Present,
+    ) -> Result<(), Errno> {
+        let backing = Backing::Device(device.clone(), offset, Watched::unnoticed(present));
+        self.point(span.at(), span.bytes(), backing, rights);
+        Ok(())
+    }
+
+    fn make_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
+        self.make_present(span, protection)
     }
 
     fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {

@@ -87,7 +87,8 @@ impl Space {
             Backing::Device(..) => FaultKind::Minor,
             Backing::Revoked => return Look::Bus,
         };
-        if let Backing::Device(memory, offset, Watched::DeviceArmed | Watched::DeviceOpen) = &backing
+        if let Backing::Device(memory, offset, watched) = &backing
+            && (watched.is_armed() || *watched == Watched::DeviceOpen)
             && fault == FaultKind::Minor
             && matches!(self.entries.get(&self.base.of(at)), Some(Entry::Marker) | None)
         {

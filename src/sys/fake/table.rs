@@ -39,7 +39,7 @@ impl Shared {
     pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
-        let armed = matches!(backing, Backing::Device(_, _, Watched::DeviceArmed));
+        let armed = matches!(backing, Backing::Device(_, _, watched) if watched.is_armed());
         state.space.replace(at, bytes, backing, rights);
         if armed {
             state.space.mark(at, bytes);

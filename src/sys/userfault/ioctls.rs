@@ -1,11 +1,10 @@
 //! The ioctls that change entries, one function each.
 
-use std::sync::OnceLock;
-
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::{Userfault, count};
+use crate::sync::plain::OnceLock;
 use crate::sys::{Filled, Outcome, PageTable, Protection, Span, abi};
 use crate::units::Addr;
 
@@ -38,6 +37,13 @@ pub(super) fn continue_mode(protection: Protection) -> u64 {
     }
 }
 
+pub(super) fn copy_mode(protection: Protection) -> u64 {
+    match protection {
+        Protection::ReadOnly => abi::COPY_MODE_WP,
+        Protection::Writable => 0,
+    }
+}
+
 impl Userfault {
     /// UFFDIO_CONTINUE: installs what is in the page cache, and wakes who sleeps at this userfaultfd.
     pub(super) fn continue_(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
@@ -65,18 +71,18 @@ impl Userfault {
         }
     }
 
-    /// UFFDIO_COPY of zeros into a base page.
+    /// UFFDIO_COPY of zeros into a base page. Wakes who sleeps at this userfaultfd.
     ///
     /// # Panics
     /// If it is more than one: there are no more zeros than that.
-    pub(super) fn copy_zeros(&self, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
+    pub(super) fn copy_zeros(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
         assert!(span.bytes() <= self.base_page(), "zeros go into one base page at a time");
         count(&self.calls.installs);
         let (dst, src) = (span.at().0 as u64, ZEROS.0.as_ptr() as u64);
         let mut argument = abi::Copy { dst, src, len: span.bytes(), mode, copied: 0 };
         // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at least `len` bytes (a base page is
         // 64 KiB at most). What it writes to is a mapping's (`Span`).
-        let answer = unsafe { abi::uffdio_copy(self.fd(), &mut argument) };
+        let answer = unsafe { abi::uffdio_copy(fd, &mut argument) };
         outcome(answer, argument.copied)
     }
 

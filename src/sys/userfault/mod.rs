@@ -30,7 +30,7 @@ use crate::sync::plain::OnceLock;
 use crate::sync::{Arc, Ordering, ProcessMutex as Mutex, Tally, Weak};
 use crate::units::Addr;
 use asynchronous::{FIRST, SECOND, Second};
-use ioctls::continue_mode;
+use ioctls::{continue_mode, copy_mode};
 use open::{check_features, supported_features};
 use ranges::{Template, Watched, length, madvise};
 
@@ -308,11 +308,7 @@ impl PageTable for Userfault {
     }
 
     fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
-        let mode = match protection {
-            Protection::ReadOnly => abi::COPY_MODE_WP,
-            Protection::Writable => 0,
-        };
-        self.copy_zeros(span, mode)
+        self.copy_zeros(self.fd(), span, copy_mode(protection))
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
@@ -325,7 +321,7 @@ impl PageTable for Userfault {
         let quietly = abi::MODE_DONTWAKE;
         match entry {
             Entry::Page(protection) => self.continue_(self.fd(), span, continue_mode(protection) | quietly),
-            Entry::Zeros => self.copy_zeros(span, abi::COPY_MODE_WP | quietly),
+            Entry::Zeros => self.copy_zeros(self.fd(), span, abi::COPY_MODE_WP | quietly),
             Entry::Poison => self.poison_with(span, quietly),
         }
     }

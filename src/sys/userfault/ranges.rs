@@ -27,6 +27,8 @@ pub(super) enum Watched {
     DeviceUnnoticed,
     /// The device, where the kernel installs what is present: [`Present::Installed`](crate::sys::Present::Installed).
     DeviceArmed,
+    /// The same, of an asynchronous mapping.
+    DeviceArmedUnnoticed,
     /// The device, where the kernel does so, and lets stores through: [`Present::Open`](crate::sys::Present::Open).
     DeviceOpen,
 }
@@ -39,6 +41,19 @@ impl Watched {
             Present::Installed => Watched::DeviceArmed,
             Present::Open => Watched::DeviceOpen,
         }
+    }
+
+    /// The same, of an asynchronous mapping.
+    pub(super) fn unnoticed(present: Present) -> Self {
+        match present {
+            Present::Told => Watched::DeviceUnnoticed,
+            Present::Installed => Watched::DeviceArmedUnnoticed,
+            Present::Open => Watched::DeviceOpen,
+        }
+    }
+
+    fn is_armed(self) -> bool {
+        matches!(self, Watched::DeviceArmed | Watched::DeviceArmedUnnoticed)
     }
 }
 
@@ -58,7 +73,9 @@ pub(super) struct Template {
 impl Userfault {
     pub(super) fn register(&self, at: Addr, bytes: u64, watched: Watched) -> Result<(), Errno> {
         let mode = match watched {
-            Watched::Zeros | Watched::DeviceArmed => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
+            Watched::Zeros | Watched::DeviceArmed | Watched::DeviceArmedUnnoticed => {
+                RegisterMode::MISSING | RegisterMode::WRITE_PROTECT
+            }
             Watched::Device | Watched::DeviceUnnoticed => {
                 RegisterMode::MISSING | RegisterMode::WRITE_PROTECT | RegisterMode::MINOR
             }
@@ -67,7 +84,7 @@ impl Userfault {
         };
         let uffd = match watched {
             Watched::Zeros | Watched::Device | Watched::DeviceArmed | Watched::DeviceOpen => &self.uffd,
-            Watched::DeviceUnnoticed => &self.second.get().ok_or(Errno::EBADF)?.uffd,
+            Watched::DeviceUnnoticed | Watched::DeviceArmedUnnoticed => &self.second.get().ok_or(Errno::EBADF)?.uffd,
         };
         // All modes at once: registering again with fewer would drop the others.
         uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
@@ -140,7 +157,7 @@ impl Userfault {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         let table = self.base_page() * (self.base_page() / 8);
         // A hint: without it the kernel moves entry by entry.
-        let is_moved_whole = kind.0 == Watched::DeviceArmed && bytes >= table;
+        let is_moved_whole = kind.0.is_armed() && bytes >= table;
         let hint = if is_moved_whole { self.room_like(like, bytes, table).unwrap_or(None) } else { None };
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours: the hint is one, and no more.
         let at = unsafe { mmap(hint, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
@@ -302,7 +319,7 @@ impl Userfault {
     /// Points a range at the device by a new mapping, made as it is to be and then moved over what is there: no moment is unwatched.
     pub(super) fn stage(&self, span: Span<'_>, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<(), Errno> {
         let stage = self.map_device_like(span.at(), span.bytes(), device, offset, kind)?;
-        if kind.0 == Watched::DeviceArmed {
+        if kind.0.is_armed() {
             // SAFETY: has just been mapped here; nobody else has its address.
             let armed = self.is_registered(unsafe { Span::of(stage, span.bytes()) });
             if armed != Ok(true) {
