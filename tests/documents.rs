@@ -58,7 +58,7 @@ fn tests() -> BTreeMap<String, String> {
 fn missing(text: &str, tests: &BTreeMap<String, String>) -> Vec<String> {
     let names = named_in(text).into_iter().filter(|(file, _)| tests.contains_key(file));
     let is_there = |text: &str, name: &str| {
-        ["fn ", "mod ", "rule_tests!(", "rule_test!("].iter().any(|before| {
+        ["fn ", "mod ", "rule_tests!(", "rule_test!(", "windows_tests!("].iter().any(|before| {
             text.match_indices(&format!("{before}{name}")).any(|(at, found)| {
                 let next = text[at + found.len()..].chars().next();
                 next.is_some_and(|next| !next.is_alphanumeric() && next != '_')
