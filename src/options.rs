@@ -81,8 +81,9 @@ pub enum Tracking {
     /// What the application drops itself (`MADV_DONTNEED`), and what the kernel swaps out, stays dirty. What it
     /// unmaps, or maps something else over, is nobody's record any more.
     ///
-    /// Of a file with windows, the first store to a page that is present is the kernel's even if the page has never been touched
-    /// here. While the file has such a mapping a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of
+    /// Of a file with windows, the kernel installs what is present by itself after a few first loads in no order. There too many pages are
+    /// reported where it has refused to be asked to write-protect what is installed: then those that have been loaded.
+    /// While the file has such a mapping a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of
     /// a store to zeros that a load has left. On a full volume it is a SIGBUS, then.
     ///
     /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7
@@ -95,10 +96,11 @@ pub enum Tracking {
     /// - [`Mapping::take_dirty`](crate::Mapping::take_dirty) is [`Error::NotTracked`](crate::Error::NotTracked).
     /// - While a file has such a mapping, a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of a
     ///   store to zeros that a load has left. On a full volume it is a SIGBUS, then.
-    /// - [`Mapping::populate`](crate::Mapping::populate) takes pages for holes.
+    /// - [`Mapping::populate`](crate::Mapping::populate) takes pages for holes, and no more; [`Advice::Random`] changes nothing.
     ///
     /// Elsewhere, with single blocks or where the system gives memory files huge folios, such a mapping is served as one with
-    /// [`Tracking::Coarse`].
+    /// [`Tracking::Coarse`]. It is looked when the mapping is made: `shmem_enabled` must not be switched on while there is one. With
+    /// [`MapOptions::read_only`] there is nothing to track, and the mapping is one with [`Tracking::Exact`].
     Off,
 }
 

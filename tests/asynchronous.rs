@@ -311,6 +311,15 @@ fn stores_to_what_the_kernel_installs() {
         assert_eq!(take(&map), (145..155).collect::<Vec<_>>());
         assert_eq!(map.compare_exchange(146 * PAGE, 8, 9), Ok(8));
         assert_eq!(take(&map), vec![146]);
+        // Populated for stores is as stored to; for loads it is nothing.
+        map.populate(300 * PAGE..310 * PAGE, Access::Load).unwrap();
+        assert_eq!(take(&map), vec![]);
+        map.populate(300 * PAGE..310 * PAGE, Access::Store).unwrap();
+        assert_eq!(take(&map), (300..310).collect::<Vec<_>>());
+        // A hole beside what is written.
+        file.punch_hole(304 * PAGE, PAGE).unwrap();
+        assert_eq!(map.load(304 * PAGE), Ok(0));
+        assert_eq!(take(&map), vec![]);
     }
 }
 

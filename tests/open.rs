@@ -273,6 +273,32 @@ fn exchanges_without_a_fault_add_up_with_others() {
     assert_eq!((map.load(PAGE), word_of(&file, 1)), (Ok(ADDITIONS + ADDITIONS / 10), ADDITIONS + ADDITIONS / 10));
 }
 
+/// A store without a fault is in the dirty set of the mapping that it was made through, whatever mappings there are beside it.
+#[test]
+fn stores_without_a_fault_are_dirty() {
+    let world = World::in_windows(64, None).directly();
+    let file = hole(&world, "a", 8);
+    let tracked = world.map(&file, 8);
+    let asynchronous = world.map_with(&file, 8, &world.options.tracking(Tracking::Asynchronous));
+    let _open = open(&world, &file, 8);
+    for (map, page) in [(&tracked, 1), (&asynchronous, 2), (&asynchronous, 3)] {
+        if page == 3 {
+            map.store(3 * PAGE, 1).unwrap();
+            assert_eq!(map.take_dirty().unwrap(), [3 * PAGE..4 * PAGE]);
+        }
+        let masked = spawn_on(map, move |map| {
+            let bus = SigSet::from(Signal::SIGBUS);
+            pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&bus), None).unwrap();
+            map.store(page * PAGE, MARK).unwrap();
+            assert_eq!(map.compare_exchange(page * PAGE, 1, 2).unwrap(), MARK);
+        });
+        masked.join("the masked thread").unwrap();
+        assert_eq!(map.take_dirty().unwrap(), [page * PAGE..(page + 1) * PAGE], "page {page}");
+        assert_eq!(map.take_dirty().unwrap(), []);
+        assert_eq!(word_of(&file, page), MARK);
+    }
+}
+
 /// With single blocks it is as coarse, and says nothing of stores either.
 #[test]
 fn single_blocks_serve_it_as_coarse() {

@@ -425,6 +425,17 @@ impl Store {
         }
     }
 
+    /// Whether the device has all pages of a run.
+    pub(crate) fn is_present(&self, run: Run) -> bool {
+        let bytes = self.page.bytes_of(run.blocks);
+        self.memory.resident_in(self.page.device_offset(run.start), bytes) == bytes
+    }
+
+    /// Whether the device has any page of a run.
+    pub(crate) fn is_present_anywhere(&self, run: Run) -> bool {
+        self.memory.resident_in(self.page.device_offset(run.start), self.page.bytes_of(run.blocks)) > 0
+    }
+
     /// Zeroes a part of a block.
     pub(crate) fn zero(&self, block: BlockIndex, part: std::ops::Range<u64>) -> Result<()> {
         self.memory.zero(self.page.device_offset(block) + part.start, part.end - part.start)

@@ -385,7 +385,7 @@ impl Inode {
                 PageState::Unwritten(block) => Run { start: block, blocks: 1 },
                 PageState::Hole => change.extents().take(reserved, index, 1),
             };
-            if index < eof && self.store.memory.resident_in(page.device_offset(run.start), page.bytes()) > 0 {
+            if index < eof && self.store.is_present_anywhere(run) {
                 change.put(Extent { page: index, run, written: true });
                 continue;
             }
@@ -393,7 +393,7 @@ impl Inode {
                 reserved.put_back(run);
             }
             if index >= eof {
-                self.store.punch(run);
+                change.take_from_device(index, run);
             }
         }
     }

@@ -110,8 +110,12 @@ impl Mapping {
             let written = match state {
                 // As far as anybody can tell.
                 PageState::Hole | PageState::Unwritten(_) if to(0).is_none() => Ok(0),
-                _ => self.inode.change_word_beside_stores(&mut change, index, within, to, &mut reserved),
+                _ => self.inode.change_word_beside_stores(&mut change, index, within, &to, &mut reserved),
             };
+            if written.as_ref().is_ok_and(|was| to(*was).is_some()) {
+                // No entry of this mapping tells.
+                self.window.mark_dirty(index);
+            }
             change.commit(&self.inode.store);
             return written;
         }

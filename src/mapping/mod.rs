@@ -72,7 +72,8 @@ impl Mapping {
     /// | `MADV_POPULATE_READ` | installed | zeros are installed | `EHWPOISON` |
     /// | `MADV_POPULATE_WRITE` | installed, dirty | each gets a block, and is dirty | `EHWPOISON` |
     ///
-    /// In a mapping for loads only no hole gets a block, and `MADV_POPULATE_WRITE` is `EINVAL`. Where threads resolve their own faults
+    /// Of a file with windows that has a mapping with [`Tracking::Asynchronous`] or [`Tracking::Off`], what loads a hole takes a page, here as
+    /// well. Otherwise in a mapping for loads only no hole gets a block, and `MADV_POPULATE_WRITE` is `EINVAL`. Where threads resolve their own faults
     /// nobody serves these calls: mlock is `ENOMEM`, the two `MADV_POPULATE_` are `EFAULT`, the others do nothing, and no hole gets a
     /// block. A lock is gone where the address is next pointed elsewhere (a hole has got a block, a range was given up).
     /// `EHWPOISON`, where the kernel's own mmap says `EFAULT`, is what a page past the end is to the kernel: poisoned by

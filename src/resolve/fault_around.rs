@@ -48,7 +48,7 @@ pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision:
     let page = view.page;
     let window = &*region.window;
     let largest = window.largest_run();
-    if largest == 1 || !takes_neighbours(window, decision) {
+    if largest == 1 || !takes_neighbours(window, decision) || window.is_the_kernels_record(view.backing) {
         return Reach::one(page);
     }
     let (wanted, place) = worth(region, page, tid, largest);

@@ -207,6 +207,9 @@ impl Filling<'_> {
         let window = &self.region.window;
         let pages = alike(self.region, self.shared, self.view, self.step().pages());
         let mark = protection == Protection::Writable;
+        if window.is_the_kernels_record(self.view.backing) {
+            return self.left_to_the_kernel(pages, mark);
+        }
         let mut at = pages.start;
         let mut met = false;
         let mut longest = pages.pages();
@@ -241,6 +244,24 @@ impl Filling<'_> {
             return self.unprotect(PageRange::new(pages.start, at));
         }
         Ok(Step::UpTo(at))
+    }
+
+    /// Pages that are there are the kernel's to install. One that has been taken may not be there yet.
+    fn left_to_the_kernel(&self, pages: PageRange, mark: bool) -> Result<Step> {
+        let (window, inode) = (&self.region.window, &self.region.inode);
+        if mark {
+            window.mark_dirty_range(pages);
+        }
+        let run = self.shared.extents().run_from(pages.start, pages.end).map(|extent| extent.run);
+        if run.is_some_and(|run| run.blocks == pages.pages() && inode.store.is_present(run)) {
+            return Ok(Step::UpTo(pages.end));
+        }
+        let protection = if mark { Protection::Writable } else { Protection::ReadOnly };
+        let place = (pages.start, self.view.backing);
+        match copied(self.shared.install_in_place(window, place, FaultKind::Missing, protection, mark)) {
+            Ok(_) => Ok(Step::UpTo(pages.start.plus(1))),
+            Err(end) => end,
+        }
     }
 
     fn refilled(&self, page: PageIndex) -> bool {

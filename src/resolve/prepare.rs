@@ -138,6 +138,7 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
         Err(errno) if matches!(first, Backing::Armed(_)) => {
             // As it was, or zeros: the next look puts that right, and does without.
             need.window.set_not_to_be_armed();
+            need.window.set_unarmed(range);
             mend(core, &mut regions, &need.window, range, errno);
             RwLockWriteGuard::unlock_fair(regions);
             Prepared::Ready

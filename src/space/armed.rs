@@ -124,6 +124,14 @@ impl Window {
         armed.chunks.mark_range(self.chunks_of(armed, range));
     }
 
+    /// It could not be. With `regions` held exclusively since.
+    pub(crate) fn set_unarmed(&self, range: PageRange) {
+        let Some(armed) = &self.armed else { return };
+        armed.chunks.forget(self.chunks_of(armed, range));
+        armed.pages.fetch_sub(range.pages(), Ordering::Relaxed);
+        self.forget_mapped(range);
+    }
+
     /// The kernel has no room for arming.
     pub(crate) fn set_not_to_be_armed(&self) {
         self.armed.iter().for_each(|armed| armed.refused.store(true, Ordering::Relaxed));
@@ -195,7 +203,11 @@ impl Window {
         if !self.is_asynchronous() {
             return parts.for_each(|part| self.arm_or_leave(part));
         }
-        parts.flat_map(|part| self.without_entry_or_marker(part)).for_each(|run| _ = self.protect_now(run));
+        parts.flat_map(|part| self.without_entry_or_marker(part)).for_each(|run| {
+            // Those that are present: they may have had an entry since it was looked what has been stored to.
+            self.mark_present_dirty(run);
+            let _ = self.protect_now(run);
+        });
     }
 
     fn arm_or_leave(&self, range: PageRange) {

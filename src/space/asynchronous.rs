@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::dirty::DirtyBits;
 use super::{Change, Shared, State, Window};
 use crate::options::Tracking;
+use crate::policy::Backing;
 use crate::sync::MutexGuard;
 use crate::sys::{Protection, Scan};
 use crate::units::{Addr, PageIndex, PageRange};
@@ -167,6 +168,30 @@ impl Window {
         }
     }
 
+    /// Nothing of `range` has an entry.
+    pub(super) fn forget_mapped(&self, range: PageRange) {
+        self.mapped.iter().for_each(|mapped| mapped.forget(self.own(range)));
+    }
+
+    /// Marks the pages of `range` dirty that may have an entry in an armed part.
+    pub(super) fn mark_present_dirty(&self, range: PageRange) {
+        self.mapped.iter().for_each(|mapped| self.mark_lost(&mapped.marked(self.own(range))));
+    }
+
+    /// Whether the kernel installs what is present there by itself, and is the record of it.
+    pub(crate) fn is_the_kernels_record(&self, backing: Backing) -> bool {
+        self.is_asynchronous() && matches!(backing, Backing::Armed(_))
+    }
+
+    /// Takes what has been stored to of pages of which nobody but us installs any. With L2 held exclusively.
+    fn take_told(&self, mapped: &DirtyBits, range: Own, runs: &mut Vec<Own>) -> Result<(), Errno> {
+        self.scan(Scan::TakeWritten, range, |run| runs.push(run))?;
+        let lost = self.lost(mapped, range);
+        lost.iter().for_each(|run| mapped.forget(*run));
+        runs.extend(lost);
+        Ok(())
+    }
+
     /// Runs of pages of the file, in `range`, with neither.
     pub(super) fn without_entry_or_marker(&self, range: PageRange) -> Vec<PageRange> {
         let mut runs = Vec::new();
@@ -214,21 +239,21 @@ impl Change<'_> {
         window.dirty.forget(own);
         let marked = runs.len();
         // One step for each page: a store to it comes before, and is reported, or after, and is recorded anew.
-        if let Err(errno) = window.scan(Scan::TakeWritten, own, |run| runs.push(run)) {
+        let (mut told, mut taken) = (own.start, Ok(()));
+        for part in window.armed_parts(range).into_iter().map(|part| window.own(part)) {
+            taken = taken.and_then(|()| window.take_told(mapped, PageRange::new(told, part.start), &mut runs));
+            // Of a page that is not present there is nothing to know.
+            let mut take = |run| runs.extend(mapped.marked(run));
+            taken = taken.and_then(|()| window.scan(Scan::TakeAll, part, &mut take));
+            told = part.end;
+        }
+        taken = taken.and_then(|()| window.take_told(mapped, PageRange::new(told, own.end), &mut runs));
+        if let Err(errno) = taken {
             window.mark_lost(&runs);
             return Err(errno);
         }
-        let written = runs.len();
-        let lost = window.lost(mapped, own);
-        lost.iter().for_each(|run| mapped.forget(*run));
-        // Where the kernel installs it by itself, the next entry is to be write-protected. What is stored before that is reported now.
-        let armed: Vec<PageRange> = lost.iter().flat_map(|run| window.armed_parts(window.in_file(*run))).collect();
-        armed.iter().for_each(|part| mapped.mark_range(window.own(*part)));
-        runs.extend(lost);
-        // Refused, such a page counts as stored to as soon as it is loaded.
-        armed.iter().for_each(|part| _ = window.protect_now(*part));
-        // Sorted already if all of them are of one kind.
-        if marked != 0 && marked != runs.len() || written != runs.len() {
+        let sorted = runs.is_sorted_by_key(|run| run.start);
+        if marked != 0 && marked != runs.len() || !sorted {
             runs = joined(runs);
         }
         let first = window.pages.start;

@@ -226,6 +226,11 @@ impl Change<'_> {
         self.state.extents.windows().is_some_and(|places| places.known(page) != Known::Hole)
     }
 
+    /// A page that the file does not know of is taken out of the device, with the entries that there may be.
+    pub(crate) fn take_from_device(&mut self, page: PageIndex, place: Run) {
+        self.pending.punch.push((PageRange::one(page), vec![place]));
+    }
+
     /// The zeros that a load has left in a page go at once.
     fn take_zeros_out(&mut self, store: &Store, page: PageIndex) {
         if self.state.extents.windows().is_none_or(|places| places.known(page) != Known::Zeros) {
@@ -350,7 +355,13 @@ impl Change<'_> {
         tell(Point::Invalidated);
         store.free(&pending.free);
         if let Some(capacity) = store.capacity() {
-            places.into_iter().for_each(|run| capacity.give_places(run));
+            places.into_iter().for_each(|run| {
+                // What the file did not know of: huge folios that the system gives by now, which make pages present that nobody has written.
+                if store.is_present_anywhere(run) {
+                    store.punch(run);
+                }
+                capacity.give_places(run);
+            });
         }
         drop(transit);
         tell(Point::Freed);

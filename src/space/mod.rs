@@ -231,7 +231,7 @@ impl Shared<'_> {
         }
         let span = window.span(PageRange::one(page));
         let zeros = || window.table.make_present(span, protection);
-        if window.is_asynchronous() && matches!(backing, Backing::Armed(_)) {
+        if window.is_the_kernels_record(backing) {
             // What is present the kernel installs, and is the record of it from the beginning to the end: to install it here, write-protected,
             // would wipe out what it knows.
             return zeros();

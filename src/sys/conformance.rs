@@ -399,6 +399,8 @@ proptest! {
     #[cfg_attr(emulated, ignore = "needs userfaultfd")]
     fn the_fake_does_what_the_kernel_does_in_place_asynchronously(steps in sparse_steps(), arms in any::<bool>()) {
         let arm = arms.then_some(Step::PointInPlace(0, PAGES, Present::Installed));
+        let take = |at: usize| (at % 5 == 4).then_some(Step::Scan(Scan::TakeAll, 0, PAGES));
+        let steps = steps.into_iter().enumerate().flat_map(|(at, step)| [Some(step), take(at)]).flatten();
         let steps: Vec<Step> = arm.into_iter().chain(steps).collect();
         compare(&steps, &Subject::sparse_kernel(true), &Subject::sparse_fake(true))?;
     }

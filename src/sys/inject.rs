@@ -272,7 +272,7 @@ impl PageTable for Injecting {
     }
 
     fn scan(&self, scan: Scan, span: Span<'_>, each: &mut dyn FnMut(Addr, u64)) -> Result<(), Errno> {
-        if scan == Scan::TakeWritten && self.refuse().is_some() {
+        if matches!(scan, Scan::TakeWritten | Scan::TakeAll) && self.refuse().is_some() {
             return Err(Errno::EAGAIN);
         }
         self.table.scan(scan, span, each)

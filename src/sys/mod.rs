@@ -178,6 +178,9 @@ pub(crate) enum Scan {
     /// Those whose entry lets stores through: a store has been there, or may have been. In the same step, which no store
     /// comes in between of, each is write-protected.
     TakeWritten,
+    /// These, and those without an entry and without a marker, which get one in the same step. For ranges in which the kernel installs what is
+    /// present: there such a page may get an entry at any moment, and one that lets stores through.
+    TakeAll,
     /// Those without an entry and without a marker. A zap leaves a marker where the entry was write-protected: of pages that had
     /// one, these are those that may have been stored to.
     Absent,

@@ -67,6 +67,12 @@ impl Space {
             let meant = match (scan, self.entries.get_mut(&page)) {
                 (Scan::TakeWritten, Some(Entry::Present { protected, .. })) => !std::mem::replace(protected, true),
                 (Scan::TakeWritten, _) => false,
+                (Scan::TakeAll, Some(Entry::Present { protected, .. })) => !std::mem::replace(protected, true),
+                (Scan::TakeAll, Some(Entry::Marker | Entry::Poison)) => false,
+                (Scan::TakeAll, None) => {
+                    self.entries.insert(page, Entry::Marker);
+                    true
+                }
                 (Scan::Absent, entry) => entry.is_none(),
                 (Scan::Marked, entry) => matches!(entry, Some(Entry::Marker)),
             };

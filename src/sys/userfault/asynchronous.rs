@@ -52,6 +52,8 @@ impl Second {
         // A range of zeros is not ours to scan: silently skipped where pages are protected, and not WPALLOWED.
         let (flags, inverted, mask) = match scan {
             Scan::TakeWritten => (abi::PM_SCAN_WP_MATCHING, 0, abi::PAGE_IS_PRESENT | abi::PAGE_IS_WRITTEN),
+            // A marker is "swapped".
+            Scan::TakeAll => (abi::PM_SCAN_WP_MATCHING, absent, abi::PAGE_IS_SWAPPED | abi::PAGE_IS_WPALLOWED),
             // Kernels differ in whether what is not there is "written"; none calls it present, or swapped, which a marker is.
             Scan::Absent => (0, absent, absent | abi::PAGE_IS_WPALLOWED),
             // Poison is "swapped" too, and "written".
@@ -72,6 +74,11 @@ impl Second {
                 vec_len: REGIONS as u64,
                 category_inverted: inverted,
                 category_mask: mask,
+                category_anyof_mask: if scan == Scan::TakeAll {
+                    abi::PAGE_IS_PRESENT | abi::PAGE_IS_WRITTEN
+                } else {
+                    0
+                },
                 ..Default::default()
             };
             // SAFETY: `argument` is a valid pm_scan_arg, and it and `regions`, of the length that it says, outlive the call. What it

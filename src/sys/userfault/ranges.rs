@@ -16,6 +16,8 @@ use crate::units::Addr;
 /// How often, and how long apart, it is asked whether a range is registered: about a second.
 const ASK_TRIES: u32 = 10_000;
 const ASK_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
+/// How much of a range is asked about at once that is registered for missing faults alone.
+const ASK_BYTES: u64 = 64 << 20;
 
 /// What a range is, and so how its faults come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,7 +106,22 @@ impl Userfault {
             match self.protect(span)? {
                 Outcome::Installed | Outcome::AlreadyPresent => return Ok(true),
                 // Not for write-protect faults.
-                Outcome::Gone => return self.is_registered_for_missing_faults(span.at(), span.bytes()),
+                Outcome::Gone => match self.is_registered_for_missing_faults(span.at(), span.bytes()) {
+                    Err(Errno::EAGAIN) => back_off(ASK_BACK_OFF),
+                    known => return known,
+                },
+                Outcome::Retry => back_off(ASK_BACK_OFF),
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// Has a marker in every page of a range in which there is nothing. Waits where the kernel refuses for the moment.
+    fn arm(&self, span: Span<'_>) -> Result<(), Errno> {
+        for _ in 0..ASK_TRIES {
+            match self.protect(span)? {
+                Outcome::Installed | Outcome::AlreadyPresent => return Ok(()),
+                Outcome::Gone => return Err(Errno::ENOENT),
                 Outcome::Retry => back_off(ASK_BACK_OFF),
             }
         }
@@ -114,13 +131,17 @@ impl Userfault {
     /// Whether the whole range is registered for missing faults at least, as one address range. It is asked to copy something there that
     /// cannot be read: the kernel looks for the range first, and then for the bytes, and nothing is done.
     fn is_registered_for_missing_faults(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
-        match self.copy_from_nowhere(at, bytes) {
-            Err(Errno::EFAULT) => Ok(true),
-            Ok(Outcome::Gone) | Err(Errno::ENOENT) => Ok(false),
-            Ok(Outcome::Retry) => Err(Errno::EAGAIN),
-            Ok(Outcome::Installed | Outcome::AlreadyPresent) => Err(Errno::EIO),
-            Err(errno) => Err(errno),
+        // In pieces: where nothing can be read from there must be as many addresses, up to the end of all.
+        for done in (0..bytes).step_by(ASK_BYTES as usize) {
+            match self.copy_from_nowhere(at.plus(done), (bytes - done).min(ASK_BYTES)) {
+                Err(Errno::EFAULT) => {}
+                Ok(Outcome::Gone) | Err(Errno::ENOENT) => return Ok(false),
+                Ok(Outcome::Retry) => return Err(Errno::EAGAIN),
+                Ok(Outcome::Installed | Outcome::AlreadyPresent) => return Err(Errno::EIO),
+                Err(errno) => return Err(errno),
+            }
         }
+        Ok(true)
     }
 
     /// Whether a range that is registered is so with ours, one or the other. To register it again asks for no mode that it does
@@ -321,11 +342,11 @@ impl Userfault {
         let stage = self.map_device_like(span.at(), span.bytes(), device, offset, kind)?;
         if kind.0.is_armed() {
             // SAFETY: has just been mapped here; nobody else has its address.
-            let armed = self.is_registered(unsafe { Span::of(stage, span.bytes()) });
-            if armed != Ok(true) {
+            let armed = self.arm(unsafe { Span::of(stage, span.bytes()) });
+            if let Err(errno) = armed {
                 // SAFETY: likewise.
                 unsafe { self.give_back(stage, span.bytes()) };
-                return Err(armed.err().unwrap_or(Errno::ENOENT));
+                return Err(errno);
             }
         }
         // SAFETY: has just been mapped here, and nobody else has its address.
