@@ -425,15 +425,9 @@ impl Store {
         }
     }
 
-    /// Whether the device has all pages of a run.
-    pub(crate) fn is_present(&self, run: Run) -> bool {
-        let bytes = self.page.bytes_of(run.blocks);
-        self.memory.resident_in(self.page.device_offset(run.start), bytes) == bytes
-    }
-
     /// Whether the device has any page of a run.
     pub(crate) fn is_present_anywhere(&self, run: Run) -> bool {
-        self.memory.resident_in(self.page.device_offset(run.start), self.page.bytes_of(run.blocks)) > 0
+        self.memory.is_anything_in(self.page.device_offset(run.start), self.page.bytes_of(run.blocks))
     }
 
     /// Zeroes a part of a block.

@@ -248,20 +248,19 @@ impl Filling<'_> {
 
     /// Pages that are there are the kernel's to install. One that has been taken may not be there yet.
     fn left_to_the_kernel(&self, pages: PageRange, mark: bool) -> Result<Step> {
-        let (window, inode) = (&self.region.window, &self.region.inode);
+        let window = &self.region.window;
         if mark {
             window.mark_dirty_range(pages);
         }
-        let run = self.shared.extents().run_from(pages.start, pages.end).map(|extent| extent.run);
-        if run.is_some_and(|run| run.blocks == pages.pages() && inode.store.is_present(run)) {
-            return Ok(Step::UpTo(pages.end));
-        }
         let protection = if mark { Protection::Writable } else { Protection::ReadOnly };
-        let place = (pages.start, self.view.backing);
-        match copied(self.shared.install_in_place(window, place, FaultKind::Missing, protection, mark)) {
-            Ok(_) => Ok(Step::UpTo(pages.start.plus(1))),
-            Err(end) => end,
+        for page in pages.iter() {
+            let place = (page, self.view.backing);
+            if let Err(end) = copied(self.shared.install_in_place(window, place, FaultKind::Missing, protection, mark))
+            {
+                return if page > pages.start { Ok(Step::UpTo(page)) } else { end };
+            }
         }
+        Ok(Step::UpTo(pages.end))
     }
 
     fn refilled(&self, page: PageIndex) -> bool {

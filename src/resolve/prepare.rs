@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use super::{Preparation, Prepare};
 use crate::address::budget::is_crowded;
 use crate::address::core::Core;
+use crate::address::layout::Layout;
 use crate::address::regions::Regions;
 use crate::error::Error;
 use crate::inode::Inode;
@@ -123,10 +124,11 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
         evict(core, &mut regions);
     }
     // Gone, given up, or another worker has been first.
-    let now = regions.of(&need.window).map(|region| region.layout.backing(range.start));
-    if now.is_none() || !need.window.is_alive() || now == Some(first) && matches!(first, Backing::Armed(_)) {
+    let still = regions.of(&need.window).filter(|_| need.window.is_alive());
+    let Some((range, first)) = still.and_then(|region| still_to_be_pointed(&region.layout, need.page, range, first))
+    else {
         return Prepared::Ready;
-    }
+    };
     need.inode.probe(Point::Repointing, range.start, None);
     settle(&need.inode, &need.window, range);
     let held = need.inode.broken(Rule::NoWaitUnderLock).then(|| need.inode.space.change());
@@ -138,7 +140,9 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
         Err(errno) if matches!(first, Backing::Armed(_)) => {
             // As it was, or zeros: the next look puts that right, and does without.
             need.window.set_not_to_be_armed();
+            let change = need.inode.space.change();
             need.window.set_unarmed(range);
+            change.commit(&need.inode.store);
             mend(core, &mut regions, &need.window, range, errno);
             RwLockWriteGuard::unlock_fair(regions);
             Prepared::Ready
@@ -157,6 +161,28 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
             RwLockWriteGuard::unlock_fair(regions);
             Prepared::NoMemory
         }
+    }
+}
+
+/// What of a re-point is to be done still, as the layout is now. In its place a page is pointed at once, from zeros, and armed once: what
+/// is armed is the kernel's to install, and lies beyond `settle`.
+fn still_to_be_pointed(
+    layout: &Layout,
+    page: PageIndex,
+    range: PageRange,
+    first: Backing,
+) -> Option<(PageRange, Backing)> {
+    match (first, layout.backing(page)) {
+        (Backing::Armed(_), Backing::Own(_)) => {
+            let range = range.intersect(layout.piece(page));
+            match layout.backing(range.start) {
+                Backing::Own(place) => Some((range, Backing::Armed(place))),
+                Backing::Zeros | Backing::Block(_) | Backing::Armed(_) | Backing::Open(_) => None,
+            }
+        }
+        (Backing::Armed(_), _) => None,
+        (Backing::Own(_) | Backing::Open(_), Backing::Own(_) | Backing::Armed(_) | Backing::Open(_)) => None,
+        (Backing::Own(_) | Backing::Open(_) | Backing::Zeros | Backing::Block(_), _) => Some((range, first)),
     }
 }
 

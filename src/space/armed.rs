@@ -124,7 +124,7 @@ impl Window {
         armed.chunks.mark_range(self.chunks_of(armed, range));
     }
 
-    /// It could not be. With `regions` held exclusively since.
+    /// It could not be. With `regions` held exclusively since, and L2.
     pub(crate) fn set_unarmed(&self, range: PageRange) {
         let Some(armed) = &self.armed else { return };
         armed.chunks.forget(self.chunks_of(armed, range));

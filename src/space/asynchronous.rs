@@ -237,7 +237,6 @@ impl Change<'_> {
         let own = window.own(range);
         let mut runs = window.dirty.marked(own);
         window.dirty.forget(own);
-        let marked = runs.len();
         // One step for each page: a store to it comes before, and is reported, or after, and is recorded anew.
         let (mut told, mut taken) = (own.start, Ok(()));
         for part in window.armed_parts(range).into_iter().map(|part| window.own(part)) {
@@ -250,10 +249,12 @@ impl Change<'_> {
         taken = taken.and_then(|()| window.take_told(mapped, PageRange::new(told, own.end), &mut runs));
         if let Err(errno) = taken {
             window.mark_lost(&runs);
+            // Of what has been taken, and got markers, before the kernel had no memory for others, nothing is told.
+            window.armed_parts(range).into_iter().for_each(|part| window.mark_present_dirty(part));
             return Err(errno);
         }
-        let sorted = runs.is_sorted_by_key(|run| run.start);
-        if marked != 0 && marked != runs.len() || !sorted {
+        let is_joined = runs.windows(2).all(|pair| pair[0].end < pair[1].start);
+        if !is_joined {
             runs = joined(runs);
         }
         let first = window.pages.start;

@@ -114,6 +114,7 @@ impl DeviceFile {
         // ENXIO: no data from there on.
         while at < end
             && let Ok(data) = find(at, Whence::SeekData)
+            && data < end
             && let Ok(hole) = find(data, Whence::SeekHole)
         {
             resident += hole.saturating_sub(data);
@@ -136,6 +137,11 @@ impl DeviceFile {
         // there, or makes one: its length is sealed.
         let word = unsafe { AtomicU64::from_ptr(word) };
         Ok(with(word))
+    }
+
+    /// Whether there is a page at all in a range. Looks no further.
+    pub(super) fn is_anything_in(&self, offset: u64, bytes: u64) -> bool {
+        lseek(&*self.file, offset as i64, Whence::SeekData).is_ok_and(|data| (data as u64) < offset + bytes)
     }
 
     pub(super) fn span_bytes(&self) -> u64 {

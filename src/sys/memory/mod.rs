@@ -109,6 +109,15 @@ impl DeviceMemory {
         }
     }
 
+    /// Whether there is anything in a part of it.
+    pub(crate) fn is_anything_in(&self, offset: u64, bytes: u64) -> bool {
+        match &self.owner {
+            Owner::File(file) => file.is_anything_in(offset, bytes),
+            #[cfg(feature = "fake")]
+            Owner::Heap(heap) => heap.resident_in(offset, bytes) > 0,
+        }
+    }
+
     /// Takes whole pages out of the device, and their entries out of every page table, in one step.
     pub(crate) fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
         step();

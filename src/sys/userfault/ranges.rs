@@ -128,7 +128,7 @@ impl Userfault {
         Err(Errno::EAGAIN)
     }
 
-    /// Whether the whole range is registered for missing faults at least, as one address range. It is asked to copy something there that
+    /// Whether the whole range is registered for missing faults at least. It is asked to copy something there that
     /// cannot be read: the kernel looks for the range first, and then for the bytes, and nothing is done.
     fn is_registered_for_missing_faults(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
         // In pieces: where nothing can be read from there must be as many addresses, up to the end of all.
