@@ -15,6 +15,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use blackbox::*;
 use daxpager::probe::Point;
@@ -234,8 +235,12 @@ fn p02_past_the_end_every_access_is_sigbus() {
 /// Point 2: i_size is read after the lock is taken. A fault arrives while the page is within the file; before it
 /// gets the lock, at every point that it passes on the way, the file is truncated and the freed block handed to
 /// another file. The fault was right when it came, and is SIGBUS now.
+///
+/// A thread may fault twice, as a signal interrupts its wait: then another message of it may be answered before the truncate, while the
+/// first is held. What was stored before the truncate began is no proof of anything: hardly ever, or this is no test.
 #[test]
 fn p02_size_is_looked_at_after_the_lock_is_taken() {
+    let served_before = AtomicU64::new(0);
     for start in STARTS {
         for store in [false, true] {
             if !store && start.is_loaded() {
@@ -251,18 +256,25 @@ fn p02_size_is_looked_at_after_the_lock_is_taken() {
                 let trap = rig.park.trap(point, 1);
                 thread::scope(|s| {
                     let map = &maps[0];
-                    let access = s.spawn(|| if store { map.store(p + 16, 99) } else { map.load(p + 16).map(drop) });
+                    let access = s.spawn(|| {
+                        let done = if store { map.store(p + 16, 99) } else { map.load(p + 16).map(drop) };
+                        (done, Instant::now())
+                    });
                     if trap.wait_or(|| access.is_finished()).is_none() {
                         assert_ne!(point, Point::FaultRead, "every fault is read");
                         return;
                     }
+                    let begun = Instant::now();
                     file.truncate(8).unwrap();
                     let thief = rig.file("b");
                     // All but one: a fault in the middle may hold one.
                     let stolen = pattern((rig.volume.free_blocks() - 1) * p, 5);
                     thief.write_at(&stolen, 0).unwrap();
                     trap.release();
-                    assert_bus(join(access), map, p + 16);
+                    match join(access) {
+                        (Ok(()), ended) if ended < begun => _ = served_before.fetch_add(1, Ordering::Relaxed),
+                        (done, _) => assert_bus(done, map, p + 16),
+                    }
                     assert_bytes(&read(&thief, 0, stolen.len() as u64), &stolen, "the other file");
                 });
                 maps.iter().for_each(|map| {
@@ -274,6 +286,8 @@ fn p02_size_is_looked_at_after_the_lock_is_taken() {
             }
         }
     }
+    let served_before = served_before.into_inner();
+    assert!(served_before <= 2, "{served_before} accesses were answered while their message was held");
 }
 
 /// The points of a fault at which no lock of the file is held. The last is not met in a sound library.
