@@ -267,8 +267,7 @@ rule_test!(neighbours_are_marked_dirty, Rule::MarkDirty, 64, stores_beside_a_win
 
 /// A file that is one hole, and a mapping of it with coarse tracking.
 fn hole(world: &World, name: &str, pages: u64) -> (File, Arc<Mapping>) {
-    let file = world.volume.create(name).unwrap();
-    file.truncate(pages * PAGE).unwrap();
+    let file = world.hole(name, pages);
     let map = coarse(world, &file, pages);
     (file, map)
 }

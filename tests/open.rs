@@ -24,15 +24,17 @@ fn open(world: &World, file: &File, pages: u64) -> Arc<Mapping> {
     map
 }
 
-/// A file that is one hole.
-fn hole(world: &World, name: &str, pages: u64) -> File {
-    let file = world.volume.create(name).unwrap();
-    file.truncate(pages * PAGE).unwrap();
-    file
-}
-
 fn word_of(file: &File, page: u64) -> u64 {
     u64::from_ne_bytes(page_of(file, page)[..8].try_into().unwrap())
+}
+
+/// Calls on the mapping in a thread that blocks SIGBUS: without a fault.
+fn spawn_masked(map: &Arc<Mapping>, calls: impl FnOnce(&Mapping) + Send + 'static) -> Task<()> {
+    spawn_on(map, |map| {
+        let bus = SigSet::from(Signal::SIGBUS);
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&bus), None).unwrap();
+        calls(&map);
+    })
 }
 
 /// Each way to resolve faults, in a world of its own.
@@ -63,7 +65,7 @@ fn what_is_present_is_no_fault() {
 #[test]
 fn holes_are_faults_and_take_pages() {
     for world in worlds(100) {
-        let file = hole(&world, "a", 100);
+        let file = world.hole("a", 100);
         let map = open(&world, &file, 100);
         for page in shuffled(100) {
             if page % 2 == 0 {
@@ -85,7 +87,7 @@ fn holes_are_faults_and_take_pages() {
 #[test]
 fn a_full_volume_refuses_loads_of_holes() {
     for world in worlds(20) {
-        let file = hole(&world, "a", 8);
+        let file = world.hole("a", 8);
         let (map, tracked) = (open(&world, &file, 8), world.map(&file, 8));
         assert_eq!(tracked.load(0).unwrap(), 0);
         let rest = world.file("rest", 19, 1);
@@ -120,7 +122,7 @@ fn a_full_volume_refuses_loads_of_holes() {
 /// zeros are taken back: the store is lost
 /// ```
 fn zeros_and_stores(world: &mut World) -> Verdict {
-    let file = hole(world, "a", 16);
+    let file = world.hole("a", 16);
     file.allocate(12 * PAGE, 4 * PAGE, true).unwrap();
     let tracked = world.map(&file, 16);
     (0..16).step_by(2).for_each(|page| assert_eq!(tracked.load(page * PAGE), Ok(0)));
@@ -129,7 +131,7 @@ fn zeros_and_stores(world: &mut World) -> Verdict {
     (0..16).for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
     // All zeros are taken back that may be.
     world.volume.set_zeros_max(0);
-    let other = hole(world, "b", 8);
+    let other = world.hole("b", 8);
     let loads = world.map(&other, 8);
     (0..8).for_each(|page| assert_eq!(loads.load(page * PAGE), Ok(0)));
     for page in 0..16 {
@@ -160,7 +162,7 @@ windows_tests!(zeros_are_not_stored_to_unnoticed, Rule::PresentIsWritten, 64, ze
 ///                                                     store to X: takes a page
 /// ```
 fn load_against_map(world: &mut World) -> Verdict {
-    let file = hole(world, "a", 8);
+    let file = world.hole("a", 8);
     let tracked = world.map(&file, 8);
     let parked = world.park.at_page(Point::Decided, 3);
     let load = spawn_on(&tracked, |map| map.load(3 * PAGE));
@@ -219,7 +221,7 @@ fn the_end_of_the_file_moves() {
 #[test]
 fn populate_takes_pages_and_advice_does_no_harm() {
     for world in worlds(64) {
-        let file = hole(&world, "a", 64);
+        let file = world.hole("a", 64);
         file.write_at(&[0xaa; 4 * PAGE as usize], 4 * PAGE).unwrap();
         let map = open(&world, &file, 64);
         map.populate(0..16 * PAGE, daxpager::Access::Load).unwrap();
@@ -241,7 +243,7 @@ fn populate_takes_pages_and_advice_does_no_harm() {
 fn exchanges_without_a_fault_add_up_with_others() {
     const ADDITIONS: u64 = 20_000;
     let world = World::in_windows(64, None).directly();
-    let file = hole(&world, "a", 4);
+    let file = world.hole("a", 4);
     let map = open(&world, &file, 4);
     fn add(map: &Mapping, times: u64) {
         for _ in 0..times {
@@ -252,11 +254,7 @@ fn exchanges_without_a_fault_add_up_with_others() {
         }
     }
     let done = Arc::new(AtomicBool::new(false));
-    let masked = spawn_on(&map, |map| {
-        let bus = SigSet::from(Signal::SIGBUS);
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&bus), None).unwrap();
-        add(&map, ADDITIONS / 10);
-    });
+    let masked = spawn_masked(&map, |map| add(map, ADDITIONS / 10));
     let plain = spawn_on(&map, |map| add(&map, ADDITIONS));
     let puncher = spawn({
         let (file, done) = (file.clone(), done.clone());
@@ -277,7 +275,7 @@ fn exchanges_without_a_fault_add_up_with_others() {
 #[test]
 fn stores_without_a_fault_are_dirty() {
     let world = World::in_windows(64, None).directly();
-    let file = hole(&world, "a", 8);
+    let file = world.hole("a", 8);
     let tracked = world.map(&file, 8);
     let asynchronous = world.map_with(&file, 8, &world.options.tracking(Tracking::Asynchronous));
     let _open = open(&world, &file, 8);
@@ -286,9 +284,7 @@ fn stores_without_a_fault_are_dirty() {
             map.store(3 * PAGE, 1).unwrap();
             assert_eq!(map.take_dirty().unwrap(), [3 * PAGE..4 * PAGE]);
         }
-        let masked = spawn_on(map, move |map| {
-            let bus = SigSet::from(Signal::SIGBUS);
-            pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&bus), None).unwrap();
+        let masked = spawn_masked(map, move |map| {
             map.store(page * PAGE, MARK).unwrap();
             assert_eq!(map.compare_exchange(page * PAGE, 1, 2).unwrap(), MARK);
         });
@@ -309,7 +305,7 @@ fn single_blocks_serve_it_as_coarse() {
     (0..8).for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
     assert!((0..8).all(|page| word_of(&file, page) == MARK + page));
     assert!(matches!(map.take_dirty(), Err(Error::NotTracked { .. })));
-    let hole = hole(&world, "b", 8);
+    let hole = world.hole("b", 8);
     let map = world.map_with(&hole, 8, &off(&MapOptions::new()));
     assert!((0..8).all(|page| map.load(page * PAGE) == Ok(0)));
     assert_eq!(hole.blocks(), 0, "a load takes no block");

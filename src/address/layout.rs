@@ -55,6 +55,14 @@ impl Layout {
         backing.plus(page.0 - range.start.0)
     }
 
+    /// What `page` is to point at when it is armed. Nothing if it does not show its own place, to be told of each entry there.
+    pub(crate) fn to_be_armed(&self, page: PageIndex) -> Option<Backing> {
+        match self.backing(page) {
+            Backing::Own(place) => Some(Backing::Armed(place)),
+            Backing::Zeros | Backing::Block(_) | Backing::Armed(_) | Backing::Open(_) => None,
+        }
+    }
+
     /// The piece that holds `page`: up to its end, each page points at what follows.
     pub(crate) fn piece(&self, page: PageIndex) -> PageRange {
         self.piece_at(page).0

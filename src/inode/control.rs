@@ -380,18 +380,15 @@ impl Inode {
         let page = self.page();
         let eof = page.ceil(change.size());
         for index in pages.iter() {
-            let run = match change.extents().state(index) {
-                PageState::Written(_) => continue,
-                PageState::Unwritten(block) => Run { start: block, blocks: 1 },
-                PageState::Hole => change.extents().take(reserved, index, 1),
-            };
+            if matches!(change.extents().state(index), PageState::Written(_)) {
+                continue;
+            }
+            let run = block_for(change, index, reserved);
             if index < eof && self.store.is_present_anywhere(run) {
                 change.put(Extent { page: index, run, written: true });
                 continue;
             }
-            if change.extents().state(index) == PageState::Hole {
-                reserved.put_back(run);
-            }
+            not_used(change, index, run, reserved);
             if index >= eof {
                 change.take_from_device(index, run);
             }
@@ -408,16 +405,10 @@ impl Inode {
         to: impl Fn(u64) -> Option<u64>,
         reserved: &mut Reservation,
     ) -> Result<u64> {
-        let state = change.extents().state(index);
-        let run = match state {
-            PageState::Written(block) | PageState::Unwritten(block) => Run { start: block, blocks: 1 },
-            PageState::Hole => change.extents().take(reserved, index, 1),
-        };
-        if !matches!(state, PageState::Written(_)) {
+        let run = block_for(change, index, reserved);
+        if !matches!(change.extents().state(index), PageState::Written(_)) {
             if !self.store.refill(run.start) {
-                if state == PageState::Hole {
-                    reserved.put_back(run);
-                }
+                not_used(change, index, run, reserved);
                 return Err(self.store.lost(run.start));
             }
             change.put(Extent { page: index, run, written: true });
@@ -553,19 +544,16 @@ impl Inode {
             false if in_place => write(block),
             false => self.store.zero_block(block).and_then(|()| write(block)),
         };
-        let run = match change.extents().state(index) {
-            PageState::Written(block) => match write(block) {
+        if let PageState::Written(block) = change.extents().state(index) {
+            match write(block) {
                 // Lost, and wholly written anew. Zapped: its poison goes.
-                Err(Error::DeviceLost { .. }) if whole => Run { start: block, blocks: 1 },
+                Err(Error::DeviceLost { .. }) if whole => {}
                 other => return other,
-            },
-            PageState::Unwritten(block) => Run { start: block, blocks: 1 },
-            PageState::Hole => change.extents().take(reserved, index, 1),
-        };
-        if let Err(error) = fill(run.start) {
-            if change.extents().state(index) == PageState::Hole {
-                reserved.put_back(run);
             }
+        }
+        let run = block_for(change, index, reserved);
+        if let Err(error) = fill(run.start) {
+            not_used(change, index, run, reserved);
             return Err(error);
         }
         change.put(Extent { page: index, run, written: true });
@@ -573,5 +561,20 @@ impl Inode {
             change.zap_zeros(PageRange::one(index));
         }
         Ok(())
+    }
+}
+
+/// The block of a page, or one of those that are reserved if it has none.
+fn block_for(change: &Change<'_>, index: PageIndex, reserved: &mut Reservation) -> Run {
+    match change.extents().state(index) {
+        PageState::Written(block) | PageState::Unwritten(block) => Run { start: block, blocks: 1 },
+        PageState::Hole => change.extents().take(reserved, index, 1),
+    }
+}
+
+/// Nothing has come of that, and the page is what it was.
+fn not_used(change: &Change<'_>, index: PageIndex, run: Run, reserved: &mut Reservation) {
+    if change.extents().state(index) == PageState::Hole {
+        reserved.put_back(run);
     }
 }

@@ -83,10 +83,7 @@ pub(super) fn to_be_armed(
         return None;
     }
     let range = window.to_be_armed(page, region.layout.piece(page), advised == Some(Pattern::Random))?;
-    match region.layout.backing(range.start) {
-        Backing::Own(place) => Some((range, Backing::Armed(place))),
-        Backing::Zeros | Backing::Block(_) | Backing::Armed(_) | Backing::Open(_) => None,
-    }
+    Some((range, region.layout.to_be_armed(range.start)?))
 }
 
 /// How many pages a fault is worth: what has been advised, or what the faults before it suggest.

@@ -380,10 +380,7 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
             Backing::Zeros | Backing::Block(_) => (shared.install_zeros(window, raw.addr), &stats.zeros),
         },
         Decision::Take => {
-            let (protection, mark) = match raw.access {
-                Access::Load => (Protection::ReadOnly, false),
-                Access::Store => (Protection::Writable, mark),
-            };
+            let (protection, mark) = (Protection::of(raw.access), mark && raw.access == Access::Store);
             match shared.claim(&inode.store, page) {
                 Claim::NoSpace => return Err(Hindrance::NoPage),
                 Claim::Taken { was_there } => {

@@ -165,10 +165,7 @@ impl Filling<'_> {
     /// The page that has been taken, for a store writable.
     fn in_place(&self, kind: FaultKind, access: Access) -> Result<Step> {
         let (window, page) = (&self.region.window, self.view.page);
-        let (protection, mark) = match access {
-            Access::Load => (Protection::ReadOnly, false),
-            Access::Store => (Protection::Writable, true),
-        };
+        let (protection, mark) = (Protection::of(access), access == Access::Store);
         match copied(self.shared.install_in_place(window, (page, self.view.backing), kind, protection, mark)) {
             Ok(true) => {
                 self.core.stats.add(&self.core.stats.installs);
@@ -208,7 +205,7 @@ impl Filling<'_> {
         let pages = alike(self.region, self.shared, self.view, self.step().pages());
         let mark = protection == Protection::Writable;
         if window.is_the_kernels_record(self.view.backing) {
-            return self.left_to_the_kernel(pages, mark);
+            return self.left_to_the_kernel(pages, protection);
         }
         let mut at = pages.start;
         let mut met = false;
@@ -247,12 +244,12 @@ impl Filling<'_> {
     }
 
     /// Pages that are there are the kernel's to install. One that has been taken may not be there yet.
-    fn left_to_the_kernel(&self, pages: PageRange, mark: bool) -> Result<Step> {
+    fn left_to_the_kernel(&self, pages: PageRange, protection: Protection) -> Result<Step> {
         let window = &self.region.window;
+        let mark = protection == Protection::Writable;
         if mark {
             window.mark_dirty_range(pages);
         }
-        let protection = if mark { Protection::Writable } else { Protection::ReadOnly };
         for page in pages.iter() {
             let place = (page, self.view.backing);
             if let Err(end) = copied(self.shared.install_in_place(window, place, FaultKind::Missing, protection, mark))

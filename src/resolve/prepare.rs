@@ -175,10 +175,7 @@ fn still_to_be_pointed(
     match (first, layout.backing(page)) {
         (Backing::Armed(_), Backing::Own(_)) => {
             let range = range.intersect(layout.piece(page));
-            match layout.backing(range.start) {
-                Backing::Own(place) => Some((range, Backing::Armed(place))),
-                Backing::Zeros | Backing::Block(_) | Backing::Armed(_) | Backing::Open(_) => None,
-            }
+            Some((range, layout.to_be_armed(range.start)?))
         }
         (Backing::Armed(_), _) => None,
         (Backing::Own(_) | Backing::Open(_), Backing::Own(_) | Backing::Armed(_) | Backing::Open(_)) => None,

@@ -141,12 +141,10 @@ impl Window {
     /// Looked at before the zap, a store in between would be lost.
     pub(super) fn settle(&self, range: PageRange) {
         let Some(mapped) = &self.mapped else { return };
-        let own = self.own(range);
         let parts = self.armed_parts(range).into_iter();
         // These are present still, and may have an entry again at any time.
         let armed: Vec<Own> = parts.flat_map(|part| mapped.marked(self.own(part))).collect();
-        self.mark_lost(&self.lost(mapped, own));
-        mapped.forget(own);
+        self.settle_punched(range);
         armed.into_iter().for_each(|run| mapped.mark_range(run));
     }
 

@@ -149,7 +149,7 @@ impl Shared<'_> {
 
     pub(crate) fn view(&self, page: PageIndex, backing: Backing) -> View {
         let state = self.state();
-        let open = state.open > 0;
+        let open = state.is_open();
         View { page, eof: self.page.ceil(state.i_size), state: state.extents.state(page), backing, open }
     }
 

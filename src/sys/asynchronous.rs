@@ -15,37 +15,8 @@ use crate::error::Result;
 use crate::sync::Arc;
 use crate::units::Addr;
 
-/// A page table that has such ranges too.
+/// A page table that has such ranges too: those that are made with [`Rights::unnoticed`].
 pub(super) trait Twin: PageTable {
-    /// As [`PageTable::point_at_device`].
-    fn point_at_device_unnoticed(
-        &self,
-        span: Span<'_>,
-        device: &Arc<DeviceMemory>,
-        offset: u64,
-        rights: Rights,
-    ) -> Result<(), Errno>;
-
-    /// As [`PageTable::show`].
-    fn show_unnoticed(
-        &self,
-        span: Span<'_>,
-        device: &Arc<DeviceMemory>,
-        offset: u64,
-        rights: Rights,
-        present: Present,
-    ) -> Result<(), Errno>;
-
-    /// As [`PageTable::point_in_place`].
-    fn point_in_place_unnoticed(
-        &self,
-        span: Span<'_>,
-        device: &Arc<DeviceMemory>,
-        offset: u64,
-        rights: Rights,
-        present: Present,
-    ) -> Result<(), Errno>;
-
     /// As [`PageTable::make_present`].
     fn make_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
@@ -109,7 +80,7 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.0.point_at_device_unnoticed(span, device, offset, rights)?;
+        self.0.point_at_device(span, device, offset, rights.unnoticed())?;
         self.0.wake(span.at(), span.bytes());
         Ok(())
     }
@@ -122,7 +93,7 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        self.0.show_unnoticed(span, device, offset, rights, present)
+        self.0.show(span, device, offset, rights.unnoticed(), present)
     }
 
     fn point_in_place(
@@ -133,7 +104,7 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        self.0.point_in_place_unnoticed(span, device, offset, rights, present)?;
+        self.0.point_in_place(span, device, offset, rights.unnoticed(), present)?;
         self.0.wake(span.at(), span.bytes());
         Ok(())
     }

@@ -115,6 +115,16 @@ pub(crate) enum Protection {
     Writable,
 }
 
+impl Protection {
+    /// Of an entry that is put there for an access.
+    pub(crate) fn of(access: Access) -> Self {
+        match access {
+            Access::Load => Protection::ReadOnly,
+            Access::Store => Protection::Writable,
+        }
+    }
+}
+
 /// Who installs a page that the device has, where there is no entry for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Present {
@@ -134,14 +144,22 @@ pub(crate) struct Rights {
     pub(crate) read_only: bool,
     /// The kernel puts it into a core dump of the process.
     pub(crate) dumped: bool,
+    /// Where it shows the device, a store gets through a write-protected entry by itself, and the entry is the record of it:
+    /// [`PageTable::asynchronous`] sees to that.
+    unnoticed: bool,
 }
 
 impl Rights {
     #[cfg(feature = "fake")]
-    pub(crate) const LOAD_STORE: Self = Self { read_only: false, dumped: false };
+    pub(crate) const LOAD_STORE: Self = Self { read_only: false, dumped: false, unnoticed: false };
 
     pub(crate) fn of(options: &MapOptions) -> Self {
-        Self { read_only: options.read_only, dumped: options.dumped }
+        Self { read_only: options.read_only, dumped: options.dumped, unnoticed: false }
+    }
+
+    /// The same, with stores that nobody is told of.
+    fn unnoticed(self) -> Self {
+        Self { unnoticed: true, ..self }
     }
 }
 

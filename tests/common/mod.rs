@@ -322,6 +322,13 @@ impl World {
         Arc::new(self.pager().map_with(file, 0..pages * PAGE, options).unwrap())
     }
 
+    /// A file of so many pages that is one hole.
+    pub fn hole(&self, name: &str, pages: u64) -> File {
+        let file = self.volume.create(name).unwrap();
+        file.truncate(pages * PAGE).unwrap();
+        file
+    }
+
     /// A file of `pages` written pages, each filled with `byte`.
     pub fn file(&self, name: &str, pages: u64, byte: u8) -> File {
         let file = self.volume.create(name).unwrap();

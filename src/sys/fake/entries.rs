@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 use super::FakeEntry;
-use super::asynchronous::Watched;
 use super::space::{Backing, Space};
 use crate::sync::{Arc, Ordering};
 use crate::sys::memory::DeviceMemory;
-use crate::sys::{FaultKind, Outcome};
+use crate::sys::{FaultKind, Outcome, Present};
 use crate::units::Addr;
 
 /// The page that an entry maps.
@@ -87,8 +86,7 @@ impl Space {
             Backing::Device(..) => FaultKind::Minor,
             Backing::Revoked => return Look::Bus,
         };
-        if let Backing::Device(memory, offset, watched) = &backing
-            && (watched.is_armed() || *watched == Watched::DeviceOpen)
+        if let Backing::Device(memory, offset, Present::Installed | Present::Open) = &backing
             && fault == FaultKind::Minor
             && matches!(self.entries.get(&self.base.of(at)), Some(Entry::Marker) | None)
         {
@@ -96,9 +94,10 @@ impl Space {
             let page = Page::Device(memory.clone(), *offset);
             self.entries.insert(self.base.of(at), Entry::Present { protected, page });
         }
+        let is_noticed = !self.lets_stores_through(at);
         match self.entries.get_mut(&self.base.of(at)) {
             Some(Entry::Poison) => Look::Bus,
-            Some(Entry::Present { protected: true, .. }) if op.is_store() && !backing.lets_stores_through() => {
+            Some(Entry::Present { protected: true, .. }) if op.is_store() && is_noticed => {
                 Look::Fault(FaultKind::WriteProtect, backing)
             }
             Some(Entry::Present { page, protected }) => {
@@ -136,7 +135,7 @@ impl Space {
             return (Err(Errno::EINVAL), 0);
         }
         let (memory, offset) = match self.one_area(at, bytes) {
-            Some(Backing::Device(_, _, Watched::DeviceOpen)) if protected => return (Err(Errno::EINVAL), 0),
+            Some(Backing::Device(_, _, Present::Open)) if protected => return (Err(Errno::EINVAL), 0),
             Some(Backing::Device(memory, offset, _)) => (memory, offset),
             Some(Backing::Zeros) => return (Err(Errno::EINVAL), 0),
             Some(Backing::Revoked) | None => return (Ok(Outcome::Gone), 0),
@@ -163,7 +162,7 @@ impl Space {
         }
         match self.backing(at.0) {
             Some(Backing::Zeros) => {}
-            Some(Backing::Device(_, _, Watched::DeviceOpen)) if protected => return (Err(Errno::EINVAL), 0),
+            Some(Backing::Device(_, _, Present::Open)) if protected => return (Err(Errno::EINVAL), 0),
             // The page cache gets a page there; one that it has does not get mapped by that.
             Some(Backing::Device(memory, offset, _)) => {
                 if !memory.make_there(offset) {
@@ -198,7 +197,7 @@ impl Space {
         for page in self.base.pages(at, bytes) {
             match self.backing(page) {
                 // Not registered for it.
-                Some(Backing::Device(_, _, Watched::DeviceOpen)) => return (Ok(Outcome::Gone), 0),
+                Some(Backing::Device(_, _, Present::Open)) => return (Ok(Outcome::Gone), 0),
                 Some(backing @ (Backing::Zeros | Backing::Device(..))) => {
                     outcome = Outcome::Installed;
                     self.write_protect_page(page, matches!(backing, Backing::Device(..)), on);

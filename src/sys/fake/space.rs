@@ -6,11 +6,10 @@ use nix::errno::Errno;
 
 #[cfg(feature = "shuttle")]
 use super::FakeEntry;
-use super::asynchronous::Watched;
 use super::entries::Entry;
 use crate::sync::Arc;
-use crate::sys::Rights;
 use crate::sys::memory::DeviceMemory;
+use crate::sys::{Present, Rights};
 use crate::units::Addr;
 
 /// What an area points at: where its next entries come from.
@@ -18,8 +17,8 @@ use crate::units::Addr;
 pub(super) enum Backing {
     /// Private anonymous memory.
     Zeros,
-    /// The device, from this offset on.
-    Device(Arc<DeviceMemory>, u64, Watched),
+    /// The device, from this offset on, and who installs what it has.
+    Device(Arc<DeviceMemory>, u64, Present),
     /// The empty file: not registered, and every access ends in SIGBUS.
     Revoked,
 }
@@ -27,15 +26,15 @@ pub(super) enum Backing {
 impl Backing {
     fn plus(&self, bytes: u64) -> Self {
         match self {
-            Backing::Device(memory, offset, watched) => Backing::Device(memory.clone(), offset + bytes, *watched),
+            Backing::Device(memory, offset, present) => Backing::Device(memory.clone(), offset + bytes, *present),
             Backing::Zeros | Backing::Revoked => self.clone(),
         }
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
-            (Backing::Device(memory, offset, watched), Backing::Device(other, at, others)) => {
-                Arc::ptr_eq(memory, other) && (offset, watched) == (at, others)
+            (Backing::Device(memory, offset, present), Backing::Device(other, at, others)) => {
+                Arc::ptr_eq(memory, other) && (offset, present) == (at, others)
             }
             (Backing::Zeros, Backing::Zeros) | (Backing::Revoked, Backing::Revoked) => true,
             _ => false,

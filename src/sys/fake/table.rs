@@ -2,7 +2,6 @@
 
 use nix::errno::Errno;
 
-use super::asynchronous::Watched;
 use super::entries::Answer;
 use super::space::{Backing, Space};
 use super::{Shared, State};
@@ -39,7 +38,7 @@ impl Shared {
     pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
-        let armed = matches!(backing, Backing::Device(_, _, watched) if watched.is_armed());
+        let armed = matches!(backing, Backing::Device(_, _, Present::Installed));
         state.space.replace(at, bytes, backing, rights);
         if armed {
             state.space.mark(at, bytes);
@@ -108,7 +107,10 @@ impl PageTable for Shared {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point_within(span, device, offset, (Watched::Device, rights))
+        if offset.checked_add(span.bytes()).is_none_or(|end| end > device.len_bytes()) {
+            return Err(Errno::EFAULT);
+        }
+        self.point_in_place(span, device, offset, rights, Present::Told)
     }
 
     fn show(
@@ -119,7 +121,7 @@ impl PageTable for Shared {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        let backing = Backing::Device(device.clone(), offset, Watched::of(present));
+        let backing = Backing::Device(device.clone(), offset, present);
         self.state.lock().space.replace(span.at(), span.bytes(), backing, rights);
         Ok(())
     }
@@ -132,7 +134,7 @@ impl PageTable for Shared {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        let backing = Backing::Device(device.clone(), offset, Watched::of(present));
+        let backing = Backing::Device(device.clone(), offset, present);
         self.point(span.at(), span.bytes(), backing, rights);
         Ok(())
     }

@@ -10,16 +10,11 @@ use nix::errno::Errno;
 use userfaultfd::Uffd;
 
 use super::open::{self, check_features};
-use super::ranges::Watched;
-use super::{Userfault, continue_mode, copy_mode, count};
+use super::{Userfault, continue_mode, copy_mode};
 use crate::error::{Error, Result};
-use crate::sync::Arc;
 use crate::sync::plain::{AtomicU8, Ordering};
 use crate::sys::asynchronous::Twin;
-use crate::sys::memory::DeviceMemory;
-use crate::sys::{
-    Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Present, Protection, Rights, Scan, Span, abi,
-};
+use crate::sys::{Filled, MESSAGES_PER_READ, Message, Outcome, PageTable, Protection, Scan, Span, abi};
 use crate::units::Addr;
 
 /// The second userfaultfd, and what it takes to read its record.
@@ -137,39 +132,6 @@ impl Userfault {
 }
 
 impl Twin for Userfault {
-    fn point_at_device_unnoticed(
-        &self,
-        span: Span<'_>,
-        device: &Arc<DeviceMemory>,
-        offset: u64,
-        rights: Rights,
-    ) -> Result<(), Errno> {
-        self.point(span, device, offset, (Watched::DeviceUnnoticed, rights))
-    }
-
-    fn show_unnoticed(
-        &self,
-        span: Span<'_>,
-        device: &Arc<DeviceMemory>,
-        offset: u64,
-        rights: Rights,
-        present: Present,
-    ) -> Result<(), Errno> {
-        self.show_device(span, device, offset, (Watched::unnoticed(present), rights))
-    }
-
-    fn point_in_place_unnoticed(
-        &self,
-        span: Span<'_>,
-        device: &Arc<DeviceMemory>,
-        offset: u64,
-        rights: Rights,
-        present: Present,
-    ) -> Result<(), Errno> {
-        count(&self.calls.repoints);
-        self.stage(span, device, offset, (Watched::unnoticed(present), rights))
-    }
-
     fn make_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
         self.copy_zeros(self.second()?.uffd.as_raw_fd(), span, copy_mode(protection))
     }

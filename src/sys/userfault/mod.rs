@@ -196,7 +196,7 @@ impl PageTable for Userfault {
         offset: u64,
         rights: Rights,
     ) -> Result<(), Errno> {
-        self.point(span, device, offset, (Watched::Device, rights))
+        self.point(span, device, offset, (Watched::Device(Present::Told), rights))
     }
 
     fn show(
@@ -207,7 +207,7 @@ impl PageTable for Userfault {
         rights: Rights,
         present: Present,
     ) -> Result<(), Errno> {
-        self.show_device(span, device, offset, (Watched::of(present), rights))
+        self.show_device(span, device, offset, (Watched::Device(present), rights))
     }
 
     fn point_in_place(
@@ -219,7 +219,7 @@ impl PageTable for Userfault {
         present: Present,
     ) -> Result<(), Errno> {
         count(&self.calls.repoints);
-        self.stage(span, device, offset, (Watched::of(present), rights))
+        self.stage(span, device, offset, (Watched::Device(present), rights))
     }
 
     fn page_goes(&self, _: Span<'_>) -> u64 {

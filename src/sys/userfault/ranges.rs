@@ -24,39 +24,8 @@ const ASK_BYTES: u64 = 64 << 20;
 pub(super) enum Watched {
     /// Anonymous memory.
     Zeros,
-    Device,
-    /// The device, of an asynchronous mapping.
-    DeviceUnnoticed,
-    /// The device, where the kernel installs what is present: [`Present::Installed`](crate::sys::Present::Installed).
-    DeviceArmed,
-    /// The same, of an asynchronous mapping.
-    DeviceArmedUnnoticed,
-    /// The device, where the kernel does so, and lets stores through: [`Present::Open`](crate::sys::Present::Open).
-    DeviceOpen,
-}
-
-impl Watched {
-    /// A range in which pages that the device has are installed so.
-    pub(super) fn of(present: Present) -> Self {
-        match present {
-            Present::Told => Watched::Device,
-            Present::Installed => Watched::DeviceArmed,
-            Present::Open => Watched::DeviceOpen,
-        }
-    }
-
-    /// The same, of an asynchronous mapping.
-    pub(super) fn unnoticed(present: Present) -> Self {
-        match present {
-            Present::Told => Watched::DeviceUnnoticed,
-            Present::Installed => Watched::DeviceArmedUnnoticed,
-            Present::Open => Watched::DeviceOpen,
-        }
-    }
-
-    fn is_armed(self) -> bool {
-        matches!(self, Watched::DeviceArmed | Watched::DeviceArmedUnnoticed)
-    }
+    /// The device, and who installs what is present there.
+    Device(Present),
 }
 
 /// How a range is watched, and what it allows. A copy has both of what it is a copy of.
@@ -73,21 +42,14 @@ pub(super) struct Template {
 }
 
 impl Userfault {
-    pub(super) fn register(&self, at: Addr, bytes: u64, watched: Watched) -> Result<(), Errno> {
+    fn register(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<(), Errno> {
         let mode = match watched {
-            Watched::Zeros | Watched::DeviceArmed | Watched::DeviceArmedUnnoticed => {
-                RegisterMode::MISSING | RegisterMode::WRITE_PROTECT
-            }
-            Watched::Device | Watched::DeviceUnnoticed => {
-                RegisterMode::MISSING | RegisterMode::WRITE_PROTECT | RegisterMode::MINOR
-            }
+            Watched::Zeros | Watched::Device(Present::Installed) => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
+            Watched::Device(Present::Told) => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT | RegisterMode::MINOR,
             // With any other the kernel would install page by page.
-            Watched::DeviceOpen => RegisterMode::MISSING,
+            Watched::Device(Present::Open) => RegisterMode::MISSING,
         };
-        let uffd = match watched {
-            Watched::Zeros | Watched::Device | Watched::DeviceArmed | Watched::DeviceOpen => &self.uffd,
-            Watched::DeviceUnnoticed | Watched::DeviceArmedUnnoticed => &self.second.get().ok_or(Errno::EBADF)?.uffd,
-        };
+        let uffd = if rights.unnoticed { &self.second.get().ok_or(Errno::EBADF)?.uffd } else { &self.uffd };
         // All modes at once: registering again with fewer would drop the others.
         uffd.register_with_mode(at.0 as *mut _, bytes as usize, mode).map(drop).map_err(|error| errno_of(&error))
     }
@@ -99,33 +61,21 @@ impl Userfault {
     }
 
     /// Whether the whole range is registered, be it with another userfaultfd: the kernel does not look whose it is. It is protected by
-    /// that, or armed where nothing is. Waits where the kernel refuses to say: the event of somebody's mremap is unread, or its thread has
-    /// not run again.
+    /// that, or armed where nothing is.
     fn is_registered(&self, span: Span<'_>) -> Result<bool, Errno> {
-        for _ in 0..ASK_TRIES {
-            match self.protect(span)? {
-                Outcome::Installed | Outcome::AlreadyPresent => return Ok(true),
-                // Not for write-protect faults.
-                Outcome::Gone => match self.is_registered_for_missing_faults(span.at(), span.bytes()) {
-                    Err(Errno::EAGAIN) => back_off(ASK_BACK_OFF),
-                    known => return known,
-                },
-                Outcome::Retry => back_off(ASK_BACK_OFF),
-            }
+        match until_answered(|| self.protect(span))? {
+            Outcome::Installed | Outcome::AlreadyPresent => Ok(true),
+            // Not for write-protect faults.
+            Outcome::Gone | Outcome::Retry => self.is_registered_for_missing_faults(span.at(), span.bytes()),
         }
-        Err(Errno::EAGAIN)
     }
 
-    /// Has a marker in every page of a range in which there is nothing. Waits where the kernel refuses for the moment.
+    /// Has a marker in every page of a range in which there is nothing.
     fn arm(&self, span: Span<'_>) -> Result<(), Errno> {
-        for _ in 0..ASK_TRIES {
-            match self.protect(span)? {
-                Outcome::Installed | Outcome::AlreadyPresent => return Ok(()),
-                Outcome::Gone => return Err(Errno::ENOENT),
-                Outcome::Retry => back_off(ASK_BACK_OFF),
-            }
+        match until_answered(|| self.protect(span))? {
+            Outcome::Installed | Outcome::AlreadyPresent => Ok(()),
+            Outcome::Gone | Outcome::Retry => Err(Errno::ENOENT),
         }
-        Err(Errno::EAGAIN)
     }
 
     /// Whether the whole range is registered for missing faults at least. It is asked to copy something there that
@@ -133,10 +83,9 @@ impl Userfault {
     fn is_registered_for_missing_faults(&self, at: Addr, bytes: u64) -> Result<bool, Errno> {
         // In pieces: where nothing can be read from there must be as many addresses, up to the end of all.
         for done in (0..bytes).step_by(ASK_BYTES as usize) {
-            match self.copy_from_nowhere(at.plus(done), (bytes - done).min(ASK_BYTES)) {
+            match until_answered(|| self.copy_from_nowhere(at.plus(done), (bytes - done).min(ASK_BYTES))) {
                 Err(Errno::EFAULT) => {}
-                Ok(Outcome::Gone) | Err(Errno::ENOENT) => return Ok(false),
-                Ok(Outcome::Retry) => return Err(Errno::EAGAIN),
+                Ok(Outcome::Gone | Outcome::Retry) => return Ok(false),
                 Ok(Outcome::Installed | Outcome::AlreadyPresent) => return Err(Errno::EIO),
                 Err(errno) => return Err(errno),
             }
@@ -178,7 +127,7 @@ impl Userfault {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         let table = self.base_page() * (self.base_page() / 8);
         // A hint: without it the kernel moves entry by entry.
-        let is_moved_whole = kind.0.is_armed() && bytes >= table;
+        let is_moved_whole = kind.0 == Watched::Device(Present::Installed) && bytes >= table;
         let hint = if is_moved_whole { self.room_like(like, bytes, table).unwrap_or(None) } else { None };
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours: the hint is one, and no more.
         let at = unsafe { mmap(hint, length(bytes)?, ProtFlags::PROT_NONE, flags, fd, offset as i64) }?;
@@ -273,14 +222,14 @@ impl Userfault {
 
     /// # Safety
     /// As for [`Userfault::prepare`].
-    unsafe fn make_ready(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<(), Errno> {
+    unsafe fn make_ready(&self, at: Addr, bytes: u64, kind: Kind) -> Result<(), Errno> {
         // SAFETY: the caller's promise.
         unsafe { munlock(at, bytes) }
             // SAFETY: likewise; changes a flag.
             .and_then(|()| unsafe { madvise(at, bytes, libc::MADV_DONTFORK) })
-            .and_then(|()| self.register(at, bytes, watched))
+            .and_then(|()| self.register(at, bytes, kind))
             // SAFETY: likewise.
-            .and_then(|()| unsafe { make_accessible(at, bytes, rights) })
+            .and_then(|()| unsafe { make_accessible(at, bytes, kind.1) })
     }
 
     /// Unmaps a range of ours.
@@ -340,7 +289,7 @@ impl Userfault {
     /// Points a range at the device by a new mapping, made as it is to be and then moved over what is there: no moment is unwatched.
     pub(super) fn stage(&self, span: Span<'_>, device: &DeviceMemory, offset: u64, kind: Kind) -> Result<(), Errno> {
         let stage = self.map_device_like(span.at(), span.bytes(), device, offset, kind)?;
-        if kind.0.is_armed() {
+        if kind.0 == Watched::Device(Present::Installed) {
             // SAFETY: has just been mapped here; nobody else has its address.
             let armed = self.arm(unsafe { Span::of(stage, span.bytes()) });
             if let Err(errno) = armed {
@@ -383,6 +332,18 @@ impl Userfault {
         // device, and the device is gone.
         gone.iter().for_each(|template| unsafe { self.give_back(template.at, template.bytes) });
     }
+}
+
+/// What the kernel says to an ioctl in the end. Waits, for about a second, where it refuses for the moment: the event of somebody's mremap is
+/// unread, or its thread has not run again.
+fn until_answered(ask: impl Fn() -> Result<Outcome, Errno>) -> Result<Outcome, Errno> {
+    for _ in 0..ASK_TRIES {
+        match ask()? {
+            Outcome::Retry => back_off(ASK_BACK_OFF),
+            answer => return Ok(answer),
+        }
+    }
+    Err(Errno::EAGAIN)
 }
 
 pub(super) fn addr(pointer: NonNull<libc::c_void>) -> Addr {
