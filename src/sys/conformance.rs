@@ -185,8 +185,11 @@ impl Subject {
                     if faults.last() != Some(&seen) {
                         faults.push(seen);
                     }
-                    // The message is there a moment before its thread is asleep.
-                    while self.table.raise_sigbus(fault.tid, fault.addr) == Delivery::Awake {
+                    // The message is there a moment before its thread is asleep. The second of two for one access, read at
+                    // once, is of a thread that has taken its SIGBUS for the first.
+                    while self.table.raise_sigbus(fault.tid, fault.addr) == Delivery::Awake
+                        && !done.load(Ordering::Acquire)
+                    {
                         thread::yield_now();
                     }
                 }
