@@ -83,8 +83,18 @@ pub enum Tracking {
     ///
     /// Of a file with windows, the kernel installs what is present by itself after a few first loads in no order. There too many pages are
     /// reported where it has refused to be asked to write-protect what is installed: then those that have been loaded.
-    /// While the file has such a mapping a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of
-    /// a store to zeros that a load has left. On a full volume it is a SIGBUS, then.
+    ///
+    /// While such a file has such a mapping,
+    /// - a load of a hole takes a page, as on tmpfs, in each of its mappings: nobody would be told of a store to zeros that a load has
+    ///   left. When the volume is full of what has been stored and written it is a SIGBUS;
+    /// - stores into holes take pages ahead: behind a stream of them, up to 2 MiB, and all that is left of 2 MiB of which many pages have
+    ///   been stored to. A first store there costs what it costs on tmpfs. None with [`Advice::Random`], and where
+    ///   [`MapOptions::fault_around`] is one page.
+    ///
+    /// [`File::extents`](crate::File::extents) shows these pages as written, and [`Volume::free_blocks`](crate::Volume::free_blocks) misses
+    /// them. Those that are all zeros are given back when the volume runs full, when a mapping of the file is dropped, and when it is
+    /// truncated; those of loads also when there are more than [`Volume::set_zeros_max`](crate::Volume::set_zeros_max) allows.
+    /// They are not dirty any more then, and that goes for pages into which somebody has stored nothing but zeros.
     ///
     /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7
     /// ([`Error::MissingFeature`](crate::Error::MissingFeature)) and /proc.

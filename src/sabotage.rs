@@ -96,6 +96,8 @@ rules! {
     ArmWhatIsPunched = "arm-what-is-punched",
     /// Broken: a load leaves zeros in a hole that another mapping lets stores through to.
     PresentIsWritten = "present-is-written",
+    /// Broken: a page that nobody has asked for is looked at, and taken back, while stores get through to it.
+    KeepStoresOut = "keep-stores-out",
     /// Broken: dirty pages are protected first and forgotten afterwards.
     ForgetBeforeProtect = "forget-before-protect",
     /// Broken: a store through a mapping is not marked dirty.

@@ -125,6 +125,10 @@ impl Recipe {
             Rule::PresentIsWritten => {
                 Self { tracking: Some(manner::MIXED), ..in_windows(with(Scenario::Reuse, &[], &[])) }
             }
+            Rule::KeepStoresOut => Self {
+                tracking: Some("asynchronous"),
+                ..in_windows(with(Scenario::Reuse, &[], &[(Point::Published, GATE)]))
+            },
             _ => with(Scenario::Reuse, &[], &[]),
         }
     }

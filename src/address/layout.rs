@@ -55,11 +55,11 @@ impl Layout {
         backing.plus(page.0 - range.start.0)
     }
 
-    /// What `page` is to point at when it is armed. Nothing if it does not show its own place, to be told of each entry there.
+    /// What `page` is to point at when it is armed. Nothing if it does not show its own place, where the window may be told of each entry.
     pub(crate) fn to_be_armed(&self, page: PageIndex) -> Option<Backing> {
         match self.backing(page) {
-            Backing::Own(place) => Some(Backing::Armed(place)),
-            Backing::Zeros | Backing::Block(_) | Backing::Armed(_) | Backing::Open(_) => None,
+            Backing::Own(place) | Backing::Armed(place) => Some(Backing::Armed(place)),
+            Backing::Zeros | Backing::Block(_) | Backing::Open(_) => None,
         }
     }
 

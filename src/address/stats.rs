@@ -101,6 +101,8 @@ counters! {
     unprotects,
     /// Holes that a store has filled.
     allocations,
+    /// Holes that were taken ahead of stores, with asynchronous tracking of files with windows.
+    ahead,
     /// Unwritten pages that a store has made written.
     conversions,
     /// Faults answered by a wake alone: what they were about was gone, or another thread was first.

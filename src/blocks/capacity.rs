@@ -6,20 +6,27 @@
 use std::collections::BTreeMap;
 
 use crate::blocks::Run;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::units::BlockIndex;
 
 /// What zeros that have been loaded from holes may take, in bytes, before some are taken back.
 const ZEROS_BYTES: u64 = 64 << 20;
+/// There is room when one page of so many is free.
+const ROOM_PART: u64 = 8;
 
 pub(crate) struct Capacity {
     /// The pages that files may have.
     total: u64,
     /// Of these, those that no file has and nobody has reserved.
     free: AtomicU64,
-    /// Pages of zeros that loads have left in holes. Beside the others: a hole is to be read of a volume that is full, too.
+    /// Pages of zeros that loads have left in holes, beside the others: a hole is to be read of a volume that is full, too. And those that
+    /// loads have taken.
     zeros: AtomicU64,
     zeros_max: AtomicU64,
+    /// Pages of files that nobody has asked for: loads have taken them, or they were taken ahead of stores.
+    preallocated: AtomicU64,
+    /// There were too few once, and there has been no room since. A hint.
+    short: AtomicBool,
     /// Windows begin at multiples of so many pages, in the file and on the device, and are no shorter.
     granule: u64,
     /// A leaf, for the time of a look-up. Never under L2.
@@ -63,6 +70,8 @@ impl Capacity {
             free: AtomicU64::new(pages),
             zeros: AtomicU64::new(0),
             zeros_max,
+            preallocated: AtomicU64::new(0),
+            short: AtomicBool::new(false),
             granule,
             offsets: Mutex::new(offsets),
         }
@@ -105,6 +114,40 @@ impl Capacity {
 
     pub(crate) fn remove_zeros(&self, pages: u64) {
         self.zeros.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    /// Takes pages ahead of stores that are expected, as many as there are of those that are wanted: how many. None after the volume has been
+    /// short, until there is room again: what was taken ahead then would be given back at once.
+    pub(crate) fn take_ahead(&self, wanted: u64) -> u64 {
+        if self.short.load(Ordering::Relaxed) {
+            if self.free() < self.total / ROOM_PART {
+                return 0;
+            }
+            self.short.store(false, Ordering::Relaxed);
+        }
+        let pages = wanted.min(self.free());
+        if pages == 0 || !self.take(pages) {
+            return 0;
+        }
+        self.add_preallocated(pages);
+        pages
+    }
+
+    /// Somebody has found too few pages.
+    pub(crate) fn set_short(&self) {
+        self.short.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_preallocated(&self, pages: u64) {
+        self.preallocated.fetch_add(pages, Ordering::AcqRel);
+    }
+
+    pub(crate) fn remove_preallocated(&self, pages: u64) {
+        self.preallocated.fetch_sub(pages, Ordering::AcqRel);
+    }
+
+    pub(crate) fn preallocated(&self) -> u64 {
+        self.preallocated.load(Ordering::Acquire)
     }
 
     pub(crate) fn zeros(&self) -> u64 {
@@ -178,6 +221,21 @@ mod tests {
         assert_eq!(capacity.take_places(8), Some(Run { start: BlockIndex(16), blocks: 8 }), "a part of what has");
         assert_eq!(capacity.take_places(8), Some(Run { start: BlockIndex(24), blocks: 8 }));
         assert_eq!(capacity.take_places(8), None);
+    }
+
+    #[test]
+    fn nothing_is_taken_ahead_after_it_was_short_until_there_is_room() {
+        let capacity = Capacity::new(16, 64, 8, 4096);
+        assert_eq!(capacity.take_ahead(10), 10);
+        assert_eq!((capacity.free(), capacity.preallocated()), (6, 10));
+        assert_eq!(capacity.take_ahead(10), 6, "what there is");
+        assert_eq!(capacity.take_ahead(1), 0);
+        capacity.set_short();
+        capacity.remove_preallocated(3);
+        capacity.give(1);
+        assert_eq!(capacity.take_ahead(1), 0);
+        capacity.give(2);
+        assert_eq!((capacity.take_ahead(1), capacity.preallocated()), (1, 14));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) enum Wanted {
 /// A file that may have pages which nobody has asked for.
 pub(crate) trait Preallocates: Send + Sync {
     /// Frees the blocks that nobody has stored to. Whether there were any that were remembered.
-    fn give_back(&self) -> bool;
+    fn give_all_back(&self) -> bool;
 
     /// Takes back zeros that loads have left in holes, until `enough` says so. It goes on where it has stopped the last time.
     fn take_zeros_back(&self, enough: &dyn Fn() -> bool);
@@ -292,9 +292,16 @@ impl Store {
     /// that nobody is known, waits for this one.
     fn give_back_preallocated(&self) -> bool {
         let _transit = self.transit();
-        let known: Vec<_> = std::mem::take(&mut *self.preallocated.lock());
+        let known: Vec<_> = match &self.way {
+            Way::Blocks(_) => std::mem::take(&mut *self.preallocated.lock()),
+            Way::Windows(capacity) if capacity.preallocated() == 0 => return false,
+            Way::Windows(capacity) => {
+                capacity.set_short();
+                self.mapped.lock().iter().cloned().collect()
+            }
+        };
         // All of them: no short cut.
-        known.iter().filter_map(Weak::upgrade).filter(|who| who.give_back()).count() > 0
+        known.iter().filter_map(Weak::upgrade).filter(|who| who.give_all_back()).count() > 0
     }
 
     fn in_transit(&self) -> bool {

@@ -263,7 +263,8 @@ impl Inode {
         let run = {
             let shared = self.space.shared();
             let pages = page.touched(&bytes);
-            let run = shared.extents().run_from(pages.start, pages.end);
+            // What nobody has asked for may be taken back at any time.
+            let run = shared.extents().run_from(pages.start, pages.end).filter(|_| !shared.is_preallocated(pages));
             run.filter(|run| run.written && run.range().end == pages.end && bytes.end <= shared.size())
         };
         let Some(run) = run else { return Ok(false) };

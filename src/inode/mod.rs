@@ -23,6 +23,8 @@ const GATHER_BREAKS: usize = 2;
 /// How long a change waits before it asks again for what the kernel has refused, and how often it does.
 const REFUSED_BACK_OFF: std::time::Duration = std::time::Duration::from_micros(100);
 const REFUSALS_MAX: u32 = 5_000;
+/// How often it is tried to keep stores out of pages that nobody has asked for: a re-point may be under way.
+const OUT_TRIES: u32 = 50;
 /// Zeros that are taken back under one hold of L2, or a few more: it keeps faults out.
 const ZEROS_AT_ONCE: u64 = 256;
 
@@ -269,12 +271,26 @@ impl Inode {
         let mut at = next(within.start);
         let any = at.is_some();
         while let Some(range) = at {
-            let mut change = self.space.change();
-            change.give_back_preallocated(&self.store, range);
-            change.commit(&self.store);
+            self.probe(Point::BeforeZerosGo, range.start, None);
+            self.give_back(range);
             at = next(range.end);
         }
         any
+    }
+
+    /// The same under one hold of L2. Where stores cannot be kept out they are the file's for good: a volume that is short must not ask for
+    /// ever.
+    fn give_back(&self, range: PageRange) {
+        for _ in 0..OUT_TRIES {
+            let mut change = self.space.change();
+            let done = change.give_back_preallocated(&self.store, range);
+            change.commit(&self.store);
+            if done {
+                return;
+            }
+            back_off(REFUSED_BACK_OFF);
+        }
+        self.keep(range);
     }
 
     /// Moves the blocks of `range` together, so that one address range shows them. A change of the
@@ -340,7 +356,7 @@ impl Drop for InUse {
 }
 
 impl Preallocates for Inode {
-    fn give_back(&self) -> bool {
+    fn give_all_back(&self) -> bool {
         self.give_back_preallocated(PageRange::from(PageIndex(0)))
     }
 
@@ -353,13 +369,16 @@ impl Preallocates for Inode {
             while !enough() {
                 let next = {
                     let shared = self.space.shared();
-                    shared.extents().windows().and_then(|places| places.first_zeros(left, ZEROS_AT_ONCE))
+                    shared.extents().windows().and_then(|places| places.first_of_loads(left, ZEROS_AT_ONCE))
                 };
                 let Some(zeros) = next else { break };
                 self.probe(Point::BeforeZerosGo, zeros.start, None);
                 let mut change = self.space.change();
                 change.take_zeros_back(zeros, self.broken(Rule::LookAgainAtZeros));
                 change.commit(&self.store);
+                if self.space.shared().is_preallocated(zeros) {
+                    self.give_back(zeros);
+                }
                 left.start = zeros.end;
                 self.zeros_cursor.store(zeros.end.0, Ordering::Relaxed);
             }

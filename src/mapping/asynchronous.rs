@@ -27,7 +27,7 @@ impl Mapping {
         for _ in 0..PROTECT_TRIES {
             // As for exact tracking: keeps our own re-points away.
             let regions = self.core.regions.read();
-            let change = self.inode.space.change();
+            let mut change = self.inode.space.change();
             if !self.window.is_alive() {
                 return Err(self.core.gone());
             }
@@ -38,7 +38,7 @@ impl Mapping {
                 Ok(runs) if self.inode.broken(Rule::ForgetBeforeProtect) => {
                     self.inode.probe(Point::Collecting, range.start, None);
                     // Protected again, and what has been stored meanwhile is forgotten.
-                    let change = self.inode.space.change();
+                    let mut change = self.inode.space.change();
                     let _ = change.take_written(&self.window, range);
                     change.commit(&self.inode.store);
                     return Ok(runs);

@@ -13,17 +13,20 @@ use crate::address::advised::Pattern;
 use crate::address::core::Core;
 use crate::address::regions::Region;
 use crate::inode::Inode;
-use crate::options::Tracking;
+use crate::options::{Resolve, Tracking};
 use crate::policy::{Access, Backing, Decision, Fault, FaultKind, View, decide};
 use crate::space::streams::Place;
 use crate::space::{Shared, Window};
 use crate::sync::Ordering;
-use crate::sys::{Filled, Outcome, Protection, Tid};
+use crate::sys::{Filled, Outcome, Protection, RawFault, Tid};
 use crate::units::{PageIndex, PageRange};
 
 /// The pages that one answer is for, the one that has faulted first.
+#[derive(Clone, Copy)]
 pub(super) struct Reach {
     pub(super) pages: PageRange,
+    /// Around a hole that is taken: the pages of which the holes are taken ahead. None of them is installed for the fault.
+    ahead: PageRange,
     /// Where the fault belongs among the streams; none for one that is none of theirs.
     place: Option<Place>,
 }
@@ -31,7 +34,7 @@ pub(super) struct Reach {
 impl Reach {
     /// One page, whatever there was before.
     pub(super) fn one(page: PageIndex) -> Self {
-        Self { pages: PageRange::one(page), place: None }
+        Self { pages: PageRange::one(page), ahead: PageRange::at(page, 0), place: None }
     }
 
     /// The fault is answered, with so many pages: the next of its stream is expected behind them, or behind
@@ -43,18 +46,50 @@ impl Reach {
     }
 }
 
-/// How far the answer to a fault of `tid` reaches, under the guard that it was decided under.
-pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision: Decision, tid: Tid) -> Reach {
+/// How far the answer to a fault reaches, under the guard that it was decided under.
+pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision: Decision, raw: &RawFault) -> Reach {
     let page = view.page;
     let window = &*region.window;
     let largest = window.largest_run();
-    if largest == 1 || !takes_neighbours(window, decision) || window.is_the_kernels_record(view.backing) {
+    if largest > 1 && decision == Decision::Take && window.is_asynchronous() {
+        return reach_of_take(region, shared, view, raw);
+    }
+    if largest == 1 || !takes_neighbours(window, decision) || window.is_the_kernels_record(page, view.backing) {
         return Reach::one(page);
     }
-    let (wanted, place) = worth(region, page, tid, largest);
+    let (wanted, place) = worth(region, page, raw.tid, largest);
     let pages = if wanted == 1 { PageRange::one(page) } else { alike(region, shared, view, wanted) };
     debug_assert!(pages.iter().skip(1).all(|next| is_alike(region, shared, decision, next)));
-    Reach { pages, place }
+    Reach { pages, place, ..Reach::one(page) }
+}
+
+/// How far it is worth to take holes ahead where the kernel takes the stores to them by itself: behind a fault of a stream; and all
+/// around one where so much has been stored to already that the rest is likely to be.
+fn reach_of_take(region: &Region, shared: &Shared<'_>, view: &View, raw: &RawFault) -> Reach {
+    let (page, window) = (view.page, &*region.window);
+    if region.advised.at(page) == Some(Pattern::Random) {
+        return Reach::one(page);
+    }
+    let (wanted, place) = worth(region, page, raw.tid, window.largest_run());
+    let chunk = window.chunk_of(page);
+    let is_dense = || raw.access == Access::Store && shared.stored_in(chunk) >= dense(window);
+    let ahead = match wanted {
+        1 if is_dense() => chunk,
+        wanted => PageRange::at(page.plus(1), wanted - 1),
+    };
+    let eof = region.inode.page().ceil(shared.size());
+    let ahead = ahead.intersect(region.layout.piece(page)).intersect(window.pages());
+    Reach { pages: PageRange::one(page), ahead: ahead.intersect(PageRange::new(PageIndex(0), eof)), place }
+}
+
+/// How many pages of a chunk have been stored to when the rest is taken ahead. Of stores to one page in 64, in any order, eight reach a
+/// chunk, and then it would be for nothing. A hand-over costs more than some pages do that are given back later.
+fn dense(window: &Window) -> u64 {
+    match (cfg!(feature = "shuttle"), window.options.resolve) {
+        (true, _) => 1,
+        (false, Resolve::PagerThread) => 10,
+        (false, Resolve::FaultingThread) => 24,
+    }
 }
 
 /// What is to be armed before a load of a page is answered that is present in its place, and belongs to no stream.
@@ -68,9 +103,14 @@ pub(super) fn to_be_armed(
     let (window, page) = (&*region.window, view.page);
     // Of a fault in a signal handler the kind is not known, but what the file says is.
     let is_load_of_what_is_there = kind == FaultKind::Minor && decision == Decision::InstallReadOnly;
-    let (true, Backing::Own(_)) = (is_load_of_what_is_there && window.may_be_armed(), view.backing) else {
-        return None;
+    let is_told = match view.backing {
+        Backing::Own(_) => true,
+        Backing::Armed(_) => !window.is_armed(page),
+        Backing::Zeros | Backing::Block(_) | Backing::Open(_) => false,
     };
+    if !is_load_of_what_is_there || !window.may_be_armed() || !is_told {
+        return None;
+    }
     let largest = window.largest_run();
     let advised = region.advised.at(page);
     let is_stream = match advised {
@@ -170,6 +210,16 @@ pub(super) struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// Takes holes around the page that has faulted, whose thread still waits: it finds them there.
+    pub(super) fn take_ahead(&self, core: &Core, shared: &Shared<'_>) {
+        let Answer { window, inode, ref view, ref reach, .. } = *self;
+        if reach.ahead.is_empty() {
+            return;
+        }
+        let taken = shared.take_ahead(&inode.store, window, reach.ahead, view.backing);
+        core.stats.ahead.fetch_add(taken, Ordering::Relaxed);
+    }
+
     /// Installs the page that has faulted, and those behind it that the answer reaches. What is in the way of those is no
     /// business of the fault's: it is answered if its own page is.
     pub(super) fn install(
@@ -224,7 +274,9 @@ impl Answer<'_> {
     fn installed_own(&self, core: &Core, outcome: Outcome, behind: u64) -> Outcome {
         if outcome == Outcome::Installed {
             core.stats.add(&core.stats.installs);
-            self.reach.answered(self.window, 1 + behind);
+            let ahead = self.reach.ahead;
+            let taken = if ahead.is_empty() { 0 } else { ahead.end.0 - self.view.page.0 - 1 };
+            self.reach.answered(self.window, 1 + behind.max(taken));
         }
         outcome
     }

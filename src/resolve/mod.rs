@@ -40,7 +40,7 @@ use crate::space::{Claim, Shared, Window};
 use crate::sync::{self, Arc};
 use crate::sys::{Outcome, Protection, RawFault, Tid};
 use crate::units::{Addr, PageIndex, PageRange};
-use fault_around::{Answer, Reach, reach, reach_of_store, to_be_armed};
+use fault_around::{Answer, reach, reach_of_store, to_be_armed};
 pub(crate) use prepare::give_up_ranges;
 use prepare::{Prepared, prepare};
 use refuse::{end_in_sigbus, given_up, lost_page, unknown_address};
@@ -239,7 +239,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
     }
     let decision = decide_for(inode, window, Fault { access: raw.access, kind: raw.kind }, &view);
     let armed = || to_be_armed(region, &view, raw.kind, decision, raw.tid);
-    let what = need(region, &shared, &view, decision, Some(raw.tid), heard);
+    let what = need(region, &shared, &view, decision, raw.access, Some(raw.tid), heard);
     if let Some(what) = what.or_else(|| armed().map(|(range, first)| Prepare::Repoint(range, first))) {
         if patience == Patience::Try {
             return Attempt::Busy;
@@ -247,7 +247,7 @@ pub(crate) fn attempt(core: &Core, raw: &RawFault, patience: Patience, way: Reso
         let (inode, window) = (region.inode.clone(), region.window.clone());
         return Attempt::Prepare(Preparation { inode, window, page, what });
     }
-    let reach = reach(region, &shared, &view, decision, raw.tid);
+    let reach = reach(region, &shared, &view, decision, raw);
     if broken::lets_go(inode) {
         let (inode, window) = (region.inode.clone(), region.window.clone());
         drop(shared);
@@ -311,6 +311,7 @@ fn need(
     shared: &Shared<'_>,
     view: &View,
     decision: Decision,
+    access: Access,
     tid: Option<Tid>,
     heard: u64,
 ) -> Option<Prepare> {
@@ -328,6 +329,9 @@ fn need(
         Decision::InstallZeros | Decision::Take if shared.is_left_unarmed(page) => return Some(Prepare::MakeReady),
         Decision::Take if shared.is_poisoned_for_one(page) => return Some(Prepare::MakeReady),
         Decision::InstallZeros if shared.has_too_many_zeros(store, page) => return Some(Prepare::TakeZerosBack),
+        Decision::Take if access == Access::Load && shared.has_too_many_zeros(store, page) => {
+            return Some(Prepare::TakeZerosBack);
+        }
         // Another thread's store to the page may have woken this one, and the page may have gone since: no page for nobody. Asked
         // whether it waits, as before a block is allocated.
         Decision::Take if shared.is_hole(page) && region.window.has_lost_pages_since(heard) => {
@@ -381,12 +385,13 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
         },
         Decision::Take => {
             let (protection, mark) = (Protection::of(raw.access), mark && raw.access == Access::Store);
-            match shared.claim(&inode.store, page) {
+            match shared.claim(&inode.store, page, raw.access) {
                 Claim::NoSpace => return Err(Hindrance::NoPage),
                 Claim::Taken { was_there } => {
                     stats.add(&stats.allocations);
+                    answer.take_ahead(core, shared);
                     let kind = if was_there { raw.kind } else { FaultKind::Missing };
-                    let answer = Answer { kind, view: *view, reach: Reach::one(page), ..*answer };
+                    let answer = Answer { kind, ..*answer };
                     (answer.install(core, shared, protection, mark), &stats.runs)
                 }
                 Claim::Written => (answer.install(core, shared, protection, mark), &stats.runs),

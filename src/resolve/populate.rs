@@ -113,7 +113,7 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
         Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),
         Decision::InstallWritable => filling.blocks(Protection::Writable),
         Decision::InstallZeros | Decision::Take | Decision::Allocate | Decision::Convert(_) | Decision::Repoint(_) => {
-            match need(region, &shared, &view, decision, None, u64::MAX) {
+            match need(region, &shared, &view, decision, access, None, u64::MAX) {
                 Some(Prepare::Allocate(..)) => {
                     let end = filling.step().end.min(view.eof);
                     prepare(Prepare::Allocate(shared.extents().hole_from(page, end), Wanted::All))
@@ -121,7 +121,7 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
                 Some(Prepare::Convert(_)) => prepare(Prepare::Convert(filling.step())),
                 Some(other) => prepare(other),
                 None if decision == Decision::InstallZeros => filling.zeros(),
-                None if decision == Decision::Take => match shared.claim(&inode.store, page) {
+                None if decision == Decision::Take => match shared.claim(&inode.store, page, access) {
                     Claim::NoSpace => prepare(Prepare::Allocate(PageRange::one(page), Wanted::All)),
                     Claim::Taken { was_there: false } => filling.in_place(FaultKind::Missing, access),
                     // COPY would want another page first.
@@ -204,7 +204,7 @@ impl Filling<'_> {
         let window = &self.region.window;
         let pages = alike(self.region, self.shared, self.view, self.step().pages());
         let mark = protection == Protection::Writable;
-        if window.is_the_kernels_record(self.view.backing) {
+        if window.is_the_kernels_record(self.view.page, self.view.backing) {
             return self.left_to_the_kernel(pages, protection);
         }
         let mut at = pages.start;

@@ -6,8 +6,7 @@ use nix::errno::Errno;
 use super::{Preparation, Prepare};
 use crate::address::budget::is_crowded;
 use crate::address::core::Core;
-use crate::address::layout::Layout;
-use crate::address::regions::Regions;
+use crate::address::regions::{Region, Regions};
 use crate::error::Error;
 use crate::inode::Inode;
 use crate::policy::Backing;
@@ -125,8 +124,7 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
     }
     // Gone, given up, or another worker has been first.
     let still = regions.of(&need.window).filter(|_| need.window.is_alive());
-    let Some((range, first)) = still.and_then(|region| still_to_be_pointed(&region.layout, need.page, range, first))
-    else {
+    let Some((range, first)) = still.and_then(|region| still_to_be_pointed(region, need.page, range, first)) else {
         return Prepared::Ready;
     };
     need.inode.probe(Point::Repointing, range.start, None);
@@ -143,12 +141,14 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
             let change = need.inode.space.change();
             need.window.set_unarmed(range);
             change.commit(&need.inode.store);
+            need.window.end_arming();
             mend(core, &mut regions, &need.window, range, errno);
             RwLockWriteGuard::unlock_fair(regions);
             Prepared::Ready
         }
         Ok(()) => {
             regions.repointed(&need.window, range, first);
+            need.window.end_arming();
             need.window.set_room();
             core.stats.add(&core.stats.repoints);
             RwLockWriteGuard::unlock_fair(regions);
@@ -167,14 +167,17 @@ fn repoint(core: &Core, need: &Preparation, range: PageRange, first: Backing) ->
 /// What of a re-point is to be done still, as the layout is now. In its place a page is pointed at once, from zeros, and armed once: what
 /// is armed is the kernel's to install, and lies beyond `settle`.
 fn still_to_be_pointed(
-    layout: &Layout,
+    region: &Region,
     page: PageIndex,
     range: PageRange,
     first: Backing,
 ) -> Option<(PageRange, Backing)> {
+    let layout = &region.layout;
     match (first, layout.backing(page)) {
-        (Backing::Armed(_), Backing::Own(_)) => {
+        (Backing::Armed(_), Backing::Own(_) | Backing::Armed(_)) => {
             let range = range.intersect(layout.piece(page));
+            // As it is now: what was armed may be told of again.
+            let range = region.window.unarmed_around(page, range)?;
             Some((range, layout.to_be_armed(range.start)?))
         }
         (Backing::Armed(_), _) => None,
@@ -209,10 +212,11 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
         Backing::Open(block) => in_place(block, Present::Open),
         Backing::Armed(block) => {
             // Before it is: whoever punches looks.
-            need.window.set_armed(range);
-            if need.window.is_asynchronous() {
-                need.inode.space.shared().is_armed_now(&need.window, range);
+            if !need.window.is_asynchronous() {
+                need.window.set_armed(range);
+                return in_place(block, Present::Installed);
             }
+            need.inode.space.shared().is_about_to_be_armed(&need.window, range);
             in_place(block, Present::Installed)
         }
         Backing::Block(block) => {

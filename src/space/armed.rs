@@ -48,6 +48,9 @@ pub(super) struct Armed {
     strays: Tally,
     /// The kernel has refused once: nothing else is armed.
     refused: AtomicBool,
+    /// A part of an asynchronous window is about to be armed, and may not be yet. Set under L2, so that whoever holds it exclusively
+    /// knows; cleared when it is, or is not to be.
+    arming: AtomicBool,
     /// A page past the end has been poisoned once.
     poisoned_past_end: AtomicBool,
     /// What the kernel has refused to arm again. Changed under L2 held exclusively. A leaf, for the time of a look.
@@ -65,6 +68,7 @@ impl Armed {
             pages: Tally::new(0),
             strays: Tally::new(0),
             refused: AtomicBool::new(false),
+            arming: AtomicBool::new(false),
             poisoned_past_end: AtomicBool::new(false),
             left: Mutex::new(Vec::new()),
             all_left,
@@ -101,6 +105,12 @@ impl Window {
         page == self.pages.start || page.0.is_multiple_of(chunk)
     }
 
+    /// The pages of the chunk that a page lies in.
+    pub(crate) fn chunk_of(&self, page: PageIndex) -> PageRange {
+        let chunk = self.page.pages_in(TABLE_BYTES).max(1);
+        PageRange::at(PageIndex(page.0 / chunk * chunk), chunk)
+    }
+
     /// A page that is present has been loaded for the first time, in no stream: what is to be armed for it, of `piece`, which shows its
     /// places in a row. The more is armed the more is armed at once: random loads of a large file are over with it soon. `expected` says
     /// that it has been advised: then the first is enough.
@@ -113,11 +123,25 @@ impl Window {
         let most = self.page.pages_in(MOST_BYTES).max(armed.chunk);
         let pages = armed.pages.load(Ordering::Relaxed).clamp(armed.chunk, most);
         let pages = 1 << pages.ilog2();
-        let all = PageRange::at(PageIndex(page.0 / pages * pages), pages);
-        Some(all.intersect(piece).intersect(self.pages))
+        let around =
+            |pages| PageRange::at(PageIndex(page.0 / pages * pages), pages).intersect(piece).intersect(self.pages);
+        // Once each: where a piece has been armed and is told of again, a part of it may have been armed anew.
+        let is_armed_in_part = armed.chunks.has_marked(self.chunks_of(armed, around(pages)));
+        Some(around(if is_armed_in_part { armed.chunk } else { pages }))
     }
 
-    /// A range is about to be armed. With `regions` held exclusively.
+    /// The part of `range` around `page` that is not armed; nothing if the page is. With `regions` held exclusively.
+    pub(crate) fn unarmed_around(&self, page: PageIndex, range: PageRange) -> Option<PageRange> {
+        let parts = self.armed_parts(range);
+        if parts.iter().any(|part| part.contains(page)) {
+            return None;
+        }
+        let start = parts.iter().map(|part| part.end).filter(|end| *end <= page).max().unwrap_or(range.start);
+        let end = parts.iter().map(|part| part.start).find(|start| *start > page).unwrap_or(range.end);
+        Some(PageRange::new(start, end))
+    }
+
+    /// A range is about to be armed. With `regions` held exclusively; of an asynchronous window under L2 as well.
     pub(crate) fn set_armed(&self, range: PageRange) {
         let Some(armed) = &self.armed else { return };
         armed.pages.fetch_add(range.pages(), Ordering::Relaxed);
@@ -130,6 +154,36 @@ impl Window {
         armed.chunks.forget(self.chunks_of(armed, range));
         armed.pages.fetch_sub(range.pages(), Ordering::Relaxed);
         self.forget_mapped(range);
+    }
+
+    /// A part is about to be armed. Under L2, and with `regions` held exclusively.
+    pub(super) fn begin_arming(&self) {
+        self.armed.iter().for_each(|armed| armed.arming.store(true, Ordering::Release));
+    }
+
+    /// It is, or is not to be.
+    pub(crate) fn end_arming(&self) {
+        self.armed.iter().for_each(|armed| armed.arming.store(false, Ordering::Release));
+    }
+
+    /// Whoever serves faults is told from now on of what is present, and absent, wherever the kernel installs it by itself and keeps the only
+    /// record of stores. Under L2 held exclusively. `false` if that cannot be had for the moment, or at all.
+    ///
+    /// The entries, and the layout, stay what they are: a page that the layout calls armed and that is not is the pager's to install.
+    /// It is armed anew by a re-point, when loads that belong to no stream want it.
+    pub(super) fn be_told(&self) -> bool {
+        let Some(armed) = self.armed.as_ref().filter(|_| self.is_asynchronous()) else { return !self.is_open() };
+        if armed.arming.load(Ordering::Acquire) {
+            return false;
+        }
+        self.armed_parts(self.pages).into_iter().all(|part| {
+            let told = self.table.be_told(self.span(part), self.rights()).is_ok();
+            if told {
+                armed.chunks.forget(self.chunks_of(armed, part));
+                armed.pages.fetch_sub(part.pages(), Ordering::Relaxed);
+            }
+            told
+        })
     }
 
     /// The kernel has no room for arming.
@@ -147,7 +201,7 @@ impl Window {
     }
 
     /// Whether a page lies in an armed part. Allocates nothing.
-    pub(super) fn is_armed(&self, page: PageIndex) -> bool {
+    pub(crate) fn is_armed(&self, page: PageIndex) -> bool {
         let one = PageRange::one(page);
         let armed = self.armed.as_ref().filter(|armed| armed.pages.load(Ordering::Relaxed) > 0);
         self.pages.contains(page) && armed.is_some_and(|armed| armed.chunks.has_marked(self.chunks_of(armed, one)))

@@ -176,9 +176,9 @@ impl Window {
         self.mapped.iter().for_each(|mapped| self.mark_lost(&mapped.marked(self.own(range))));
     }
 
-    /// Whether the kernel installs what is present there by itself, and is the record of it.
-    pub(crate) fn is_the_kernels_record(&self, backing: Backing) -> bool {
-        self.is_asynchronous() && matches!(backing, Backing::Armed(_))
+    /// Whether the kernel installs what is present there by itself, and is the record of it. Under L2.
+    pub(crate) fn is_the_kernels_record(&self, page: PageIndex, backing: Backing) -> bool {
+        self.is_asynchronous() && matches!(backing, Backing::Armed(_)) && self.is_armed(page)
     }
 
     /// Takes what has been stored to of pages of which nobody but us installs any. With L2 held exclusively.
@@ -216,9 +216,11 @@ impl State {
 }
 
 impl Shared<'_> {
-    /// A part of an asynchronous window is armed: what is present of it may have an entry from now on. Who makes other pages present sees
-    /// that it is.
-    pub(crate) fn is_armed_now(&self, window: &Window, range: PageRange) {
+    /// A part of an asynchronous window is about to be armed: what is present of it may have an entry from now on. Who makes other pages
+    /// present sees that it is.
+    pub(crate) fn is_about_to_be_armed(&self, window: &Window, range: PageRange) {
+        window.begin_arming();
+        window.set_armed(range);
         let written = self.extents().within(range).filter(|extent| extent.written);
         written.flat_map(|extent| extent.range().iter()).for_each(|page| window.is_present(page));
     }
@@ -230,7 +232,7 @@ impl Change<'_> {
     ///
     /// # Errors
     /// What the kernel said; nothing is taken then.
-    pub(crate) fn take_written(&self, window: &Window, range: PageRange) -> Result<Vec<PageRange>, Errno> {
+    pub(crate) fn take_written(&mut self, window: &Window, range: PageRange) -> Result<Vec<PageRange>, Errno> {
         let Some(mapped) = &window.mapped else { return Ok(Vec::new()) };
         let own = window.own(range);
         let mut runs = window.dirty.marked(own);
@@ -257,6 +259,8 @@ impl Change<'_> {
         }
         let first = window.pages.start;
         runs.iter_mut().for_each(|run| *run = PageRange::at(first.plus(run.start.0), run.pages()));
+        // Nobody has to look at them to know that they have been stored to.
+        runs.iter().for_each(|run| self.keep(*run));
         Ok(runs)
     }
 }

@@ -182,6 +182,7 @@ impl Change<'_> {
         self.state.windows.retain(|other| !Arc::ptr_eq(other, window));
         if window.lets_stores_through() && self.state.windows.len() < before {
             self.state.open = self.state.open.saturating_sub(1);
+            self.state.untracked = self.state.untracked.saturating_sub(u64::from(window.is_open()));
         }
         window.table.unwatch(window.base());
     }

@@ -33,7 +33,7 @@ mod window;
 use nix::errno::Errno;
 
 use crate::blocks::store::Store;
-use crate::policy::{Backing, FaultKind, PageState, View};
+use crate::policy::{Access, Backing, FaultKind, PageState, View};
 use crate::sync::{Arc, Held, RwLock, RwLockReadGuard, Tally};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
@@ -51,6 +51,8 @@ struct State {
     windows: Vec<Arc<Window>>,
     /// How many of these let stores through to what is present; see [`open`].
     open: usize,
+    /// How many of those keep no record of them.
+    untracked: u64,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
     /// Ranges of windows that have been punched and could not be armed again yet, and pages that are poisoned for the sake of one
@@ -81,6 +83,7 @@ impl Space {
             extents: Extents::new(store),
             windows: Vec::new(),
             open: 0,
+            untracked: 0,
             preallocated: Preallocation::default(),
             unarmed: Arc::new(Tally::new(0)),
         };
@@ -231,7 +234,7 @@ impl Shared<'_> {
         }
         let span = window.span(PageRange::one(page));
         let zeros = || window.table.make_present(span, protection);
-        if window.is_the_kernels_record(backing) {
+        if window.is_the_kernels_record(page, backing) {
             // What is present the kernel installs, and is the record of it from the beginning to the end: to install it here, write-protected,
             // would wipe out what it knows.
             return zeros();
@@ -290,18 +293,78 @@ impl Shared<'_> {
 
     /// Takes a page for a store to a hole, or makes an unwritten one written, of a file with windows. To be installed under this
     /// guard, which keeps it what it is.
-    pub(crate) fn claim(&self, store: &Store, page: PageIndex) -> Claim {
+    /// A page that a load takes is nobody's still, and taken back as zeros are, as long as stores to it can be kept out.
+    pub(crate) fn claim(&self, store: &Store, page: PageIndex, access: Access) -> Claim {
         // Of a guard that guards nothing nothing is known: what was decided is done.
         let Some(places) = self.windows() else { return Claim::Written };
         // What the loser of two has taken is on its way back.
         let _transit = store.transit();
-        let claim = places.claim(page);
+        let is_of_a_load = access == Access::Load && !self.state().is_untracked();
+        let claim = places.claim(page, if is_of_a_load { Known::Loaded } else { Known::Written });
         match claim {
             Claim::Taken { .. } => self.state().are_present(PageRange::one(page)),
             Claim::Written => store.has_freed(),
             Claim::NoSpace => {}
         }
         claim
+    }
+
+    /// How many pages of `range` are known to have been stored to.
+    pub(crate) fn stored_in(&self, range: PageRange) -> u64 {
+        self.windows().map_or(0, |places| places.written_in(range))
+    }
+
+    /// Takes the holes of `range`, in an asynchronous window, ahead of the stores that are expected there, and installs them
+    /// write-protected: the kernel lets the first store to each through, and records it. As far as there are pages to spare; a page that
+    /// cannot be installed is so by its first fault. Returns how many have been.
+    ///
+    /// ```text
+    /// taken ahead: X is a hole                          store to X
+    ///   L2 shared
+    ///   X is taken                                        L2 shared
+    ///                                                     X is written, and the device has none yet: COPY
+    ///                                                     makes one of zeros, installed for stores
+    ///   COPY: there is one. Goes on behind it
+    /// ```
+    pub(crate) fn take_ahead(&self, store: &Store, window: &Window, range: PageRange, backing: Backing) -> u64 {
+        let Some(places) = self.windows().filter(|_| !self.state().is_untracked()) else { return 0 };
+        let _transit = store.transit();
+        let mut done = 0;
+        let gave_back = places.take_ahead(range, |run| {
+            self.state().are_present(run);
+            done += self.make_present(window, run, backing);
+        });
+        if gave_back {
+            store.has_freed();
+        }
+        done
+    }
+
+    /// Makes pages present and installs them, write-protected, as far as nothing is in the way that lasts: how many.
+    fn make_present(&self, window: &Window, pages: PageRange, backing: Backing) -> u64 {
+        let (mut at, mut done) = (pages.start, 0);
+        while at < pages.end {
+            let rest = PageRange::new(at, pages.end);
+            let is_recorded = window.is_the_kernels_record(at, backing);
+            let before = match is_recorded {
+                true => None,
+                false => match window.before_install(rest, Protection::ReadOnly, self.waits) {
+                    None => return done,
+                    before => before,
+                },
+            };
+            match window.table.make_run_present(window.span(rest), Protection::ReadOnly) {
+                Ok(Filled::Bytes(bytes)) => {
+                    let pages = self.page.ceil(bytes).0;
+                    before.iter().for_each(|before| window.after_install(before, pages));
+                    (at, done) = (at.plus(pages), done + pages);
+                }
+                // A store to that very page has been first.
+                Ok(Filled::Nothing(Outcome::AlreadyPresent)) => at = at.plus(1),
+                Ok(Filled::Nothing(Outcome::Retry | Outcome::Gone | Outcome::Installed)) | Err(_) => return done,
+            }
+        }
+        done
     }
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {

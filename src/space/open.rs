@@ -9,7 +9,7 @@
 //! | what would leave a page that is not | and so |
 //! |---|---|
 //! | loads before the mapping was there | [`Change::add_window`] takes those zeros out of the device |
-//! | a load of a hole, in any mapping | takes a page, as a store does: the fault table ([`View::open`](crate::policy::View)) |
+//! | a load of a hole, in any mapping | takes a page, as a store does: the fault table ([`View::open`](crate::policy::View)). It is taken back as zeros are ([`super::preallocation`]), unless somebody keeps no record of stores |
 //! | a write that the device refuses halfway | what it has left is written: `Inode::keep_what_is_there` |
 //!
 //! ```text
@@ -29,11 +29,17 @@ use crate::blocks::store::Store;
 use crate::sabotage::Rule;
 use crate::sync::Arc;
 use crate::sys::Protection;
+use crate::units::{PageIndex, PageRange};
 
 impl State {
     /// Whether some mapping lets stores through to what is present.
     pub(super) fn is_open(&self) -> bool {
         self.open > 0
+    }
+
+    /// Whether some mapping does, and keeps no record of them: stores cannot be kept out of what is present there.
+    pub(super) fn is_untracked(&self) -> bool {
+        self.untracked > 0
     }
 }
 
@@ -54,6 +60,10 @@ impl Change<'_> {
     pub(crate) fn add_window(&mut self, store: &Store, window: Arc<Window>) {
         if window.lets_stores_through() && !store.broken(Rule::PresentIsWritten) {
             self.state.open += 1;
+            if window.is_open() {
+                self.state.untracked += 1;
+                self.keep(PageRange::from(PageIndex(0)));
+            }
             let pages = window.pages();
             self.take_zeros_back(pages, false);
             let unwritten: Vec<Extent> = self.extents().within(pages).filter(|extent| !extent.written).collect();

@@ -7,6 +7,10 @@
 //! | `Zeros` | yes, zeros: a load has left them | a hole | beside the capacity |
 //! | `Unwritten` | no, or zeros | unwritten | as a page of the file |
 //! | `Written` | yes, or is about to: who has made it so installs it under the same hold | written | as a page of the file |
+//! | `Loaded` | the same: a load has taken it, beside a mapping that lets stores through | written | the same, and with the zeros |
+//! | `Ahead` | the same: taken ahead of stores | written | the same |
+//!
+//! Nobody has asked for the last two: whether they have been stored to shows when somebody looks ([`super::preallocation`]).
 //!
 //! A word changes towards `Written` under L2 held shared, by compare-and-swap, as nothing is taken away by that: of two stores to one hole
 //! one takes the page, and both install it. Every other change is made under L2 held exclusively.
@@ -30,6 +34,8 @@ pub(crate) enum Known {
     Zeros = 1,
     Unwritten = 2,
     Written = 3,
+    Loaded = 4,
+    Ahead = 5,
 }
 
 /// Bits of a page in a word, and pages in a word.
@@ -49,8 +55,20 @@ impl Known {
             0 => Known::Hole,
             1 => Known::Zeros,
             2 => Known::Unwritten,
+            4 => Known::Loaded,
+            5 => Known::Ahead,
             _ => Known::Written,
         }
+    }
+
+    /// Whether it counts with the zeros that loads have left.
+    fn is_of_a_load(self) -> bool {
+        matches!(self, Known::Zeros | Known::Loaded)
+    }
+
+    /// Whether it is the file's, and nobody has asked for it.
+    fn is_preallocated(self) -> bool {
+        matches!(self, Known::Loaded | Known::Ahead)
     }
 
     /// Whether the file says that the page has bytes; `None` if it is a hole to it.
@@ -58,7 +76,7 @@ impl Known {
         match self {
             Known::Hole | Known::Zeros => None,
             Known::Unwritten => Some(false),
-            Known::Written => Some(true),
+            Known::Written | Known::Loaded | Known::Ahead => Some(true),
         }
     }
 }
@@ -261,6 +279,20 @@ impl Places {
         Self { capacity, stretches: Vec::new(), owned: Tally::new(0) }
     }
 
+    /// So many pages are `to` from now on that were `was`, to the volume.
+    fn count(&self, was: Known, to: Known, pages: u64) {
+        match (was.is_of_a_load(), to.is_of_a_load()) {
+            (false, true) => self.capacity.add_zeros(pages),
+            (true, false) => self.capacity.remove_zeros(pages),
+            (true, true) | (false, false) => {}
+        }
+        match (was.is_preallocated(), to.is_preallocated()) {
+            (false, true) => self.capacity.add_preallocated(pages),
+            (true, false) => self.capacity.remove_preallocated(pages),
+            (true, true) | (false, false) => {}
+        }
+    }
+
     fn stretch(&self, page: PageIndex) -> Option<&Stretch> {
         let after = self.stretches.partition_point(|stretch| stretch.pages.start <= page);
         self.stretches[..after].last().filter(|stretch| stretch.pages.contains(page))
@@ -344,8 +376,8 @@ impl Places {
         }
     }
 
-    /// Takes a page for a store, under L2 held shared. Who comes second gives back what it has taken.
-    pub(crate) fn claim(&self, page: PageIndex) -> Claim {
+    /// Takes a page for a store, or, as [`Known::Loaded`], for a load, under L2 held shared. Who comes second gives back what it has taken.
+    pub(crate) fn claim(&self, page: PageIndex, to: Known) -> Claim {
         let Some(stretch) = self.stretch(page) else { return Claim::NoSpace };
         let is_hole = |known: Known| known.written().is_none();
         if stretch.get(page) == Known::Unwritten {
@@ -358,18 +390,97 @@ impl Places {
             // Not if another has been first with the last one.
             return if is_hole(stretch.get(page)) { Claim::NoSpace } else { Claim::Written };
         }
-        match stretch.change(page, Known::Written, is_hole) {
+        // Before anybody can take it off.
+        self.count(Known::Hole, to, 1);
+        match stretch.change(page, to, is_hole) {
             Ok(was) => {
                 self.owned.fetch_add(1, Ordering::Relaxed);
-                if was == Known::Zeros {
-                    self.capacity.remove_zeros(1);
-                }
+                self.count(was, Known::Hole, 1);
                 Claim::Taken { was_there: was == Known::Zeros }
             }
             Err(_) => {
+                self.count(to, Known::Hole, 1);
                 self.capacity.give(1);
                 Claim::Written
             }
+        }
+    }
+
+    /// Takes the holes of `range` ahead of the stores that are expected there, under L2 held shared, as far as the volume has pages to
+    /// spare, and calls `each` for each run. Whether something has been given back. Allocates nothing.
+    pub(crate) fn take_ahead(&self, range: PageRange, mut each: impl FnMut(PageRange)) -> bool {
+        let Some(stretch) = self.stretch(range.start) else { return false };
+        let range = range.intersect(stretch.pages);
+        let (mut at, mut gave_back) = (range.start, false);
+        while at < range.end {
+            let hole = |page: &PageIndex| stretch.get(*page) == Known::Hole;
+            let pages = PageRange::new(at, range.end).iter().take_while(hole).count() as u64;
+            if pages == 0 {
+                at = at.plus(1);
+                continue;
+            }
+            let pages = self.capacity.take_ahead(pages);
+            if pages == 0 {
+                break;
+            }
+            let is_hole = |known| known == Known::Hole;
+            let run = PageRange::at(at, pages);
+            let taken =
+                run.iter().take_while(|page| stretch.change(*page, Known::Ahead, is_hole).is_ok()).count() as u64;
+            self.owned.fetch_add(taken, Ordering::Relaxed);
+            if taken < pages {
+                self.count(Known::Ahead, Known::Hole, pages - taken);
+                self.capacity.give(pages - taken);
+                gave_back = true;
+            }
+            if taken > 0 {
+                each(PageRange::at(at, taken));
+            }
+            at = at.plus(taken.max(1));
+        }
+        gave_back
+    }
+
+    /// How many pages of `range` are known to have been stored to, or written. Allocates nothing.
+    pub(crate) fn written_in(&self, range: PageRange) -> u64 {
+        let mut written = 0;
+        for (stretch, part) in self.parts(range) {
+            let _ = stretch.for_words(part, |index, pages, word| {
+                let other = word ^ (Known::Written as u64 * EACH);
+                let other = other | other >> 1 | other >> 2 | other >> 3;
+                let from = pages.start.0 - stretch.pages.start.0 - index * PER_WORD;
+                written += u64::from((!other & EACH & mask(from, pages.pages())).count_ones());
+                ControlFlow::Continue(())
+            });
+        }
+        written
+    }
+
+    /// How many pages of `range` are the file's for good. In one look at each: beside it a hole may be taken.
+    pub(crate) fn asked_for_in(&self, range: PageRange) -> u64 {
+        let mut pages = 0;
+        for (stretch, part) in self.parts(range) {
+            let is_one = |known: Known| known.written().is_some() && !known.is_preallocated();
+            stretch.for_runs(part, |run, known| pages += if is_one(known) { run.pages() } else { 0 });
+        }
+        pages
+    }
+
+    /// The first run of pages in `range` that nobody has asked for, of `most` and a few more at most.
+    pub(crate) fn first_preallocated(&self, range: PageRange, most: u64) -> Option<PageRange> {
+        if self.capacity.preallocated() == 0 {
+            return None;
+        }
+        self.first_run(range, most, Known::is_preallocated)
+    }
+
+    /// Somebody has asked for what is preallocated in `range`, or has stored to it. Under L2 held exclusively.
+    pub(crate) fn keep(&mut self, range: PageRange) {
+        let mut left = range;
+        while let Some(run) = self.first_preallocated(left, u64::MAX) {
+            self.discount(run);
+            self.parts(run).for_each(|(stretch, part)| stretch.set(part, Known::Written));
+            left.start = run.end;
         }
     }
 
@@ -380,24 +491,33 @@ impl Places {
             return true;
         }
         // Before anybody can take them off.
-        self.capacity.add_zeros(1);
+        self.count(Known::Hole, Known::Zeros, 1);
         let was_hole = stretch.change(page, Known::Zeros, |known| known == Known::Hole).is_ok();
         if !was_hole {
-            self.capacity.remove_zeros(1);
+            self.count(Known::Zeros, Known::Hole, 1);
         }
         !was_hole
     }
 
-    /// The first run of zeros that loads have left in `range`, of `most` pages and a few more at most.
+    /// The first run of zeros in `range` that loads have left in holes, of `most` pages and a few more at most.
     pub(crate) fn first_zeros(&self, range: PageRange, most: u64) -> Option<PageRange> {
+        self.first_run(range, most, |known| known == Known::Zeros)
+    }
+
+    /// The first run in `range` of what loads have taken or left, likewise.
+    pub(crate) fn first_of_loads(&self, range: PageRange, most: u64) -> Option<PageRange> {
+        self.first_run(range, most, Known::is_of_a_load)
+    }
+
+    fn first_run(&self, range: PageRange, most: u64, is_one: impl Fn(Known) -> bool) -> Option<PageRange> {
         self.parts(range).find_map(|(stretch, part)| {
             let mut found: Option<PageRange> = None;
             let _ = stretch.for_runs_until(part, |pages, known| {
-                match (&mut found, known) {
-                    (None, Known::Zeros) => found = Some(pages),
-                    (None, _) => {}
-                    (Some(run), Known::Zeros) if run.end == pages.start && run.pages() < most => run.end = pages.end,
-                    (Some(_), _) => return ControlFlow::Break(()),
+                match &mut found {
+                    None if is_one(known) => found = Some(pages),
+                    None => {}
+                    Some(run) if is_one(known) && run.end == pages.start && run.pages() < most => run.end = pages.end,
+                    Some(_) => return ControlFlow::Break(()),
                 }
                 ControlFlow::Continue(())
             });
@@ -452,17 +572,15 @@ impl Places {
     /// Makes a hole of `range`, under L2 held exclusively: the extents that were there, and where pages lie that may be there.
     pub(crate) fn take_out(&mut self, range: PageRange) -> (Vec<Extent>, Vec<Run>) {
         let (mut gone, mut there) = (Vec::new(), Vec::new());
-        let (mut zeros, mut owned) = (0, 0);
+        let mut owned = 0;
+        self.discount(range);
         for (stretch, part) in self.parts(range) {
             let mut hull: Option<PageRange> = None;
             stretch.for_runs(part, |pages, known| {
                 hull = Some(PageRange::new(hull.map_or(pages.start, |hull| hull.start), pages.end));
-                match known.written() {
-                    None => zeros += pages.pages(),
-                    Some(written) => {
-                        owned += pages.pages();
-                        push(&mut gone, Extent { page: pages.start, run: stretch.places(pages), written });
-                    }
+                if let Some(written) = known.written() {
+                    owned += pages.pages();
+                    push(&mut gone, Extent { page: pages.start, run: stretch.places(pages), written });
                 }
             });
             if let Some(hull) = hull {
@@ -470,17 +588,15 @@ impl Places {
                 there.push(stretch.places(hull));
             }
         }
-        self.capacity.remove_zeros(zeros);
         self.owned.fetch_sub(owned, Ordering::Relaxed);
         (gone, there)
     }
 
-    fn forget_zeros(&self, range: PageRange) {
-        let mut zeros = 0;
+    /// Pages of `range` are about to be something else, whatever they are.
+    fn discount(&self, range: PageRange) {
         for (stretch, part) in self.parts(range) {
-            stretch.for_runs(part, |pages, known| zeros += if known == Known::Zeros { pages.pages() } else { 0 });
+            stretch.for_runs(part, |pages, known| self.count(known, Known::Hole, pages.pages()));
         }
-        self.capacity.remove_zeros(zeros);
     }
 
     /// Makes pages written or unwritten, in their places, under L2 held exclusively; the extents that were there.
@@ -492,7 +608,7 @@ impl Places {
             "a page lies in its place"
         );
         let old = self.within(range);
-        self.forget_zeros(range);
+        self.discount(range);
         let to = if extent.written { Known::Written } else { Known::Unwritten };
         self.parts(range).for_each(|(stretch, part)| stretch.set(part, to));
         let had: u64 = old.iter().map(|extent| extent.run.blocks).sum();
@@ -548,18 +664,19 @@ mod tests {
     fn of_two_claims_one_takes_the_page() {
         let places = places();
         let capacity = &places.capacity;
-        assert_eq!(places.claim(PageIndex(50)), Claim::NoSpace, "no place");
+        let claim = |places: &Places, page| places.claim(PageIndex(page), Known::Written);
+        assert_eq!(claim(&places, 50), Claim::NoSpace, "no place");
         assert!(capacity.take(PAGES));
-        assert_eq!(places.claim(PageIndex(5)), Claim::NoSpace);
+        assert_eq!(claim(&places, 5), Claim::NoSpace);
         capacity.give(PAGES);
         places.note_zeros(PageIndex(5));
         assert_eq!((places.known(PageIndex(5)), capacity.zeros()), (Known::Zeros, 1));
-        assert_eq!(places.claim(PageIndex(5)), Claim::Taken { was_there: true });
+        assert_eq!(claim(&places, 5), Claim::Taken { was_there: true });
         assert_eq!((places.blocks(), capacity.zeros(), capacity.free()), (1, 0, PAGES - 1));
-        assert_eq!(places.claim(PageIndex(5)), Claim::Written);
+        assert_eq!(claim(&places, 5), Claim::Written);
         assert_eq!((places.blocks(), capacity.free()), (1, PAGES - 1), "what the loser had taken is given back");
         assert!(capacity.take(PAGES - 1));
-        assert_eq!(places.claim(PageIndex(5)), Claim::Written, "though none is free");
+        assert_eq!(claim(&places, 5), Claim::Written, "though none is free");
         places.note_zeros(PageIndex(5));
         assert_eq!(places.known(PageIndex(5)), Known::Written, "a late load takes nothing away");
     }
@@ -567,7 +684,7 @@ mod tests {
     proptest! {
         /// Beside the windows, an array of what every page ought to be.
         #[test]
-        fn agrees_with_an_array(steps in proptest::collection::vec((0..5u8, 0..128u64, 1..40u64), 1..40)) {
+        fn agrees_with_an_array(steps in proptest::collection::vec((0..8u8, 0..128u64, 1..40u64), 1..40)) {
             let mut places = places();
             let has_place = |page: u64| page < 40 || (64..128).contains(&page);
             let mut model = [Known::Hole; 128];
@@ -601,11 +718,36 @@ mod tests {
                         range.iter().for_each(|page| _ = places.note_zeros(page));
                         of_model.iter_mut().filter(|known| **known == Known::Hole).for_each(|known| *known = Known::Zeros);
                     }
-                    _ => {
+                    4 => {
                         for page in range.iter() {
-                            prop_assert!(places.claim(page) != Claim::NoSpace);
+                            prop_assert!(places.claim(page, Known::Written) != Claim::NoSpace);
                         }
-                        of_model.fill(Known::Written);
+                        let asked = |known: &Known| !known.is_preallocated();
+                        of_model.iter_mut().filter(|known| asked(known)).for_each(|known| *known = Known::Written);
+                    }
+                    5 => {
+                        range.iter().for_each(|page| _ = places.claim(page, Known::Loaded));
+                        for known in of_model.iter_mut() {
+                            *known = match *known {
+                                Known::Hole | Known::Zeros => Known::Loaded,
+                                Known::Unwritten => Known::Written,
+                                other => other,
+                            };
+                        }
+                    }
+                    6 => {
+                        let mut taken = Vec::new();
+                        places.take_ahead(range, |run| taken.extend(run.iter()));
+                        let first = places.stretch(range.start).unwrap().pages;
+                        for (page, known) in range.iter().zip(of_model).filter(|(page, _)| first.contains(*page)) {
+                            prop_assert_eq!(taken.contains(&page), *known == Known::Hole);
+                            *known = if *known == Known::Hole { Known::Ahead } else { *known };
+                        }
+                    }
+                    _ => {
+                        places.keep(range);
+                        let kept = of_model.iter_mut().filter(|known| known.is_preallocated());
+                        kept.for_each(|known| *known = Known::Written);
                     }
                 }
                 for (page, expected) in model.iter().enumerate() {
@@ -613,7 +755,13 @@ mod tests {
                 }
                 let owned = model.iter().filter(|known| known.written().is_some()).count() as u64;
                 prop_assert_eq!(places.blocks(), owned);
-                prop_assert_eq!(places.capacity.zeros(), model.iter().filter(|known| **known == Known::Zeros).count() as u64);
+                let count = |is_one: fn(Known) -> bool| model.iter().filter(|known| is_one(**known)).count() as u64;
+                prop_assert_eq!(places.capacity.zeros(), count(Known::is_of_a_load));
+                prop_assert_eq!(places.capacity.preallocated(), count(Known::is_preallocated));
+                let own = model[page as usize..end as usize].iter().filter(|known| **known == Known::Written);
+                prop_assert_eq!(places.written_in(range), own.count() as u64);
+                let first = model.iter().position(|known| known.is_preallocated()).map(|page| PageIndex(page as u64));
+                prop_assert_eq!(places.first_preallocated(PageRange::from(PageIndex(0)), 1).map(|run| run.start), first);
                 let extents = places.within(PageRange::from(PageIndex(0)));
                 prop_assert_eq!(extents.iter().map(|extent| extent.run.blocks).sum::<u64>(), owned);
                 for extent in &extents {
@@ -622,7 +770,10 @@ mod tests {
                     let border = extent.page < PageIndex(96) && extent.range().end > PageIndex(96);
                     prop_assert_eq!(run.range().end, if border { PageIndex(96) } else { extent.range().end });
                     // As it stands, over both windows.
-                    places.replace(*extent);
+                    let preallocated = places.first_preallocated(extent.range(), 1).is_some();
+                    if !preallocated {
+                        places.replace(*extent);
+                    }
                 }
                 let first = model.iter().position(|known| known.written().is_some()).map(|page| PageIndex(page as u64));
                 prop_assert_eq!(places.first_owned(PageRange::from(PageIndex(0))), first);

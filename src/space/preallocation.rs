@@ -1,15 +1,34 @@
-//! Blocks put under holes ahead of a store: they are in the file, zeroed, installed writable and dirty, and nobody has
-//! asked for them. As long as that is so they are remembered, and given back when the mapping goes, the
+//! Blocks put under holes that nobody has asked for: ahead of a store, or for a load where zeros of nobody's must not be left
+//! ([`super::open`]). They are in the file. As long as nobody has asked they are remembered, and given back when the mapping goes, the
 //! file is truncated, or the volume runs full, as XFS does with what it has preallocated.
 //!
-//! Whether a page has been stored to cannot be known once it is writable: that a stream has gone on behind it proves nothing.
-//! But a page that shows a byte has been stored to. One that shows none is zapped from every mapping and looked at again, all
+//! | files of | are remembered | installed |
+//! |---|---|---|
+//! | single blocks | here, as ranges | zeroed, writable and dirty |
+//! | windows | in the page's word: `Loaded`, `Ahead` | write-protected, or by the kernel; whether they are dirty is in the page table |
+//!
+//! Whether a page has been stored to cannot be known once stores get through: that a stream has gone on behind it proves nothing.
+//! But a page that shows a byte has been stored to. One that shows none is taken out of every mapping and looked at again, all
 //! under one exclusive hold: a page of nothing but zeros is a hole again, which reads the same.
+//!
+//! ```text
+//! given back                                        store to X, which the kernel lets through
+//!   L2 exclusive
+//!     X shows zeros
+//!                                                     lands: nobody is told
+//!     every mapping is told of what is present;
+//!     X is zapped
+//!                                                     faults, and waits for L2
+//!     X shows a byte: written. Or zeros: a hole
+//!   unlock
+//! ```
 
 use std::collections::BTreeMap;
 
-use super::{Change, Shared};
+use super::{Change, Shared, State, Window};
 use crate::blocks::store::Store;
+use crate::sabotage::Rule;
+use crate::sync::Arc;
 use crate::units::{PageIndex, PageRange};
 
 /// Pages that are looked at under one hold of L2: it keeps faults out.
@@ -56,22 +75,52 @@ impl Preallocation {
     }
 }
 
+impl State {
+    /// The first pages of `range` that nobody has asked for.
+    fn first_preallocated(&self, range: PageRange) -> Option<PageRange> {
+        match self.extents.windows() {
+            None => self.preallocated.within(range).next(),
+            Some(places) => places.first_preallocated(range, u64::MAX),
+        }
+    }
+
+    /// All of them, in order.
+    fn preallocated_within(&self, range: PageRange) -> impl Iterator<Item = PageRange> + '_ {
+        let mut left = range;
+        std::iter::from_fn(move || {
+            let part = self.first_preallocated(left)?;
+            left.start = part.end;
+            Some(part)
+        })
+    }
+
+    fn keep(&mut self, range: PageRange) {
+        match self.extents.windows_mut() {
+            None => self.preallocated.remove(range),
+            Some(places) => places.keep(range),
+        }
+    }
+}
+
 impl Shared<'_> {
     pub(crate) fn is_preallocated(&self, range: PageRange) -> bool {
-        self.state().preallocated.within(range).next().is_some()
+        self.state().first_preallocated(range).is_some()
     }
 
     /// The next pages of `range` to be given back under one hold of the lock.
     pub(crate) fn next_preallocated(&self, range: PageRange) -> Option<PageRange> {
-        let first = self.state().preallocated.within(range).next()?;
+        let first = self.state().first_preallocated(range)?;
         Some(PageRange::at(first.start, LOOK_PAGES).intersect(range))
     }
 
     /// How many pages of `range` may be holes by the time that somebody fills them who holds L1: those that are, and those that
     /// become holes again if what was preallocated is given back, which takes no L1.
     pub(crate) fn holes_at_most(&self, range: PageRange) -> u64 {
+        if let Some(places) = self.extents().windows() {
+            return range.pages() - places.asked_for_in(range);
+        }
         let holes: u64 = self.extents().holes(range).iter().map(PageRange::pages).sum();
-        let preallocated: u64 = self.state().preallocated.within(range).map(|part| part.pages()).sum();
+        let preallocated: u64 = self.state().preallocated_within(range).map(|part| part.pages()).sum();
         holes + preallocated
     }
 }
@@ -85,21 +134,30 @@ impl Change<'_> {
 
     /// Somebody has asked for blocks under `range`: they stay.
     pub(crate) fn keep(&mut self, range: PageRange) {
-        self.state.preallocated.remove(range);
+        self.state.keep(range);
     }
 
-    /// Takes away the blocks of `range` that nobody has stored to, and forgets the others.
-    pub(crate) fn give_back_preallocated(&mut self, store: &Store, range: PageRange) {
-        let parts: Vec<PageRange> = self.state.preallocated.within(range).collect();
-        self.state.preallocated.remove(range);
+    /// Takes away the blocks of `range` that nobody has stored to, and forgets the others. `false` if stores cannot be kept out for
+    /// the moment: then nothing has changed.
+    pub(crate) fn give_back_preallocated(&mut self, store: &Store, range: PageRange) -> bool {
+        let parts: Vec<PageRange> = self.state.preallocated_within(range).collect();
         let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.zeros_in(store, part)).collect();
+        let are_kept_out = store.broken(Rule::KeepStoresOut);
+        if !zeros.is_empty() && !are_kept_out && !self.state.windows.iter().all(|window| window.be_told()) {
+            return false;
+        }
+        self.keep(range);
         for zeros in zeros {
             // Before it is looked at, and with faults kept out: no store slips in behind.
-            self.state.windows.iter().for_each(|window| window.zap(zeros));
+            let keep_out = |window: &Arc<Window>| window.keep_stores_out(zeros);
+            if !are_kept_out && !self.state.windows.iter().all(keep_out) {
+                continue;
+            }
             for gone in self.zeros_in(store, zeros) {
                 self.unmap(gone);
             }
         }
+        true
     }
 
     /// The pages of `range` that have bytes of their own, all of them zeros. One that cannot be read is none.

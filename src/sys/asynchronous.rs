@@ -20,6 +20,9 @@ pub(super) trait Twin: PageTable {
     /// As [`PageTable::make_present`].
     fn make_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
+    /// As [`PageTable::make_run_present`].
+    fn make_run_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno>;
+
     /// As [`PageTable::install`], for a range that lets stores through by itself.
     fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno>;
 
@@ -164,6 +167,14 @@ impl<T: Twin + 'static> PageTable for Asynchronous<T> {
 
     fn make_present(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
         self.0.make_present_unnoticed(span, protection)
+    }
+
+    fn make_run_present(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.0.make_run_present_unnoticed(span, protection)
+    }
+
+    fn be_told(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.0.be_told(span, rights.unnoticed())
     }
 
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {

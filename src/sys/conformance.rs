@@ -10,8 +10,8 @@ use super::fake::{FakeFault, FakePageTable};
 use super::memory::DeviceMemory;
 use super::userfault::Userfault;
 use super::{
-    Access, Delivery, FaultKind, Message, Outcome, PageTable, Place, Present, Protection, Revoked, Rights, Scan, Span,
-    access,
+    Access, Delivery, FaultKind, Filled, Message, Outcome, PageTable, Place, Present, Protection, Revoked, Rights,
+    Scan, Span, access,
 };
 use crate::sync::plain::{AtomicBool, Ordering};
 use crate::sync::{Arc, thread};
@@ -39,6 +39,10 @@ enum Step {
     PointAtZeros(u64, u64),
     /// At the range's own part of the device.
     PointInPlace(u64, u64, Present),
+    /// Of what is present, where it points at the device.
+    BeTold(u64, u64),
+    /// Pages of zeros, up to the first that is there.
+    MakeRunPresent(u64, u64, Protection),
     Revoke(u64, u64),
     Scan(Scan, u64, u64),
     Load(u64),
@@ -51,6 +55,7 @@ enum Step {
 enum Seen {
     Outcome(Result<Outcome, Errno>),
     Done(Result<(), Errno>),
+    Filled(Result<Filled, Errno>),
     /// Pages of the range.
     Found(Result<Vec<u64>, Errno>),
     Access {
@@ -246,6 +251,11 @@ impl Subject {
                 let point = || table.point_in_place(span, &self.device, offset, Rights::LOAD_STORE, present);
                 Seen::Done(self.attended(point).0)
             }
+            Step::BeTold(page, count) => Seen::Done(table.be_told(self.range(page, count), Rights::LOAD_STORE)),
+            Step::MakeRunPresent(page, count, protection) => {
+                let filled = table.make_run_present(self.range(page, count), protection);
+                Seen::Filled(filled)
+            }
             Step::Revoke(page, count) => {
                 assert_eq!(table.revoke(self.range(page, count)), Revoked::Sigbus);
                 Seen::Done(Ok(()))
@@ -328,8 +338,11 @@ fn sparse_steps() -> impl Strategy<Value = Vec<Step>> {
         2 => range.clone().prop_map(|(page, count)| Step::Unprotect(page, count)),
         1 => range.clone().prop_map(|(page, count)| Step::ClearMarkers(page, count)),
         2 => range.clone().prop_map(|(page, count)| Step::Zap(page, count)),
-        1 => (range, prop_oneof![Just(Present::Told), Just(Present::Installed)])
+        1 => (range.clone(), prop_oneof![Just(Present::Told), Just(Present::Installed)])
             .prop_map(|((page, count), present)| Step::PointInPlace(page, count, present)),
+        1 => range.clone().prop_map(|(page, count)| Step::BeTold(page, count)),
+        2 => (range, prop_oneof![Just(Protection::ReadOnly), Just(Protection::Writable)])
+            .prop_map(|((page, count), protection)| Step::MakeRunPresent(page, count, protection)),
         2 => page.clone().prop_map(Step::Load),
         2 => (page.clone(), 1..100u64).prop_map(|(page, value)| Step::Store(page, value)),
         1 => (page, 0..4u64, 1..4u64).prop_map(|(page, expected, new)| Step::Exchange(page, expected, new)),
@@ -415,7 +428,8 @@ proptest! {
     fn the_fake_does_what_the_kernel_does_where_that_lets_stores_through(steps in sparse_steps()) {
         let meets = |step: &Step| matches!(step, Step::InstallReadOnly(..) | Step::InstallWritable(..) | Step::Poison(..));
         let open = Step::PointInPlace(0, PAGES, Present::Open);
-        let rest = steps.into_iter().filter(|step| !meets(step) && !matches!(step, Step::PointInPlace(..)));
+        let changes = |step: &Step| matches!(step, Step::PointInPlace(..) | Step::BeTold(..));
+        let rest = steps.into_iter().filter(|step| !meets(step) && !changes(step));
         let steps: Vec<Step> = std::iter::once(open).chain(rest).collect();
         compare(&steps, &Subject::sparse_kernel(false), &Subject::sparse_fake(false))?;
     }

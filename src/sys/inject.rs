@@ -403,6 +403,25 @@ impl PageTable for Injecting {
         self.table.make_present(span, protection)
     }
 
+    fn make_run_present(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        if let Some(refused) = self.refuse() {
+            return Ok(Filled::Nothing(refused));
+        }
+        self.short_of_memory()?;
+        match self.half(span) {
+            Some(half) if self.strikes(What::Partial) => {
+                self.count(What::Partial);
+                self.table.make_run_present(half, protection)
+            }
+            _ => self.table.make_run_present(span, protection),
+        }
+    }
+
+    fn be_told(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.short_of_memory()?;
+        self.table.be_told(span, rights)
+    }
+
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
         self.put(span, Entry::Poison)
     }

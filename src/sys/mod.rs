@@ -317,6 +317,13 @@ pub(crate) trait PageTable: Send + Sync {
         self.install_zeros(span, protection)
     }
 
+    /// The same for the pages of a range, up to the first that the device has. An error is of the first page; then nothing is done.
+    fn make_run_present(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno>;
+
+    /// Whoever serves faults is told from now on of what is present in a range where the kernel installs it by itself
+    /// ([`Present::Installed`]): one step, and no access in between is unwatched. The entries stay.
+    fn be_told(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno>;
+
     /// The device's pages that a range shows are about to be punched, which takes the entries with them as one step, in every page
     /// table. The kernel sees to that by itself. How often that has been, this time included.
     fn page_goes(&self, span: Span<'_>) -> u64;

@@ -209,7 +209,6 @@ impl<'a> Span<'a> {
     }
 
     /// The same from its start, and no longer than `bytes`.
-    #[cfg(feature = "sabotage")]
     pub(crate) fn at_most(self, bytes: u64) -> Self {
         Self { bytes: self.bytes.min(bytes), ..self }
     }

@@ -55,6 +55,7 @@ const IN_WINDOWS: &[(Rule, &str)] = &[
     (Rule::LookAgainAtZeros, "zeros"),
     (Rule::ArmWhatIsPunched, "armed"),
     (Rule::PresentIsWritten, "open"),
+    (Rule::KeepStoresOut, "ahead"),
 ];
 
 /// With the seed fixed, each broken rule shows, and shows again, in the same way, when the schedule is run again.

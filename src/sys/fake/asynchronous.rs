@@ -47,6 +47,10 @@ impl Twin for Shared {
         self.make_present(span, protection)
     }
 
+    fn make_run_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.make_run_present(span, protection)
+    }
+
     fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
         self.install(span, protection)
     }

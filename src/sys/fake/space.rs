@@ -192,6 +192,22 @@ impl Space {
         self.areas.insert(at.0, Area { bytes, backing, rights, moved: false });
     }
 
+    /// UFFDIO_REGISTER with minor faults as well, where there were none. The entries stay.
+    pub(super) fn be_told(&mut self, at: Addr, bytes: u64) -> Result<(), Errno> {
+        if !self.base.pages(at, bytes).all(|page| matches!(self.backing(page), Some(Backing::Device(..)))) {
+            return Err(Errno::EINVAL);
+        }
+        let end = at.plus(bytes).0;
+        self.split(at.0);
+        self.split(end);
+        for (_, area) in self.areas.range_mut(at.0..end) {
+            if let Backing::Device(_, _, present) = &mut area.backing {
+                *present = Present::Told;
+            }
+        }
+        Ok(())
+    }
+
     /// Areas and entries go elsewhere, and nothing stays behind. None if there is a gap in the range.
     pub(super) fn move_away(&mut self, at: Addr, bytes: u64) -> Option<Addr> {
         if !self.base.is_whole(at, bytes) || self.base.pages(at, bytes).any(|page| self.area(page).is_none()) {

@@ -139,6 +139,31 @@ impl PageTable for Shared {
         Ok(())
     }
 
+    fn make_run_present(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        let mut done = 0;
+        let outcome = self.ioctl(span, true, |space| {
+            // One VMA, or nothing.
+            if space.one_area(span.at(), span.bytes()).is_none() {
+                return (Ok(Outcome::Gone), 0);
+            }
+            for page in space.base.pages(span.at(), span.bytes()) {
+                match space.install_zeros(Addr(page), protection == Protection::ReadOnly) {
+                    (Ok(Outcome::Installed), bytes) => done += bytes,
+                    (other, _) => return (other, done),
+                }
+            }
+            (Ok(Outcome::Installed), done)
+        });
+        match outcome {
+            _ if done > 0 => Ok(Filled::Bytes(done)),
+            outcome => outcome.map(Filled::Nothing),
+        }
+    }
+
+    fn be_told(&self, span: Span<'_>, _: Rights) -> Result<(), Errno> {
+        self.state.lock().space.be_told(span.at(), span.bytes())
+    }
+
     /// The pages' bytes go a moment later, and until then nobody installs them: no one can tell.
     fn page_goes(&self, span: Span<'_>) -> u64 {
         let mut state = self.state.lock();

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use userfaultfd::Uffd;
 
 use super::open::{self, check_features};
-use super::{Userfault, continue_mode, copy_mode};
+use super::{Userfault, continue_mode, copy_mode, ioctls};
 use crate::error::{Error, Result};
 use crate::sync::plain::{AtomicU8, Ordering};
 use crate::sys::asynchronous::Twin;
@@ -103,6 +103,8 @@ impl Userfault {
             call: "open(/proc/self/pagemap)",
             errno: error.raw_os_error().unwrap_or(0),
         })?;
+        // Before a signal handler wants it.
+        ioctls::many_zeros().map_err(|errno| Error::system("mmap", errno))?;
         // Of two threads that open one, the loser's is closed: nothing is registered with it.
         let _ = self.second.set(Second { uffd, pagemap, ready: AtomicU8::new(0) });
         // The reader waits for the first alone still.
@@ -134,6 +136,10 @@ impl Userfault {
 impl Twin for Userfault {
     fn make_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
         self.copy_zeros(self.second()?.uffd.as_raw_fd(), span, copy_mode(protection))
+    }
+
+    fn make_run_present_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.copy_zeros_run(self.second()?.uffd.as_raw_fd(), span, copy_mode(protection))
     }
 
     fn install_unnoticed(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {

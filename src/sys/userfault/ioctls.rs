@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
+use super::ranges::{addr, madvise};
 use super::{Userfault, count};
 use crate::sync::plain::OnceLock;
 use crate::sys::{Filled, Outcome, PageTable, Protection, Span, abi};
@@ -12,6 +13,9 @@ use crate::units::Addr;
 #[repr(align(65536))]
 struct ZeroPage([u8; 65536]);
 static ZEROS: ZeroPage = ZeroPage([0; 65536]);
+
+/// Zeros that can be copied at once.
+const MANY_BYTES: u64 = 2 << 20;
 
 fn range(span: Span<'_>) -> abi::Range {
     abi::Range { start: span.at().0 as u64, len: span.bytes() }
@@ -28,6 +32,34 @@ fn outcome(answer: nix::Result<i32>, done: i64) -> Result<Outcome, Errno> {
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(Outcome::Gone),
         Err(errno) => Err(errno),
     }
+}
+
+/// What has been done of so many bytes.
+fn filled(answer: nix::Result<i32>, done: i64, bytes: u64) -> Result<Filled, Errno> {
+    match u64::try_from(done) {
+        // Whatever stopped it: these are done. (Of an error the field holds the negative errno, or nothing.)
+        Ok(done) if done > 0 => Ok(Filled::Bytes(done)),
+        Ok(_) | Err(_) => Ok(match outcome(answer, 0)? {
+            Outcome::Installed => Filled::Bytes(bytes),
+            other => Filled::Nothing(other),
+        }),
+    }
+}
+
+/// Addresses at which nothing but zeros is ever read, made when they are first wanted and never given back. They take no memory:
+/// all are the system's one page of zeros, which stays in the CPU's cache.
+pub(super) fn many_zeros() -> Result<usize, Errno> {
+    static MANY: OnceLock<Result<usize, Errno>> = OnceLock::new();
+    let bytes = std::num::NonZeroUsize::new(MANY_BYTES as usize).ok_or(Errno::EINVAL)?;
+    let map = || {
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours. It is never given back.
+        let mapped = unsafe { mmap_anonymous(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE) }?;
+        // Not a huge page of zeros, which would not stay there.
+        // SAFETY: has just been mapped here. It changes a flag.
+        let _ = unsafe { madvise(addr(mapped), MANY_BYTES, libc::MADV_NOHUGEPAGE) };
+        Ok(mapped.as_ptr() as usize)
+    };
+    *MANY.get_or_init(map)
 }
 
 pub(super) fn continue_mode(protection: Protection) -> u64 {
@@ -61,14 +93,7 @@ impl Userfault {
         let mut argument = abi::Continue { range: range(span), mode, done: 0 };
         // SAFETY: `argument` is a valid uffdio_continue and outlives the call. What it installs in is a mapping's (`Span`).
         let answer = unsafe { abi::uffdio_continue(fd, &mut argument) };
-        match u64::try_from(argument.done) {
-            // Whatever stopped it: these are done. (Of an error the field holds the negative errno, or nothing.)
-            Ok(done) if done > 0 => Ok(Filled::Bytes(done)),
-            Ok(_) | Err(_) => Ok(match outcome(answer, 0)? {
-                Outcome::Installed => Filled::Bytes(span.bytes()),
-                other => Filled::Nothing(other),
-            }),
-        }
+        filled(answer, argument.done, span.bytes())
     }
 
     /// UFFDIO_COPY of zeros into a base page. Wakes who sleeps at this userfaultfd.
@@ -84,6 +109,18 @@ impl Userfault {
         // 64 KiB at most). What it writes to is a mapping's (`Span`).
         let answer = unsafe { abi::uffdio_copy(fd, &mut argument) };
         outcome(answer, argument.copied)
+    }
+
+    /// The same for a run of pages, of [`MANY_BYTES`] at most: it ends at the first that is there.
+    pub(super) fn copy_zeros_run(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Filled, Errno> {
+        count(&self.calls.installs);
+        let src = many_zeros()? as u64;
+        let span = span.at_most(MANY_BYTES);
+        let mut argument = abi::Copy { dst: span.at().0 as u64, src, len: span.bytes(), mode, copied: 0 };
+        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source has at least `len` bytes. What it writes to is a
+        // mapping's (`Span`).
+        let answer = unsafe { abi::uffdio_copy(fd, &mut argument) };
+        filled(answer, argument.copied, span.bytes())
     }
 
     /// UFFDIO_COPY of bytes that cannot be read: EFAULT where the whole range is registered, and nothing is done. `Gone` where it is not.

@@ -311,6 +311,14 @@ impl PageTable for Userfault {
         self.copy_zeros(self.fd(), span, copy_mode(protection))
     }
 
+    fn make_run_present(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
+        self.copy_zeros_run(self.fd(), span, copy_mode(protection))
+    }
+
+    fn be_told(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {
+        self.register(span.at(), span.bytes(), (Watched::Device(Present::Told), rights))
+    }
+
     fn poison(&self, span: Span<'_>) -> Result<Outcome, Errno> {
         self.poison_with(span, 0)
     }

@@ -42,7 +42,7 @@ pub(super) struct Template {
 }
 
 impl Userfault {
-    fn register(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<(), Errno> {
+    pub(super) fn register(&self, at: Addr, bytes: u64, (watched, rights): Kind) -> Result<(), Errno> {
         let mode = match watched {
             Watched::Zeros | Watched::Device(Present::Installed) => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
             Watched::Device(Present::Told) => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT | RegisterMode::MINOR,

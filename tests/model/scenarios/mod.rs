@@ -41,6 +41,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "zeros", run: windows::zeros },
     Scenario { name: "armed", run: windows::armed },
     Scenario { name: "open", run: windows::open },
+    Scenario { name: "ahead", run: windows::ahead },
 ];
 
 pub fn named(name: &str) -> &'static Scenario {
