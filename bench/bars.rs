@@ -1,5 +1,7 @@
 //! What the project wants to reach, and whether it does.
 
+mod windows;
+
 use crate::case::{Case, Contender, Options, Outcome, Regime, Sample, Tracking, Work};
 use crate::results::{Results, Spread};
 use crate::scale::Scale;
@@ -113,6 +115,7 @@ fn bars(scale: &Scale) -> Vec<Bar> {
     let mut bars = round_trips(scale);
     bars.extend(many_pages(scale));
     bars.extend(in_windows(scale));
+    bars.extend(windows::bars(scale));
     bars.extend(tracking(scale));
     bars.extend(the_rest(scale));
     bars

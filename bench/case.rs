@@ -164,6 +164,12 @@ pub(crate) enum Work {
     RandomHoleWrite,
     /// A load of each page of a file that is all hole, in random order.
     RandomHoleRead,
+    /// The same in order.
+    HoleRead,
+    /// A store to one page in each so many of a file that is all hole, in random order.
+    SparseHoleWrite {
+        apart: u64,
+    },
     /// Random pages of a file that has many more.
     SparseRead {
         file_pages: u64,
@@ -214,6 +220,8 @@ impl Work {
             Work::HoleWrite => "hole write".into(),
             Work::RandomHoleWrite => "random hole write".into(),
             Work::RandomHoleRead => "random hole read".into(),
+            Work::HoleRead => "hole read".into(),
+            Work::SparseHoleWrite { apart } => format!("random hole write, one page in {apart}"),
             Work::SparseRead { file_pages } => format!("random read of a file of {} MiB", file_pages >> 8),
             Work::Collect => "collect dirty pages".into(),
             Work::Punch => "punch mapped pages".into(),
@@ -243,16 +251,21 @@ impl Work {
 
     pub(crate) fn is_store(self) -> bool {
         use Work::*;
-        matches!(self, RandomWrite | SequentialWrite | WriteAfterProtect | HoleWrite | RandomHoleWrite)
+        matches!(
+            self,
+            RandomWrite | SequentialWrite | WriteAfterProtect | HoleWrite | RandomHoleWrite | SparseHoleWrite { .. }
+        )
     }
 
     /// Whether the file is all hole.
     pub(crate) fn is_hole(self) -> bool {
-        matches!(self, Work::HoleWrite | Work::RandomHoleWrite | Work::RandomHoleRead)
+        use Work::*;
+        matches!(self, HoleWrite | RandomHoleWrite | RandomHoleRead | HoleRead | SparseHoleWrite { .. })
     }
 
     pub(crate) fn is_random(self) -> bool {
-        !matches!(self, Work::SequentialRead | Work::SequentialWrite | Work::HoleWrite | Work::HugeRead)
+        use Work::*;
+        !matches!(self, SequentialRead | SequentialWrite | HoleWrite | HoleRead | HugeRead)
     }
 }
 
@@ -272,6 +285,7 @@ impl Case {
     pub(crate) fn file_pages(&self) -> u64 {
         match self.work {
             Work::SparseRead { file_pages } => file_pages,
+            Work::SparseHoleWrite { apart } => self.pages * apart,
             _ => self.pages,
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::case::{Case, Regime, Sample};
+use crate::case::{Case, Regime, Sample, Work};
 use crate::raw::{self, Cpu, View};
 
 /// As many laps as fit in this, but at least one and at most so many.
@@ -35,6 +35,10 @@ pub(crate) trait Ground {
     fn counts(&self) -> Option<Counts> {
         None
     }
+    /// What else there is to say, by name, once so many pages have been touched.
+    fn figures(&self, _touched: u64) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
 }
 
 impl Ground for raw::Mapped {
@@ -47,7 +51,14 @@ impl Ground for raw::Mapped {
 pub(crate) fn orders(case: &Case) -> Vec<Vec<u64>> {
     let file_pages = case.file_pages();
     // The first page is touched before.
-    let mut pages: Vec<u64> = (1..file_pages).collect();
+    let mut pages: Vec<u64> = match case.work {
+        // Anywhere in its part of the file: always the first page of it would be a stream to whoever looks for strides.
+        Work::SparseHoleWrite { apart } => {
+            let mut random = fastrand::Rng::with_seed(7);
+            (apart..file_pages).step_by(apart as usize).map(|first| first + random.u64(..apart)).collect()
+        }
+        _ => (1..file_pages).collect(),
+    };
     if case.work.is_random() {
         fastrand::Rng::with_seed(42).shuffle(&mut pages);
     }
@@ -186,6 +197,8 @@ pub(crate) fn run_on(case: &Case, orders: &[Vec<u64>], contestant: &mut dyn Cont
         let before = Moment::of(&*ground);
         let ns = lap(ground.view(), orders, store);
         Moment::of(&*ground).add_since(&before, &mut sample);
+        // Those of the last lap are kept. The first page has been touched as well.
+        sample.figures.extend(ground.figures(touched + 1).into_iter().map(|(name, figure)| (name.into(), figure)));
         sample.pages += touched;
         times.push(ns / touched as f64);
         spent += Duration::from_nanos(ns as u64);

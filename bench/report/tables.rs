@@ -37,6 +37,8 @@ fn see(case: &Case) -> &'static str {
         Work::HoleWrite => "Blocks as well as entries: what is allocated ahead of the stores is what is saved.",
         Work::RandomHoleWrite => "The same where nobody can allocate ahead: with windows a fault and a call a page.",
         Work::RandomHoleRead => "A page of zeros for each hole that is looked at.",
+        Work::HoleRead => "The same in order, where pages of zeros can be put in ahead of the loads.",
+        Work::SparseHoleWrite { .. } => "Nothing is to be taken ahead where the neighbours are never stored to.",
         Work::SparseRead { .. } => "Fault-around must not cost where the next page is never the neighbour.",
         Work::Collect => "Taking the dirty pages and protecting them again, a page.",
         Work::Punch | Work::Truncate => {

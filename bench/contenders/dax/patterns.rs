@@ -1,6 +1,6 @@
 //! The library, in the patterns that every contender has.
 
-use daxpager::{File, Mapping, Pager};
+use daxpager::{File, Mapping};
 
 use super::world::{World, counts, map, store_all};
 use crate::case::{Case, Options, Sample, Work};
@@ -11,7 +11,7 @@ pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Sample> {
     laps::run(case, &mut Dax::new(case, options)?)
 }
 
-/// The six patterns, and the read of a sparse few.
+/// The six patterns, what is done to holes, and the read of a sparse few.
 struct Dax {
     world: World,
     file: File,
@@ -25,7 +25,11 @@ impl Dax {
         let pages = case.file_pages();
         let world = World::memfd(pages, options)?;
         let world = if options.busy { world.awake()? } else { world };
-        let file = world.file("bench", pages)?;
+        let file = match case.work {
+            // Far longer than what is touched of it, and with windows nothing is gained by having had blocks.
+            Work::SparseHoleWrite { .. } => world.volume.create("bench")?,
+            _ => world.file("bench", pages)?,
+        };
         Ok(Self { world, file, pages, work: case.work, options })
     }
 }
@@ -42,13 +46,13 @@ impl Contestant for Dax {
             store_all(View::of(&map));
             map.take_dirty()?;
         }
-        Ok(Box::new(Mapped { map, pager: &self.world.pager }))
+        Ok(Box::new(Mapped { map, world: &self.world }))
     }
 }
 
 struct Mapped<'a> {
     map: Mapping,
-    pager: &'a Pager,
+    world: &'a World,
 }
 
 impl Ground for Mapped<'_> {
@@ -57,6 +61,11 @@ impl Ground for Mapped<'_> {
     }
 
     fn counts(&self) -> Option<Counts> {
-        Some(counts(self.pager))
+        Some(counts(&self.world.pager))
+    }
+
+    fn figures(&self, touched: u64) -> Vec<(&'static str, f64)> {
+        let device = self.world.volume.resident_bytes() as f64;
+        vec![("device ×", device / (touched * PAGE) as f64)]
     }
 }

@@ -1,0 +1,67 @@
+//! Files with windows: what asynchronous tracking does to holes, what is held in memory, and what many of something cost.
+
+use super::{Bar, Cases, Figure, Limit, OURS, ratio, times};
+use crate::case::{Case, Contender, Options, Regime, Tracking, Work};
+use crate::scale::Scale;
+
+/// So many times the pages of other bars: of few it would be the arming of a new mapping that is measured, which one worker does.
+const MANY: u64 = 8;
+/// Of so many pages one is stored to: too few for a chunk of 2 MiB to count as dense.
+const APART: u64 = 64;
+
+pub(super) fn bars(scale: &Scale) -> Vec<Bar> {
+    let mut bars = holes(scale);
+    bars.extend(two_threads(scale));
+    bars
+}
+
+fn asynchronous() -> Options {
+    OURS.in_windows().tracking(Tracking::Asynchronous)
+}
+
+/// A figure itself, with nothing beside it.
+fn alone(name: &str, case: &Case, figure: &'static str, most: f64, unit: &'static str) -> Bar {
+    let of = (case.clone(), Figure::Named(figure));
+    Bar { name: name.into(), of, to: None, limit: Limit::AtMost(most), unit }
+}
+
+fn holes(scale: &Scale) -> Vec<Bar> {
+    let pinned = Cases { scale, regime: Regime::Pinned, threads: 1 };
+    let against_tmpfs = |name: &str, work, options, most| {
+        let name = format!("{name}, against tmpfs");
+        times(name, pinned.dax(work, options), pinned.case(work, Contender::Kernel), Limit::AtMost(most))
+    };
+    let sparse = Work::SparseHoleWrite { apart: APART };
+    let (there, here) = (asynchronous(), asynchronous().in_faulting_thread());
+    vec![
+        against_tmpfs("store into holes (windows, async) in order, pager thread", Work::HoleWrite, there, 1.05),
+        against_tmpfs("store into holes (windows, async) at random, pager thread", Work::RandomHoleWrite, there, 1.15),
+        against_tmpfs("store into one hole in 64 (windows, async), faulting thread", sparse, here, 2.6),
+        alone(
+            "memory of one hole in 64 (windows, async), by what was stored to",
+            &pinned.dax(sparse, here),
+            "device ×",
+            1.1,
+            " ×",
+        ),
+        against_tmpfs("load of holes (windows, async) in order, pager thread", Work::HoleRead, there, 1.2),
+        against_tmpfs("load of holes (windows) in order, pager thread", Work::HoleRead, OURS.in_windows(), 1.2),
+    ]
+}
+
+/// What two threads do beside one, each resolving its own faults.
+fn two_threads(scale: &Scale) -> Vec<Bar> {
+    let one = Cases { scale, regime: Regime::Free, threads: 1 };
+    let two = Cases { scale, regime: Regime::Free, threads: 2 };
+    let bar = |(what, work, options): (&str, Work, Options)| {
+        let name = format!("{what} per second of two threads, faulting thread, against one");
+        let rate = |cases: &Cases| {
+            let case = cases.dax(work, options.in_faulting_thread());
+            (Case { pages: MANY * case.pages, ..case }, Figure::Rate)
+        };
+        ratio(name, rate(&two), rate(&one), Limit::AtLeast(1.7))
+    };
+    let loads = ("first loads (windows)", Work::RandomRead, OURS.in_windows());
+    let stores = ("stores into holes (windows, async)", Work::RandomHoleWrite, asynchronous());
+    [loads, stores].map(bar).into()
+}
