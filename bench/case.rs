@@ -193,6 +193,12 @@ pub(crate) enum Work {
     },
     /// A terabyte mapped, and then `pages` of it loaded.
     MapSparse,
+    /// A load of one page in each 2 MiB of holes, in order.
+    HoleReadFar,
+    /// Every page stored to in random order, and then loaded.
+    StoreThenLoad,
+    /// Every page written by a call, and loaded once.
+    WriteThenLoad,
     /// Sequential read of huge pages; of small ones by the kernel.
     HugeRead,
     /// Random read while another thread punches elsewhere in the file.
@@ -231,6 +237,9 @@ impl Work {
             Work::Truncate => "truncate mapped pages".into(),
             Work::Extents { extents, .. } => format!("random read, {extents} extents"),
             Work::MapSparse => "map 1 TiB".into(),
+            Work::HoleReadFar => "hole read, one page in each 2 MiB".into(),
+            Work::StoreThenLoad => "random hole write, then random read".into(),
+            Work::WriteThenLoad => "write calls, then sequential read".into(),
             Work::HugeRead => "sequential read of huge pages".into(),
             Work::ReadBesidePuncher => "random read beside a puncher".into(),
         }

@@ -15,6 +15,8 @@ pub(crate) struct Scale {
     pub(crate) extents_max: u64,
     /// Pages in use of the terabyte.
     pub(crate) terabyte_pages: u64,
+    /// Holes loaded, 2 MiB apart: a terabyte of them.
+    pub(crate) holes_far: u64,
     /// Pages of 4 KiB read of huge pages.
     pub(crate) huge_pages: u64,
 }
@@ -29,6 +31,7 @@ impl Scale {
                 extent_pages: 256,
                 extents_max: 1000,
                 terabyte_pages: 4096,
+                holes_far: 4096,
                 huge_pages: 4096,
             },
             false => Self {
@@ -37,6 +40,7 @@ impl Scale {
                 extent_pages: 2048,
                 extents_max: 1_000_000,
                 terabyte_pages: 262_144,
+                holes_far: 524_288,
                 huge_pages: 12_288,
             },
         }

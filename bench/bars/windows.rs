@@ -12,6 +12,7 @@ const APART: u64 = 64;
 pub(super) fn bars(scale: &Scale) -> Vec<Bar> {
     let mut bars = holes(scale);
     bars.extend(two_threads(scale));
+    bars.extend(memory(scale));
     bars
 }
 
@@ -64,4 +65,38 @@ fn two_threads(scale: &Scale) -> Vec<Bar> {
     let loads = ("first loads (windows)", Work::RandomRead, OURS.in_windows());
     let stores = ("stores into holes (windows, async)", Work::RandomHoleWrite, asynchronous());
     [loads, stores].map(bar).into()
+}
+
+/// What is held: memory, and address ranges.
+fn memory(scale: &Scale) -> Vec<Bar> {
+    let pinned = Cases { scale, regime: Regime::Pinned, threads: 1 };
+    let exact = OURS.in_windows();
+    let ranges = |name: &str, options| {
+        let name = format!("address ranges after stores, then loads, at random ({name})");
+        alone(&name, &pinned.dax(Work::StoreThenLoad, options), "address ranges", 16.0, "")
+    };
+    let far = |contender| Case { pages: scale.holes_far, ..pinned.case(Work::HoleReadFar, contender) };
+    let (ours, tmpfs) = (far(Contender::Dax(exact)), far(Contender::Kernel));
+    let far_apart = format!("a hole in each 2 MiB of {} GiB loaded (windows)", scale.holes_far / 512);
+    let taken = Figure::Named("taken MiB");
+    vec![
+        ranges("windows", exact),
+        ranges("windows, async", asynchronous()),
+        // The zeros that a volume keeps unless told, and a twentieth.
+        alone(&format!("{far_apart}: the device"), &ours, "device MiB", 64.0 * 1.05, " MiB"),
+        ratio(
+            format!("{far_apart}: memory of the process, against tmpfs"),
+            (ours.clone(), taken),
+            (tmpfs, taken),
+            Limit::AtMost(0.6),
+        ),
+        alone(&format!("{far_apart}: address ranges"), &ours, "address ranges", 64.0, ""),
+        alone(
+            "RssShmem of pages written and loaded once (windows), by their bytes",
+            &pinned.dax(Work::WriteThenLoad, exact),
+            "RssShmem ×",
+            1.05,
+            " ×",
+        ),
+    ]
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::floor::memory;
+use super::steps;
 use crate::case::{Case, Contender, Sample, Work};
 use crate::laps::{Contestant, Ground, median};
 use crate::raw::{self, Mapped, Memory, PAGE, Uffd};
@@ -96,6 +97,13 @@ pub(crate) fn punch_pages(case: &Case) -> anyhow::Result<Sample> {
         drop(map);
         Ok(ns)
     })
+}
+
+/// A load of a page in each 2 MiB of holes.
+pub(crate) fn holes_far(case: &Case) -> anyhow::Result<Sample> {
+    let memory = Memory::sparse(case.pages * (steps::FAR / PAGE))?;
+    let map = memory.map()?;
+    steps::load_far(map.view(), case.pages)
 }
 
 /// pread(2) or pwrite(2) of each page.

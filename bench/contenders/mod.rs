@@ -6,6 +6,7 @@ pub(crate) mod dax;
 mod floor;
 pub(crate) mod kernel;
 pub(crate) mod other;
+mod steps;
 
 use crate::case::{Case, Contender, Outcome, Regime, Work};
 use crate::laps;
@@ -22,6 +23,7 @@ pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
         (Contender::Kernel, Work::Punch | Work::Truncate) => kernel::drop_entries(case)?,
         (Contender::Kernel, Work::ReadCalls | Work::WriteCalls) => kernel::calls(case)?,
         (Contender::Kernel, Work::PunchPages) => kernel::punch_pages(case)?,
+        (Contender::Kernel, Work::HoleReadFar) => return steps::with_memory(case, || kernel::holes_far(case)),
         (Contender::KernelAsync, Work::Collect) => kernel::scan(case)?,
         (Contender::Kernel | Contender::KernelOnePage | Contender::KernelAsync | Contender::KernelArmed, _) => {
             laps::run(case, &mut kernel::Kernel::new(case)?)?

@@ -1,9 +1,11 @@
 //! The library, as a contender.
 
+mod memory;
 mod patterns;
 mod special;
 mod world;
 
+use super::steps;
 use crate::case::{Case, Options, Outcome, Work};
 use crate::machine::is_lacking;
 
@@ -11,6 +13,9 @@ pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> 
     let measured = match case.work {
         Work::Collect => special::collect(case, options).map(Outcome::Measured),
         Work::Punch | Work::PunchPages | Work::Truncate => special::take_away(case, options).map(Outcome::Measured),
+        Work::HoleReadFar => steps::with_memory(case, || memory::holes_far(case, options)),
+        Work::StoreThenLoad => memory::store_then_load(case, options).map(Outcome::Measured),
+        Work::WriteThenLoad => memory::write_then_load(case, options).map(Outcome::Measured),
         Work::ReadCalls | Work::WriteCalls => special::calls(case, options).map(Outcome::Measured),
         Work::Extents { extents, blocks } => special::extents(case, options, (extents, blocks)),
         Work::MapSparse => special::map_sparse(case, options).map(Outcome::Measured),

@@ -50,13 +50,19 @@ impl World {
     }
 
     pub(crate) fn memfd(pages: u64, options: Options) -> anyhow::Result<Self> {
+        let world = Self::memfd_of_few_zeros(pages, options)?;
+        // What is measured is not how zeros are taken back.
+        world.volume.set_zeros_max(u64::MAX);
+        Ok(world)
+    }
+
+    /// With as much room for zeros as a volume has unless told.
+    pub(crate) fn memfd_of_few_zeros(pages: u64, options: Options) -> anyhow::Result<Self> {
         let device = Device::memfd("bench", pages * PAGE)?;
         if !options.windows {
             return Self::new(device);
         }
         let volume = Volume::format_with(device, Allocation::Windows);
-        // What is measured is not how zeros are taken back.
-        volume.set_zeros_max(u64::MAX);
         anyhow::ensure!(volume.allocation() == (Allocation::Windows, None), "no windows: {:?}", volume.allocation());
         Ok(Self { volume, pager: Pager::builder().start()? })
     }
