@@ -180,6 +180,16 @@ pub(crate) enum Work {
     Punch,
     /// The same, each page by a punch of its own, and the memory goes back.
     PunchPages,
+    /// The same, by punches of so many pages.
+    PunchRuns {
+        run: u64,
+    },
+    /// A page written by a call, and punched where a mapping shows it, while there are so many of four pages each: of parts of one file,
+    /// or each of a file of its own.
+    PunchAmong {
+        mappings: u64,
+        own_files: bool,
+    },
     /// Each page by a call of its own: read_at, and pread(2).
     ReadCalls,
     /// Likewise: write_at over what is there, and pwrite(2).
@@ -234,6 +244,9 @@ impl Work {
             Work::ReadCalls => "read calls of a page".into(),
             Work::WriteCalls => "write calls of a page".into(),
             Work::PunchPages => "punch mapped pages, one by one".into(),
+            Work::PunchRuns { run } => format!("punch mapped pages, {run} at a time"),
+            Work::PunchAmong { mappings, own_files: false } => format!("write and punch among {mappings} mappings"),
+            Work::PunchAmong { mappings, own_files: true } => format!("write and punch among {mappings} mapped files"),
             Work::Truncate => "truncate mapped pages".into(),
             Work::Extents { extents, .. } => format!("random read, {extents} extents"),
             Work::MapSparse => "map 1 TiB".into(),

@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -105,19 +106,26 @@ impl Memory {
         nix::sys::uio::pwrite(&self.fd, from, at as i64)
     }
 
-    /// Takes a page away.
-    pub(crate) fn punch(&self, page: u64) -> nix::Result<()> {
+    /// Takes pages away.
+    pub(crate) fn punch(&self, pages: Range<u64>) -> nix::Result<()> {
         use nix::fcntl::{FallocateFlags, fallocate};
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.fd, flags, (page * PAGE) as i64, PAGE as i64)
+        let (at, len) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+        fallocate(&self.fd, flags, at as i64, len as i64)
     }
 
     pub(crate) fn map(&self) -> anyhow::Result<Mapped> {
-        let bytes = NonZeroUsize::new((self.pages * PAGE) as usize).context("an empty mapping")?;
+        self.map_part(0..self.pages)
+    }
+
+    pub(crate) fn map_part(&self, part: Range<u64>) -> anyhow::Result<Mapped> {
+        let pages = part.end - part.start;
+        let bytes = NonZeroUsize::new((pages * PAGE) as usize).context("an empty mapping")?;
+        let at = (part.start * PAGE) as i64;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let at = unsafe { mmap(None, bytes, prot, MapFlags::MAP_SHARED, &self.fd, 0) }.context("mmap")?;
-        Ok(Mapped { at: at.as_ptr() as usize, pages: self.pages })
+        let at = unsafe { mmap(None, bytes, prot, MapFlags::MAP_SHARED, &self.fd, at) }.context("mmap")?;
+        Ok(Mapped { at: at.as_ptr() as usize, pages })
     }
 }
 

@@ -17,6 +17,10 @@ pub(crate) struct Scale {
     pub(crate) terabyte_pages: u64,
     /// Holes loaded, 2 MiB apart: a terabyte of them.
     pub(crate) holes_far: u64,
+    /// The most mappings at once. Each is at least one address range of the 65,530 that a process has.
+    pub(crate) mappings: u64,
+    /// Times that a page is punched among them.
+    pub(crate) punches: u64,
     /// Pages of 4 KiB read of huge pages.
     pub(crate) huge_pages: u64,
 }
@@ -32,6 +36,8 @@ impl Scale {
                 extents_max: 1000,
                 terabyte_pages: 4096,
                 holes_far: 4096,
+                mappings: 1000,
+                punches: 128,
                 huge_pages: 4096,
             },
             false => Self {
@@ -41,6 +47,8 @@ impl Scale {
                 extents_max: 1_000_000,
                 terabyte_pages: 262_144,
                 holes_far: 524_288,
+                mappings: 10_000,
+                punches: 1024,
                 huge_pages: 12_288,
             },
         }

@@ -4,6 +4,8 @@ use super::{Bar, Cases, Figure, Limit, OURS, ratio, times};
 use crate::case::{Case, Contender, Options, Regime, Tracking, Work};
 use crate::scale::Scale;
 
+/// Pages of one punch.
+const RUN: u64 = 256;
 /// So many times the pages of other bars: of few it would be the arming of a new mapping that is measured, which one worker does.
 const MANY: u64 = 8;
 /// Of so many pages one is stored to: too few for a chunk of 2 MiB to count as dense.
@@ -13,6 +15,7 @@ pub(super) fn bars(scale: &Scale) -> Vec<Bar> {
     let mut bars = holes(scale);
     bars.extend(two_threads(scale));
     bars.extend(memory(scale));
+    bars.extend(punches(scale));
     bars
 }
 
@@ -97,6 +100,39 @@ fn memory(scale: &Scale) -> Vec<Bar> {
             "RssShmem ×",
             1.05,
             " ×",
+        ),
+    ]
+}
+
+/// Punches of many pages, and among many mappings.
+fn punches(scale: &Scale) -> Vec<Bar> {
+    let pinned = Cases { scale, regime: Regime::Pinned, threads: 1 };
+    let exact = OURS.in_windows();
+    let runs = Work::PunchRuns { run: RUN };
+    let among = |mappings, own_files, contender| {
+        let work = Work::PunchAmong { mappings, own_files };
+        Case { pages: scale.punches, ..pinned.case(work, contender) }
+    };
+    let (ours, many) = (Contender::Dax(exact), scale.mappings);
+    let punch = |mappings| (among(mappings, true, ours.clone()), Figure::Named("punch ns"));
+    vec![
+        times(
+            format!("punch and give back {RUN} pages at a time (windows), against PUNCH_HOLE"),
+            pinned.dax(runs, exact),
+            pinned.case(runs, Contender::Kernel),
+            Limit::AtMost(1.15),
+        ),
+        times(
+            format!("write and punch a page that one of {many} mappings shows (windows), against tmpfs"),
+            among(many, false, ours.clone()),
+            among(many, false, Contender::Kernel),
+            Limit::AtMost(1.15),
+        ),
+        ratio(
+            format!("punch of a page with {many} files mapped (windows), against one"),
+            punch(many),
+            punch(1),
+            Limit::AtMost(1.1),
         ),
     ]
 }

@@ -86,13 +86,13 @@ pub(crate) fn drop_entries(case: &Case) -> anyhow::Result<Sample> {
     })
 }
 
-/// FALLOC_FL_PUNCH_HOLE of pages that are all mapped, writable, one by one.
-pub(crate) fn punch_pages(case: &Case) -> anyhow::Result<Sample> {
+/// FALLOC_FL_PUNCH_HOLE of pages that are all mapped, writable, so many at a time.
+pub(crate) fn punch_pages(case: &Case, run: u64) -> anyhow::Result<Sample> {
     of_laps(case.pages, || {
         let memory = Memory::resident(case.pages)?;
         let map = mapped(&memory, None)?;
         let start = Instant::now();
-        (0..case.pages).try_for_each(|page| memory.punch(page)).context("FALLOC_FL_PUNCH_HOLE")?;
+        steps::runs(case.pages, run).try_for_each(|pages| memory.punch(pages)).context("FALLOC_FL_PUNCH_HOLE")?;
         let ns = start.elapsed().as_nanos() as f64;
         drop(map);
         Ok(ns)
@@ -104,6 +104,21 @@ pub(crate) fn holes_far(case: &Case) -> anyhow::Result<Sample> {
     let memory = Memory::sparse(case.pages * (steps::FAR / PAGE))?;
     let map = memory.map()?;
     steps::load_far(map.view(), case.pages)
+}
+
+/// A page written and punched, of a memfd that is mapped in many small parts.
+pub(crate) fn punch_among(case: &Case, mappings: u64) -> anyhow::Result<Sample> {
+    let memory = Memory::sparse(mappings * steps::SMALL)?;
+    // In order: the kernel gives lower addresses to later ones, and joins no two.
+    let maps = (0..mappings)
+        .map(|part| memory.map_part(part * steps::SMALL..(part + 1) * steps::SMALL))
+        .collect::<anyhow::Result<Vec<Mapped>>>()?;
+    let nth = maps.len() / 2;
+    let bytes = vec![1; PAGE as usize];
+    let first = nth as u64 * steps::SMALL;
+    let write = |page: u64| Ok(memory.write(&bytes, (first + page) * PAGE).map(drop)?);
+    let punch = |page: u64| Ok(memory.punch(first + page..first + page + 1)?);
+    steps::write_and_punch(maps[nth].view(), case.pages, write, punch)
 }
 
 /// pread(2) or pwrite(2) of each page.

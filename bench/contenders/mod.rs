@@ -22,7 +22,9 @@ pub(crate) fn measure(case: &Case) -> anyhow::Result<Outcome> {
         (Contender::Dax(options), _) => return dax::measure(case, *options),
         (Contender::Kernel, Work::Punch | Work::Truncate) => kernel::drop_entries(case)?,
         (Contender::Kernel, Work::ReadCalls | Work::WriteCalls) => kernel::calls(case)?,
-        (Contender::Kernel, Work::PunchPages) => kernel::punch_pages(case)?,
+        (Contender::Kernel, Work::PunchPages) => kernel::punch_pages(case, 1)?,
+        (Contender::Kernel, Work::PunchRuns { run }) => kernel::punch_pages(case, run)?,
+        (Contender::Kernel, Work::PunchAmong { mappings, .. }) => kernel::punch_among(case, mappings)?,
         (Contender::Kernel, Work::HoleReadFar) => return steps::with_memory(case, || kernel::holes_far(case)),
         (Contender::KernelAsync, Work::Collect) => kernel::scan(case)?,
         (Contender::Kernel | Contender::KernelOnePage | Contender::KernelAsync | Contender::KernelArmed, _) => {

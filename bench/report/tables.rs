@@ -47,9 +47,10 @@ fn see(case: &Case) -> &'static str {
         Work::ReadCalls | Work::WriteCalls => {
             "A call of the library's beside the kernel's: one copy, and one system call."
         }
-        Work::PunchPages => {
+        Work::PunchPages | Work::PunchRuns { .. } => {
             "With windows the memory goes back as it is punched: what that costs beside the kernel's own punch."
         }
+        Work::PunchAmong { .. } => "A punch should not cost more for mappings that do not show the page.",
         Work::HoleReadFar => "Zeros are taken back: only the page tables grow with the holes that are loaded.",
         Work::StoreThenLoad => "The time is that of the loads; in which order stores came must not split the mapping.",
         Work::WriteThenLoad => "Each page is to count once in this process's memory.",

@@ -1,5 +1,6 @@
 //! The library, as a contender.
 
+mod many;
 mod memory;
 mod patterns;
 mod special;
@@ -12,7 +13,12 @@ use crate::machine::is_lacking;
 pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> {
     let measured = match case.work {
         Work::Collect => special::collect(case, options).map(Outcome::Measured),
-        Work::Punch | Work::PunchPages | Work::Truncate => special::take_away(case, options).map(Outcome::Measured),
+        Work::Punch | Work::PunchPages | Work::PunchRuns { .. } | Work::Truncate => {
+            special::take_away(case, options).map(Outcome::Measured)
+        }
+        Work::PunchAmong { mappings, own_files } => {
+            many::punch_among(case, options, mappings, own_files).map(Outcome::Measured)
+        }
         Work::HoleReadFar => steps::with_memory(case, || memory::holes_far(case, options)),
         Work::StoreThenLoad => memory::store_then_load(case, options).map(Outcome::Measured),
         Work::WriteThenLoad => memory::write_then_load(case, options).map(Outcome::Measured),

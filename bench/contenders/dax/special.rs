@@ -1,5 +1,6 @@
 //! What is asked of the library beyond the patterns.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,6 +10,7 @@ use daxpager::Device;
 
 use super::world::{self, World, fill, map, store_all};
 use crate::case::{Case, Options, Outcome, Sample, Work};
+use crate::contenders::steps;
 use crate::laps::{self, Contestant, Ground, median};
 use crate::machine::{bytes_of, memory_available};
 use crate::raw::{self, PAGE, View};
@@ -70,6 +72,8 @@ pub(crate) fn take_away(case: &Case, options: Options) -> anyhow::Result<Sample>
     let file = world.file("bench", case.pages)?;
     let bytes = case.pages * PAGE;
     let map = map(&world.pager, &file, 0..bytes, options)?;
+    let punch = |pages: Range<u64>| file.punch_hole(pages.start * PAGE, (pages.end - pages.start) * PAGE);
+    let punch_by = |run| steps::runs(case.pages, run).try_for_each(punch);
     let mut times = Vec::new();
     for _ in 0..LAPS {
         fill(&file, 0..bytes)?;
@@ -77,7 +81,8 @@ pub(crate) fn take_away(case: &Case, options: Options) -> anyhow::Result<Sample>
         let start = Instant::now();
         match case.work {
             Work::Punch => file.punch_hole(0, bytes)?,
-            Work::PunchPages => (0..case.pages).try_for_each(|page| file.punch_hole(page * PAGE, PAGE))?,
+            Work::PunchPages => punch_by(1)?,
+            Work::PunchRuns { run } => punch_by(run)?,
             _ => file.truncate(0)?,
         }
         times.push(ns_since(start));
