@@ -209,6 +209,8 @@ pub(crate) enum Work {
     StoreThenLoad,
     /// Every page written by a call, and loaded once.
     WriteThenLoad,
+    /// So many files as there are pages: created, listed and removed; each hundredth has a page.
+    ManyFiles,
     /// Sequential read of huge pages; of small ones by the kernel.
     HugeRead,
     /// Random read while another thread punches elsewhere in the file.
@@ -253,6 +255,7 @@ impl Work {
             Work::HoleReadFar => "hole read, one page in each 2 MiB".into(),
             Work::StoreThenLoad => "random hole write, then random read".into(),
             Work::WriteThenLoad => "write calls, then sequential read".into(),
+            Work::ManyFiles => "many files".into(),
             Work::HugeRead => "sequential read of huge pages".into(),
             Work::ReadBesidePuncher => "random read beside a puncher".into(),
         }

@@ -21,6 +21,8 @@ pub(crate) struct Scale {
     pub(crate) mappings: u64,
     /// Times that a page is punched among them.
     pub(crate) punches: u64,
+    /// The most files at once.
+    pub(crate) files: u64,
     /// Pages of 4 KiB read of huge pages.
     pub(crate) huge_pages: u64,
 }
@@ -38,6 +40,7 @@ impl Scale {
                 holes_far: 4096,
                 mappings: 1000,
                 punches: 128,
+                files: 100_000,
                 huge_pages: 4096,
             },
             false => Self {
@@ -49,6 +52,7 @@ impl Scale {
                 holes_far: 524_288,
                 mappings: 10_000,
                 punches: 1024,
+                files: 1_000_000,
                 huge_pages: 12_288,
             },
         }

@@ -16,6 +16,7 @@ pub(super) fn bars(scale: &Scale) -> Vec<Bar> {
     bars.extend(two_threads(scale));
     bars.extend(memory(scale));
     bars.extend(punches(scale));
+    bars.extend(files(scale));
     bars
 }
 
@@ -134,5 +135,15 @@ fn punches(scale: &Scale) -> Vec<Bar> {
             punch(1),
             Limit::AtMost(1.1),
         ),
+    ]
+}
+
+fn files(scale: &Scale) -> Vec<Bar> {
+    let pinned = Cases { scale, regime: Regime::Pinned, threads: 1 };
+    let case = Case { pages: scale.files, ..pinned.dax(Work::ManyFiles, OURS.in_windows()) };
+    let name = |what| format!("{} files (windows): {what}", scale.files);
+    vec![
+        alone(&name("the last tenth created, against the first"), &case, "last ×", 1.2, " ×"),
+        alone(&name("memory of one"), &case, "KiB per file", 1.0, " KiB"),
     ]
 }

@@ -54,6 +54,7 @@ fn see(case: &Case) -> &'static str {
         Work::HoleReadFar => "Zeros are taken back: only the page tables grow with the holes that are loaded.",
         Work::StoreThenLoad => "The time is that of the loads; in which order stores came must not split the mapping.",
         Work::WriteThenLoad => "Each page is to count once in this process's memory.",
+        Work::ManyFiles => "The time is that of a creation: the last file should cost what the first does.",
         Work::Extents { .. } => "A million extents should cost what ten do.",
         Work::MapSparse => "The time and the memory that a mapping takes, however long it is.",
         Work::HugeRead => "One fault for each 2 MiB.",

@@ -19,6 +19,7 @@ pub(crate) fn measure(case: &Case, options: Options) -> anyhow::Result<Outcome> 
         Work::PunchAmong { mappings, own_files } => {
             many::punch_among(case, options, mappings, own_files).map(Outcome::Measured)
         }
+        Work::ManyFiles => many::files(case, options).map(Outcome::Measured),
         Work::HoleReadFar => steps::with_memory(case, || memory::holes_far(case, options)),
         Work::StoreThenLoad => memory::store_then_load(case, options).map(Outcome::Measured),
         Work::WriteThenLoad => memory::write_then_load(case, options).map(Outcome::Measured),
