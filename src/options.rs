@@ -93,8 +93,8 @@ pub enum Tracking {
     ///
     /// [`File::extents`](crate::File::extents) shows these pages as written, and [`Volume::free_blocks`](crate::Volume::free_blocks) misses
     /// them. Those that are all zeros are given back when the volume runs full, when a mapping of the file is dropped, and when it is
-    /// truncated; those of loads also when there are more than [`Volume::set_zeros_max`](crate::Volume::set_zeros_max) allows.
-    /// They are not dirty any more then, and that goes for pages into which somebody has stored nothing but zeros.
+    /// truncated; those of loads also when there are more than [`Volume::set_zeros_max`](crate::Volume::set_zeros_max) allows. What has been
+    /// stored to stays dirty, be it zeros.
     ///
     /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7
     /// ([`Error::MissingFeature`](crate::Error::MissingFeature)) and /proc.

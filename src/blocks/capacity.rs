@@ -116,8 +116,8 @@ impl Capacity {
         self.zeros.fetch_sub(pages, Ordering::Relaxed);
     }
 
-    /// Takes pages ahead of stores that are expected, as many as there are of those that are wanted: how many. None after the volume has been
-    /// short, until there is room again: what was taken ahead then would be given back at once.
+    /// Takes pages ahead of accesses that are expected, as many as there are of those that are wanted: how many. None after the volume has
+    /// been short, until there is room again: what was taken ahead then would be given back at once. The caller counts them.
     pub(crate) fn take_ahead(&self, wanted: u64) -> u64 {
         if self.short.load(Ordering::Relaxed) {
             if self.free() < self.total / ROOM_PART {
@@ -126,11 +126,7 @@ impl Capacity {
             self.short.store(false, Ordering::Relaxed);
         }
         let pages = wanted.min(self.free());
-        if pages == 0 || !self.take(pages) {
-            return 0;
-        }
-        self.add_preallocated(pages);
-        pages
+        if self.take(pages) { pages } else { 0 }
     }
 
     /// Somebody has found too few pages.
@@ -226,16 +222,14 @@ mod tests {
     #[test]
     fn nothing_is_taken_ahead_after_it_was_short_until_there_is_room() {
         let capacity = Capacity::new(16, 64, 8, 4096);
-        assert_eq!(capacity.take_ahead(10), 10);
-        assert_eq!((capacity.free(), capacity.preallocated()), (6, 10));
+        assert_eq!((capacity.take_ahead(10), capacity.free()), (10, 6));
         assert_eq!(capacity.take_ahead(10), 6, "what there is");
         assert_eq!(capacity.take_ahead(1), 0);
         capacity.set_short();
-        capacity.remove_preallocated(3);
         capacity.give(1);
         assert_eq!(capacity.take_ahead(1), 0);
         capacity.give(2);
-        assert_eq!((capacity.take_ahead(1), capacity.preallocated()), (1, 14));
+        assert_eq!(capacity.take_ahead(1), 1);
     }
 
     #[test]

@@ -281,6 +281,8 @@ impl Inode {
     /// The same under one hold of L2. Where stores cannot be kept out they are the file's for good: a volume that is short must not ask for
     /// ever.
     fn give_back(&self, range: PageRange) {
+        // Who finds none meanwhile waits for these.
+        let _transit = self.store.transit();
         for _ in 0..OUT_TRIES {
             let mut change = self.space.change();
             let done = change.give_back_preallocated(&self.store, range);

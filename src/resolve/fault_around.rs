@@ -37,6 +37,11 @@ impl Reach {
         Self { pages: PageRange::one(page), ahead: PageRange::at(page, 0), place: None }
     }
 
+    /// Without what was to be taken ahead.
+    fn alone(self) -> Self {
+        Self { ahead: PageRange::at(self.pages.start, 0), ..self }
+    }
+
     /// The fault is answered, with so many pages: the next of its stream is expected behind them, or behind
     /// the entry that was in the way.
     pub(super) fn answered(&self, window: &Window, pages: u64) {
@@ -210,14 +215,15 @@ pub(super) struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// Takes holes around the page that has faulted, whose thread still waits: it finds them there.
-    pub(super) fn take_ahead(&self, core: &Core, shared: &Shared<'_>) {
-        let Answer { window, inode, ref view, ref reach, .. } = *self;
+    /// Takes holes around the page that has faulted, whose thread still waits: it finds them there. How far the answer reaches with that.
+    pub(super) fn take_ahead(&self, core: &Core, shared: &Shared<'_>, access: Access) -> Reach {
+        let Answer { window, inode, ref view, reach, .. } = *self;
         if reach.ahead.is_empty() {
-            return;
+            return reach;
         }
-        let taken = shared.take_ahead(&inode.store, window, reach.ahead, view.backing);
+        let taken = shared.take_ahead(&inode.store, window, reach.ahead, view.backing, access);
         core.stats.ahead.fetch_add(taken, Ordering::Relaxed);
+        if taken > 0 { reach } else { reach.alone() }
     }
 
     /// Installs the page that has faulted, and those behind it that the answer reaches. What is in the way of those is no

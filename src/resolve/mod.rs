@@ -389,9 +389,9 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
                 Claim::NoSpace => return Err(Hindrance::NoPage),
                 Claim::Taken { was_there } => {
                     stats.add(&stats.allocations);
-                    answer.take_ahead(core, shared);
+                    let reach = answer.take_ahead(core, shared, raw.access);
                     let kind = if was_there { raw.kind } else { FaultKind::Missing };
-                    let answer = Answer { kind, ..*answer };
+                    let answer = Answer { kind, reach, ..*answer };
                     (answer.install(core, shared, protection, mark), &stats.runs)
                 }
                 Claim::Written => (answer.install(core, shared, protection, mark), &stats.runs),

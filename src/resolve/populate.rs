@@ -104,10 +104,10 @@ fn look(core: &Core, inode: &Arc<Inode>, window: &Arc<Window>, left: PageRange, 
         }
     }
     let prepare = |what| Ok(Step::Prepare(Preparation { inode: inode.clone(), window: window.clone(), page, what }));
-    if decision == Decision::InstallWritable && shared.is_preallocated(left) {
-        return prepare(Prepare::Keep(left));
-    }
     let filling = Filling { core, region, shared: &shared, view: &view, left };
+    if decision == Decision::InstallWritable && shared.is_preallocated(filling.step()) {
+        return prepare(Prepare::Keep(filling.step()));
+    }
     match decision {
         Decision::Sigbus => Err(Error::PastEnd { page: page.0, file_bytes: shared.size() }),
         Decision::InstallReadOnly => filling.blocks(Protection::ReadOnly),

@@ -174,10 +174,13 @@ fn still_to_be_pointed(
 ) -> Option<(PageRange, Backing)> {
     let layout = &region.layout;
     match (first, layout.backing(page)) {
-        (Backing::Armed(_), Backing::Own(_) | Backing::Armed(_)) => {
+        (Backing::Armed(_), Backing::Own(_)) => {
             let range = range.intersect(layout.piece(page));
-            // As it is now: what was armed may be told of again.
-            let range = region.window.unarmed_around(page, range)?;
+            Some((range, layout.to_be_armed(range.start)?))
+        }
+        // Told of again, perhaps.
+        (Backing::Armed(_), Backing::Armed(_)) => {
+            let range = region.window.unarmed_around(page, range.intersect(layout.piece(page)))?;
             Some((range, layout.to_be_armed(range.start)?))
         }
         (Backing::Armed(_), _) => None,

@@ -176,14 +176,17 @@ impl Window {
         if armed.arming.load(Ordering::Acquire) {
             return false;
         }
-        self.armed_parts(self.pages).into_iter().all(|part| {
+        let all_told = self.armed_parts(self.pages).into_iter().all(|part| {
             let told = self.table.be_told(self.span(part), self.rights()).is_ok();
             if told {
                 armed.chunks.forget(self.chunks_of(armed, part));
-                armed.pages.fetch_sub(part.pages(), Ordering::Relaxed);
             }
             told
-        })
+        });
+        if all_told {
+            armed.pages.store(0, Ordering::Relaxed);
+        }
+        all_told
     }
 
     /// The kernel has no room for arming.

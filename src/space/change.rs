@@ -66,6 +66,16 @@ impl Change<'_> {
         self.pending.forget.push(range);
     }
 
+    /// The same for pages of zeros that nobody has asked for. Of single blocks they were marked dirty when they were installed, stored to or
+    /// not. With windows only those are that have been stored to, and stay so: they may have shown other bytes since they were asked about.
+    pub(super) fn give_back(&mut self, range: PageRange) {
+        if self.state.extents.windows().is_none() {
+            return self.unmap(range);
+        }
+        let gone = self.take_out(range);
+        self.pending.free.extend(gone.iter().map(|extent| extent.run));
+    }
+
     /// Takes `range` out of the file and of every mapping; of a file with windows, out of the device, which takes the entries with it. The
     /// extents that were there stay the caller's.
     fn take_out(&mut self, range: PageRange) -> Vec<Extent> {

@@ -34,7 +34,7 @@ use nix::errno::Errno;
 
 use crate::blocks::store::Store;
 use crate::policy::{Access, Backing, FaultKind, PageState, View};
-use crate::sync::{Arc, Held, RwLock, RwLockReadGuard, Tally};
+use crate::sync::{Arc, Held, Ordering, RwLock, RwLockReadGuard, Tally};
 use crate::sys::{Filled, Outcome, Protection};
 use crate::units::{Addr, PageIndex, PageRange, PageSize};
 pub(crate) use change::Change;
@@ -314,9 +314,12 @@ impl Shared<'_> {
         self.windows().map_or(0, |places| places.written_in(range))
     }
 
-    /// Takes the holes of `range`, in an asynchronous window, ahead of the stores that are expected there, and installs them
-    /// write-protected: the kernel lets the first store to each through, and records it. As far as there are pages to spare; a page that
-    /// cannot be installed is so by its first fault. Returns how many have been.
+    /// Takes the holes of `range`, in an asynchronous window, ahead of the accesses that are expected there, and installs them
+    /// write-protected: the kernel lets the first store to each through, and records it. As far as there are pages to spare, and of loads
+    /// within the budget of zeros; a page that cannot be installed is so by its first fault. Returns how many have been.
+    ///
+    /// None while some mapping of the file has pages that could not be armed, or that are poisoned for one thread: who makes such a page
+    /// present sees to that first ([`Change::make_ready`]).
     ///
     /// ```text
     /// taken ahead: X is a hole                          store to X
@@ -326,11 +329,24 @@ impl Shared<'_> {
     ///                                                     makes one of zeros, installed for stores
     ///   COPY: there is one. Goes on behind it
     /// ```
-    pub(crate) fn take_ahead(&self, store: &Store, window: &Window, range: PageRange, backing: Backing) -> u64 {
-        let Some(places) = self.windows().filter(|_| !self.state().is_untracked()) else { return 0 };
+    pub(crate) fn take_ahead(
+        &self,
+        store: &Store,
+        window: &Window,
+        range: PageRange,
+        backing: Backing,
+        access: Access,
+    ) -> u64 {
+        let is_free = |state: &State| !state.is_untracked() && state.unarmed.load(Ordering::Relaxed) == 0;
+        let Some(places) = self.windows().filter(|_| is_free(self.state())) else { return 0 };
+        let to = match access {
+            Access::Load if store.capacity().is_some_and(|capacity| capacity.has_too_many_zeros()) => return 0,
+            Access::Load => Known::Loaded,
+            Access::Store => Known::Ahead,
+        };
         let _transit = store.transit();
         let mut done = 0;
-        let gave_back = places.take_ahead(range, |run| {
+        let gave_back = places.take_ahead(range, to, |run| {
             self.state().are_present(run);
             done += self.make_present(window, run, backing);
         });

@@ -406,9 +406,10 @@ impl Places {
         }
     }
 
-    /// Takes the holes of `range` ahead of the stores that are expected there, under L2 held shared, as far as the volume has pages to
-    /// spare, and calls `each` for each run. Whether something has been given back. Allocates nothing.
-    pub(crate) fn take_ahead(&self, range: PageRange, mut each: impl FnMut(PageRange)) -> bool {
+    /// Takes the holes of `range` ahead of the accesses that are expected there, as [`Known::Ahead`] or [`Known::Loaded`], under L2 held
+    /// shared, as far as the volume has pages to spare, and calls `each` for each run. Whether something has been given back. Allocates
+    /// nothing.
+    pub(crate) fn take_ahead(&self, range: PageRange, to: Known, mut each: impl FnMut(PageRange)) -> bool {
         let Some(stretch) = self.stretch(range.start) else { return false };
         let range = range.intersect(stretch.pages);
         let (mut at, mut gave_back) = (range.start, false);
@@ -423,13 +424,13 @@ impl Places {
             if pages == 0 {
                 break;
             }
+            self.count(Known::Hole, to, pages);
             let is_hole = |known| known == Known::Hole;
             let run = PageRange::at(at, pages);
-            let taken =
-                run.iter().take_while(|page| stretch.change(*page, Known::Ahead, is_hole).is_ok()).count() as u64;
+            let taken = run.iter().take_while(|page| stretch.change(*page, to, is_hole).is_ok()).count() as u64;
             self.owned.fetch_add(taken, Ordering::Relaxed);
             if taken < pages {
-                self.count(Known::Ahead, Known::Hole, pages - taken);
+                self.count(to, Known::Hole, pages - taken);
                 self.capacity.give(pages - taken);
                 gave_back = true;
             }
@@ -737,11 +738,12 @@ mod tests {
                     }
                     6 => {
                         let mut taken = Vec::new();
-                        places.take_ahead(range, |run| taken.extend(run.iter()));
+                        let to = if pages % 2 == 0 { Known::Ahead } else { Known::Loaded };
+                        places.take_ahead(range, to, |run| taken.extend(run.iter()));
                         let first = places.stretch(range.start).unwrap().pages;
                         for (page, known) in range.iter().zip(of_model).filter(|(page, _)| first.contains(*page)) {
                             prop_assert_eq!(taken.contains(&page), *known == Known::Hole);
-                            *known = if *known == Known::Hole { Known::Ahead } else { *known };
+                            *known = if *known == Known::Hole { to } else { *known };
                         }
                     }
                     _ => {

@@ -154,7 +154,7 @@ impl Change<'_> {
                 continue;
             }
             for gone in self.zeros_in(store, zeros) {
-                self.unmap(gone);
+                self.give_back(gone);
             }
         }
         true
