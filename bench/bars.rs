@@ -1,66 +1,13 @@
 //! What the project wants to reach, and whether it does.
 
+mod bar;
 mod windows;
 
-use crate::case::{Case, Contender, Options, Outcome, Regime, Sample, Tracking, Work};
+use bar::{Bar, Cases, Figure, Limit, OURS, ratio, times};
+
+use crate::case::{Case, Contender, Outcome, Regime, Sample, Tracking, Work};
 use crate::results::{Results, Spread};
 use crate::scale::Scale;
-
-/// What is compared.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Figure {
-    Time,
-    /// The reciprocal: faults per second.
-    Rate,
-    Median,
-    /// 999 of 1000.
-    Tail,
-    Named(&'static str),
-}
-
-impl Figure {
-    fn of(self, sample: &Sample) -> Option<f64> {
-        match self {
-            Figure::Time => Some(sample.ns_per_page),
-            Figure::Rate => Some(1.0 / sample.ns_per_page),
-            Figure::Median => sample.quantile(0.5),
-            Figure::Tail => sample.quantile(0.999),
-            Figure::Named(name) => sample.figures.get(name).copied(),
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(crate) enum Limit {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
-impl Limit {
-    fn is_met(self, figure: f64) -> bool {
-        match self {
-            Limit::AtMost(most) => figure <= most,
-            Limit::AtLeast(least) => figure >= least,
-        }
-    }
-
-    pub(crate) fn text(self, unit: &str) -> String {
-        match self {
-            Limit::AtMost(most) => format!("≤ {most:.2}{unit}"),
-            Limit::AtLeast(least) => format!("≥ {least:.2}{unit}"),
-        }
-    }
-}
-
-/// One line of the issue, or a part of one.
-struct Bar {
-    name: String,
-    of: (Case, Figure),
-    /// Nothing: the figure itself is wanted.
-    to: Option<(Case, Figure)>,
-    limit: Limit,
-    unit: &'static str,
-}
 
 /// What came of a bar.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -81,34 +28,6 @@ impl Verdict {
     pub(crate) fn is_ok(&self) -> bool {
         self.verdict == "ok"
     }
-}
-
-const OURS: Options = Options::DEFAULT;
-
-/// Cases with these threads, in this regime.
-struct Cases<'a> {
-    scale: &'a Scale,
-    regime: Regime,
-    threads: usize,
-}
-
-impl Cases<'_> {
-    fn case(&self, work: Work, contender: Contender) -> Case {
-        Case { work, threads: self.threads, regime: self.regime, pages: self.scale.pages, contender }
-    }
-
-    fn dax(&self, work: Work, options: Options) -> Case {
-        self.case(work, Contender::Dax(options))
-    }
-}
-
-fn ratio(name: impl Into<String>, of: (Case, Figure), to: (Case, Figure), limit: Limit) -> Bar {
-    Bar { name: name.into(), of, to: Some(to), limit, unit: " ×" }
-}
-
-/// Of times per page.
-fn times(name: impl Into<String>, of: Case, to: Case, limit: Limit) -> Bar {
-    ratio(name, (of, Figure::Time), (to, Figure::Time), limit)
 }
 
 fn bars(scale: &Scale) -> Vec<Bar> {

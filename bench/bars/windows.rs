@@ -1,6 +1,6 @@
 //! Files with windows: what asynchronous tracking does to holes, what is held in memory, and what many of something cost.
 
-use super::{Bar, Cases, Figure, Limit, OURS, ratio, times};
+use super::bar::{Bar, Cases, Figure, Limit, OURS, ratio, times};
 use crate::case::{Case, Contender, Options, Regime, Tracking, Work};
 use crate::scale::Scale;
 

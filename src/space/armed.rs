@@ -342,7 +342,8 @@ impl Shared<'_> {
     /// Whether a page must not be made present before it is armed again in some mapping.
     pub(crate) fn is_left_unarmed(&self, page: PageIndex) -> bool {
         let state = self.state();
-        state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(|window| window.has_left(page))
+        state.unarmed.load(Ordering::Relaxed) > 0
+            && state.windows.over(PageRange::one(page)).any(|window| window.has_left(page))
     }
 
     /// Whether some mapping has a page poisoned for the sake of one thread: a store to it through another is to end that. Never waits; where
@@ -351,7 +352,7 @@ impl Shared<'_> {
         let state = self.state();
         let is_poisoned =
             |window: &Arc<Window>| window.poisoned_for_one.try_lock().is_none_or(|pages| pages.contains(&page));
-        state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.iter().any(is_poisoned)
+        state.unarmed.load(Ordering::Relaxed) > 0 && state.windows.over(PageRange::one(page)).any(is_poisoned)
     }
 }
 
@@ -364,6 +365,6 @@ impl Change<'_> {
 
     fn arm_what_is_left(&self, range: PageRange) -> bool {
         let all = |window: &Arc<Window>| window.arm_what_is_left(range);
-        self.state.unarmed.load(Ordering::Relaxed) == 0 || self.state.windows.iter().all(all)
+        self.state.unarmed.load(Ordering::Relaxed) == 0 || self.state.windows.all().all(all)
     }
 }

@@ -209,7 +209,7 @@ impl State {
     /// Pages are present from now on, or about to be, in the places of a file with windows.
     pub(super) fn are_present(&self, pages: PageRange) {
         if self.is_open() {
-            let asynchronous = self.windows.iter().filter(|window| window.is_asynchronous());
+            let asynchronous = self.windows.over(pages).filter(|window| window.is_asynchronous());
             asynchronous.for_each(|window| pages.iter().for_each(|page| window.is_present(page)));
         }
     }

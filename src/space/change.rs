@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use super::State;
 use super::extents::{Extent, Extents};
 use super::places::{Known, Stretch};
+use super::shown::Shown;
 use super::window::Window;
 use crate::blocks::Run;
 use crate::blocks::store::Store;
@@ -175,7 +176,7 @@ impl Change<'_> {
     /// Takes a page out of every mapping now: until the change is committed nobody stores there by an instruction. Where the kernel installs
     /// it by itself it is protected. `false` if that is refused for the moment.
     pub(crate) fn keep_out_of(&self, page: PageIndex) -> bool {
-        self.state.windows.iter().all(|window| window.keep_stores_out(PageRange::one(page)))
+        self.state.windows.over(PageRange::one(page)).all(|window| window.keep_stores_out(PageRange::one(page)))
     }
 
     /// Zeroes a part of a written page once it is zapped, so that no store slips in behind.
@@ -188,9 +189,7 @@ impl Change<'_> {
     /// No install reaches the window any more once this is committed, and no thread resolves a fault of it by itself.
     pub(crate) fn remove_window(&mut self, window: &Arc<Window>) {
         window.alive.store(false, Ordering::Relaxed);
-        let before = self.state.windows.len();
-        self.state.windows.retain(|other| !Arc::ptr_eq(other, window));
-        if window.lets_stores_through() && self.state.windows.len() < before {
+        if self.state.windows.remove(window) && window.lets_stores_through() {
             self.state.open = self.state.open.saturating_sub(1);
             self.state.untracked = self.state.untracked.saturating_sub(u64::from(window.is_open()));
         }
@@ -249,10 +248,10 @@ impl Change<'_> {
         }
         let one = PageRange::one(page);
         let (_, there) = self.state.extents.take_out(one);
-        self.state.windows.iter().for_each(|window| window.goes_with_the_page(one));
+        self.state.windows.over(one).for_each(|window| window.goes_with_the_page(one));
         there.into_iter().for_each(|run| store.punch(run));
-        self.state.windows.iter().for_each(|window| window.settle_punched(one));
-        self.state.windows.iter().for_each(|window| window.arm_again(one));
+        self.state.windows.over(one).for_each(|window| window.settle_punched(one));
+        self.state.windows.over(one).for_each(|window| window.arm_again(one));
     }
 
     /// Poisons a hole for the sake of one thread. The zeros that a load may have left there go first: from then on it is absent, and the
@@ -291,7 +290,7 @@ impl Change<'_> {
         if self.state.extents.windows().is_none() || self.state.unarmed.load(Ordering::Relaxed) == 0 {
             return true;
         }
-        self.state.windows.iter().all(|window| {
+        self.state.windows.over(range).all(|window| {
             let poisoned = window.poisoned_for_one.lock().clone();
             poisoned.iter().filter(|page| range.contains(**page)).all(|page| self.lift_poison(window, *page))
         })
@@ -299,7 +298,7 @@ impl Change<'_> {
 
     /// Pages past the end are about to be present: where they are poisoned, the poison goes while they are not.
     pub(crate) fn lift_poison_past_end(&self, range: PageRange) {
-        let poisoned = self.state.windows.iter().filter(|window| window.is_poisoned_past_end());
+        let poisoned = self.state.windows.over(range).filter(|window| window.is_poisoned_past_end());
         poisoned.for_each(|window| window.zap(range));
     }
 
@@ -405,18 +404,20 @@ impl Told {
 
 impl Pending {
     /// Zaps, punches and forgets. What a punch takes out of the device, the kernel takes out of every page table in the same step.
-    fn invalidate(&self, windows: &[Arc<Window>], store: &Store) {
-        for window in windows {
-            self.zap.iter().for_each(|range| window.zap(*range));
-            self.punch.iter().for_each(|(range, _)| window.goes_with_the_page(*range));
+    fn invalidate(&self, windows: &Shown, store: &Store) {
+        self.zap.iter().for_each(|range| windows.over(*range).for_each(|window| window.zap(*range)));
+        for (range, _) in &self.punch {
+            windows.over(*range).for_each(|window| window.goes_with_the_page(*range));
         }
         self.punch.iter().flat_map(|(_, runs)| runs).for_each(|run| store.punch(*run));
-        for window in windows {
-            self.punch.iter().for_each(|(range, _)| window.settle_punched(*range));
+        for (range, _) in &self.punch {
+            windows.over(*range).for_each(|window| window.settle_punched(*range));
             if !store.broken(Rule::ArmWhatIsPunched) {
-                self.punch.iter().for_each(|(range, _)| window.arm_again(*range));
+                windows.over(*range).for_each(|window| window.arm_again(*range));
             }
-            self.forget.iter().for_each(|range| window.dirty.forget(window.own(*range)));
+        }
+        for range in &self.forget {
+            windows.over(*range).for_each(|window| window.dirty.forget(window.own(*range)));
         }
     }
 
@@ -435,10 +436,12 @@ impl Pending {
             let (blocks, there) = state.extents.take_out(gone);
             there.into_iter().for_each(|run| store.punch(run));
             self.free.extend(blocks.iter().map(|extent| extent.run));
-            state.windows.iter().for_each(|window| window.zap(gone));
-            state.windows.iter().for_each(|window| window.settle_punched(gone));
-            state.windows.iter().for_each(|window| window.arm_again(gone));
-            state.windows.iter().for_each(|window| window.dirty.forget(window.own(gone)));
+            for window in state.windows.over(gone) {
+                window.zap(gone);
+                window.settle_punched(gone);
+                window.arm_again(gone);
+                window.dirty.forget(window.own(gone));
+            }
             done = done.and(zeroed);
         }
         for (old, to) in std::mem::take(&mut self.copy) {

@@ -25,7 +25,7 @@ impl Glimpse<'_> {
     /// Whether a mapping of this file has the address.
     pub(crate) fn shows(&self, addr: usize) -> bool {
         let own = |window: &Window| window.base().0..window.base().plus(window.bytes()).0;
-        self.state.windows.iter().any(|window| own(window).contains(&addr))
+        self.state.windows.all().any(|window| own(window).contains(&addr))
     }
 
     /// The blocks that the file owns.
@@ -49,7 +49,7 @@ impl Glimpse<'_> {
     /// Every entry of every mapping is backed by the extents, and a page to which a store would go unnoticed is dirty.
     pub(crate) fn check(&self, entries: &[FakeEntry]) -> Result<(), String> {
         let eof = self.page.ceil(self.state.i_size);
-        for window in &self.state.windows {
+        for window in self.state.windows.all() {
             let own = window.base().0..window.base().plus(window.bytes()).0;
             for entry in entries.iter().filter(|entry| own.contains(&entry.addr)) {
                 self.check_entry(window, eof, entry)?;

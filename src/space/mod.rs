@@ -27,6 +27,7 @@ pub(crate) mod extents;
 mod open;
 pub(crate) mod places;
 mod preallocation;
+mod shown;
 pub(crate) mod streams;
 mod window;
 
@@ -43,12 +44,13 @@ use extents::Extents;
 pub(crate) use places::{Claim, Stretch};
 use places::{Known, Places};
 use preallocation::Preallocation;
+use shown::Shown;
 pub(crate) use window::Window;
 
 struct State {
     i_size: u64,
     extents: Extents,
-    windows: Vec<Arc<Window>>,
+    windows: Shown,
     /// How many of these let stores through to what is present; see [`open`].
     open: usize,
     /// How many of those keep no record of them.
@@ -81,7 +83,7 @@ impl Space {
         let state = State {
             i_size: 0,
             extents: Extents::new(store),
-            windows: Vec::new(),
+            windows: Shown::default(),
             open: 0,
             untracked: 0,
             preallocated: Preallocation::default(),
@@ -124,7 +126,7 @@ impl Space {
     /// Zaps without publishing anything: what an invalidation in the wrong order begins with.
     pub(crate) fn zap_too_early(&self, range: PageRange) {
         let state = self.state.write();
-        state.windows.iter().for_each(|window| window.zap(range));
+        state.windows.over(range).for_each(|window| window.zap(range));
     }
 }
 

@@ -69,6 +69,6 @@ impl Change<'_> {
             let unwritten: Vec<Extent> = self.extents().within(pages).filter(|extent| !extent.written).collect();
             unwritten.into_iter().for_each(|extent| self.unwrite(extent));
         }
-        self.state.windows.push(window);
+        self.state.windows.insert(window);
     }
 }

@@ -143,14 +143,14 @@ impl Change<'_> {
         let parts: Vec<PageRange> = self.state.preallocated_within(range).collect();
         let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.zeros_in(store, part)).collect();
         let are_kept_out = store.broken(Rule::KeepStoresOut);
-        if !zeros.is_empty() && !are_kept_out && !self.state.windows.iter().all(|window| window.be_told()) {
+        if !zeros.is_empty() && !are_kept_out && !self.state.windows.over(range).all(|window| window.be_told()) {
             return false;
         }
         self.keep(range);
         for zeros in zeros {
             // Before it is looked at, and with faults kept out: no store slips in behind.
             let keep_out = |window: &Arc<Window>| window.keep_stores_out(zeros);
-            if !are_kept_out && !self.state.windows.iter().all(keep_out) {
+            if !are_kept_out && !self.state.windows.over(zeros).all(keep_out) {
                 continue;
             }
             for gone in self.zeros_in(store, zeros) {
