@@ -36,7 +36,6 @@ pub enum Allocation {
     /// On single blocks: any page on any block, and a block that one file frees is the next one handed out. It is what devices
     /// are like that have as many blocks as they have bytes. A mapping is as many address ranges as the file is
     /// fragmented, and memory that files have given up stays the device's.
-    #[default]
     Blocks,
     /// In windows: each file has ranges of device offsets of its own, page N at place N, and the device, which is sparse, holds the pages
     /// that are there. No block is another file's, ever.
@@ -50,6 +49,7 @@ pub enum Allocation {
     ///
     /// Only on memfds; elsewhere a volume has single blocks whatever is asked for ([`Volume::allocation`](crate::Volume::allocation)).
     /// While a file has a mapping with [`Tracking::Asynchronous`] or [`Tracking::Off`] a load of a hole takes a page, as on tmpfs.
+    #[default]
     Windows,
 }
 

@@ -348,7 +348,7 @@ fn what_is_punched_or_truncated_is_not_dirty_and_the_rest_is() {
 #[test]
 fn an_eviction_loses_nothing() {
     const PAGES: u64 = 200;
-    let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(32).start().unwrap();
     let file = fragmented(&volume, PAGES);
     let map = map(&pager, &file, PAGES);
@@ -370,7 +370,7 @@ fn an_eviction_loses_nothing() {
 #[test]
 fn blocks_that_are_moved_stay_dirty() {
     const PAGES: u64 = 200;
-    let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(32).gather_blocks().start().unwrap();
     let file = fragmented(&volume, PAGES);
     let map = map(&pager, &file, PAGES);
@@ -574,7 +574,7 @@ fn no_store_is_lost_while_entries_are_taken_away() {
 #[test]
 fn no_store_is_lost_while_address_ranges_are_short() {
     const PAGES: u64 = 64;
-    let volume = Volume::format(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("asynchronous", 4 * PAGES * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(24).start().unwrap();
     let file = fragmented(&volume, PAGES);
     nothing_is_lost(&pager, &file, PAGES, 6_000, |_, _| std::thread::yield_now());

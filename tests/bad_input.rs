@@ -188,10 +188,13 @@ fn misaligned_mappings_are_refused() {
         assert_eq!(rig.pager.map(&file, offset..offset + len).map(drop), misaligned);
     }
     assert_eq!(rig.pager.mappings(), 0);
-    // More than the address space has: the system call's own error.
-    let error = Error::System { call: "mmap", errno: Errno::ENOMEM as i32 };
+    // More than the device has offsets, and than the address space has: the system call's own error.
+    let error = Error::NoPlaces { pages: (1 << 62) / p - 512 };
     assert_eq!(rig.pager.map(&file, 0..1 << 62).map(drop), Err(error));
-    assert_eq!(rig.pager.mappings(), 0);
+    let single_blocks = Rig::on_single_blocks(16);
+    let error = Error::System { call: "mmap", errno: Errno::ENOMEM as i32 };
+    assert_eq!(single_blocks.pager.map(&single_blocks.written("a", 2), 0..1 << 62).map(drop), Err(error));
+    assert_eq!((rig.pager.mappings(), single_blocks.pager.mappings()), (0, 0));
     let map = rig.pager.map(&file, 0..p).unwrap();
     assert_eq!(map.as_ptr() as u64 % p, 0);
     for offset in [1, 4, 7, p - 4] {
@@ -762,7 +765,7 @@ fn after_shutdown_the_pager_is_gone_and_the_file_is_not() {
 fn shutdown_ends_faults_that_are_under_way() {
     use daxpager::probe::Point;
     for point in [Point::FaultTaken, Point::Allocated] {
-        let rig = Rig::new(8);
+        let rig = Rig::on_single_blocks(8);
         let p = rig.page;
         let file = rig.file("a");
         file.truncate(4 * p).unwrap();

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use daxpager::probe::Point;
 use daxpager::sabotage::Rule;
-use daxpager::{Error, Pager};
+use daxpager::{Allocation, Error, Pager};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -185,7 +185,11 @@ impl daxpager::probe::Probe for Bomb {
 /// pager is gone as if it had been dropped, and says why.
 fn panic_in(thread: &'static str) {
     let bomb = Arc::new(Bomb { thread, armed: false.into() });
-    let volume = daxpager::Volume::format_with_probe(daxpager::Device::memfd("bomb", 8 * PAGE).unwrap(), bomb.clone());
+    let volume = daxpager::Volume::format_observed(
+        daxpager::Device::memfd("bomb", 8 * PAGE).unwrap(),
+        Allocation::Blocks,
+        bomb.clone(),
+    );
     let pager = Pager::builder().probe(bomb.clone()).start().unwrap();
     let a = volume.create("a").unwrap();
     a.write_at(&[A; 2 * PAGE as usize], 0).unwrap();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::*;
 use daxpager::probe::Point;
-use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume};
+use daxpager::{Allocation, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Volume};
 
 const A: u8 = 0xaa;
 const B: u8 = 0xbb;
@@ -22,7 +22,7 @@ fn map(pager: &Pager, file: &File, pages: u64) -> Arc<Mapping> {
 }
 
 fn small(blocks: u64) -> (Volume, Pager) {
-    let volume = Volume::format(Device::memfd("direct", blocks * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("direct", blocks * PAGE).unwrap(), Allocation::Blocks);
     (volume, Pager::builder().start().unwrap())
 }
 
@@ -198,7 +198,7 @@ fn system_calls_get_efault_where_nothing_is_installed() {
 #[test]
 fn a_system_call_gets_on_where_address_ranges_are_short() {
     const PAGES: u64 = 40;
-    let volume = Volume::format(Device::memfd("direct", PAGES * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("direct", PAGES * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(16).start().unwrap();
     let file = volume.create("a").unwrap();
     // The blocks lie the wrong way round: each page needs a range of its own.

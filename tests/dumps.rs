@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use blackbox::child::assert_is_child;
 use blackbox::*;
-use daxpager::{Device, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
+use daxpager::{Allocation, Device, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
 
 /// A file on tmpfs that is gone when the test is over.
 struct Shm(PathBuf);
@@ -68,7 +68,7 @@ fn assert_dumped(maps: &[(&Mapping, bool)], device: &str) {
 /// Whatever a mapping is pointed at, for as long as it is there.
 fn the_choice_is_kept(device: Device, name: &str) {
     let p = host_page();
-    let volume = Volume::format(device);
+    let volume = Volume::format_with(device, Allocation::Blocks);
     // So few that ranges are given up, which joins what lay apart.
     let pager = Pager::builder().address_ranges_max(64).start().unwrap();
     for resolve in [Resolve::PagerThread, Resolve::FaultingThread] {

@@ -11,7 +11,7 @@ use std::thread;
 use blackbox::child::assert_is_child;
 use blackbox::*;
 use daxpager::probe::Point;
-use daxpager::{Device, Error, File, Pager, Volume};
+use daxpager::{Allocation, Device, Error, File, Pager, Volume};
 
 /// Reads past the end showed another page's bytes, and a later write saved them into the file. Here: pages are touched in
 /// an order that would leave buffers of all sorts behind, the file is cut and grown, and neither loads nor
@@ -328,7 +328,7 @@ fn a_store_error_ends_nothing_but_the_store() {
 #[test]
 fn a_slow_page_holds_up_no_other() {
     for point in [Point::FaultTaken, Point::Allocated, Point::Prepared] {
-        let rig = Rig::new(64);
+        let rig = Rig::on_single_blocks(64);
         let p = rig.page;
         let file = rig.file("a");
         file.truncate(16 * p).unwrap();
@@ -535,7 +535,7 @@ mod inside {
         let p = host_page();
         let pages = 70_000;
         let limit: u64 = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
-        let volume = Volume::format(Device::memfd("pieces", (2 * pages + 100) * p).unwrap());
+        let volume = Volume::format_with(Device::memfd("pieces", (2 * pages + 100) * p).unwrap(), Allocation::Blocks);
         let file = fragmented(&volume, pages, p);
         assert!(pages > limit, "this test needs vm.max_map_count below {pages}");
         let pager = Pager::builder().start().unwrap();

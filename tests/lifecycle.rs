@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use common::*;
 use daxpager::probe::Point;
-use daxpager::{Access, Device, Error, Pager, Volume};
+use daxpager::{Access, Allocation, Device, Error, Pager, Volume};
 
 /// Four threads load the same page of a hole at once.
 fn four_loads(map: &Arc<daxpager::Mapping>, round: usize) {
@@ -275,7 +275,7 @@ fn a_sparse_tebibyte() {
 #[test]
 fn a_fragmented_file_with_few_address_ranges() {
     const PAGES: u64 = 600;
-    let volume = Volume::format(Device::memfd("fragments", (PAGES + 8) * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("fragments", (PAGES + 8) * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(64).start().unwrap();
     let (a, b) = (volume.create("a").unwrap(), volume.create("b").unwrap());
     // Every other block goes to the other file.
@@ -354,7 +354,7 @@ fn system_calls_with_a_buffer_in_the_mapping() {
 /// A reader that stays awake serves faults without a poll, and hears of the end.
 #[test]
 fn a_reader_that_stays_awake_serves_and_ends() {
-    let volume = Volume::format(Device::memfd("busy", 64 * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("busy", 64 * PAGE).unwrap(), Allocation::Blocks);
     let file = volume.create("a").unwrap();
     file.write_at(&[7; 64 * PAGE as usize], 0).unwrap();
     // Longer than the test.

@@ -48,7 +48,10 @@ const PAST_END: u64 = 8;
 
 /// What a call on four pages came to: its errno, and how many blocks it took.
 fn outcome(call: Call, first: u64, options: &MapOptions) -> (Errno, u64) {
-    let rig = Rig::new(32);
+    outcome_on(Rig::new(32), call, first, options)
+}
+
+fn outcome_on(rig: Rig, call: Call, first: u64, options: &MapOptions) -> (Errno, u64) {
     let p = rig.page;
     let file = rig.written("a", 4);
     file.truncate(8 * p).unwrap();
@@ -99,19 +102,22 @@ mod inside {
     fn locks_of_a_mapping_served_by_the_pager() {
         assert_is_child();
         let options = MapOptions::new();
-        for (call, written, holes, past_end) in [
-            // The ranges over holes are private memory that may be stored to, and the kernel locks such by storing.
-            (Lock, (DONE, 0), (DONE, 4), (Errno::ENOMEM, 0)),
-            (LockOnFault, (DONE, 0), (DONE, 0), (DONE, 0)),
+        for (call, errno, taken, of_single_blocks) in [
+            // With single blocks the ranges over holes are private memory that may be stored to, and the kernel locks such by storing.
+            (Lock, Errno::ENOMEM, [0, 0, 0], [0, 4, 0]),
+            (LockOnFault, DONE, [0, 0, 0], [0, 0, 0]),
             // Of everything, whichever range is asked about; it does not say what it could not do.
-            (LockAll, (DONE, 4), (DONE, 4), (DONE, 4)),
+            (LockAll, DONE, [0, 0, 0], [4, 4, 4]),
             // A page past the end is poison to the kernel, which says so and not EFAULT.
-            (PopulateRead, (DONE, 0), (DONE, 0), (Errno::EHWPOISON, 0)),
-            (PopulateWrite, (DONE, 0), (DONE, 4), (Errno::EHWPOISON, 0)),
+            (PopulateRead, Errno::EHWPOISON, [0, 0, 0], [0, 0, 0]),
+            (PopulateWrite, Errno::EHWPOISON, [0, 4, 0], [0, 4, 0]),
         ] {
-            assert_eq!(outcome(call, WRITTEN, &options), written, "{call:?} of written pages");
-            assert_eq!(outcome(call, HOLES, &options), holes, "{call:?} of holes");
-            assert_eq!(outcome(call, PAST_END, &options), past_end, "{call:?} past the end");
+            for (place, (first, errno)) in [(WRITTEN, DONE), (HOLES, DONE), (PAST_END, errno)].into_iter().enumerate() {
+                let what = format!("{call:?} at page {first}");
+                assert_eq!(outcome(call, first, &options), (errno, taken[place]), "{what}");
+                let single_blocks = outcome_on(Rig::on_single_blocks(32), call, first, &options);
+                assert_eq!(single_blocks, (errno, of_single_blocks[place]), "{what}, single blocks");
+            }
         }
     }
 
@@ -163,7 +169,7 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn a_lock_is_not_kept_where_the_mapping_is_pointed_elsewhere() {
         assert_is_child();
-        let rig = Rig::new(32);
+        let rig = Rig::on_single_blocks(32);
         let p = rig.page;
         let file = rig.file("a");
         file.truncate(8 * p).unwrap();
@@ -179,14 +185,16 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn a_lock_of_more_holes_than_there_are_blocks_ends() {
         assert_is_child();
-        let rig = Rig::new(4);
-        let p = rig.page;
-        let file = rig.file("a");
-        file.truncate(16 * p).unwrap();
-        let map = rig.pager.map(&file, 0..16 * p).unwrap();
-        assert_eq!(Lock.make(map.as_ptr() as usize, 16 * p), Errno::ENOMEM);
-        file.punch_hole(0, 16 * p).unwrap();
-        assert_everywhere(&file, std::slice::from_ref(&map), 0, &zeros(16 * p));
-        rig.assert_blocks_add_up();
+        // In their places holes are locked as zeros.
+        for (rig, errno) in [(Rig::on_single_blocks(4), Errno::ENOMEM), (Rig::new(4), DONE)] {
+            let p = rig.page;
+            let file = rig.file("a");
+            file.truncate(16 * p).unwrap();
+            let map = rig.pager.map(&file, 0..16 * p).unwrap();
+            assert_eq!(Lock.make(map.as_ptr() as usize, 16 * p), errno);
+            file.punch_hole(0, 16 * p).unwrap();
+            assert_everywhere(&file, std::slice::from_ref(&map), 0, &zeros(16 * p));
+            rig.assert_blocks_add_up();
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::*;
 use daxpager::probe::{Event, Point, Probe};
-use daxpager::{Device, ExtentKind, File, Kind, Pager, Volume};
+use daxpager::{Allocation, Device, ExtentKind, File, Kind, Pager, Volume};
 
 fn physical(file: &File) -> Vec<(u64, u64, u64, ExtentKind)> {
     file.fiemap().iter().map(|extent| (extent.offset, extent.len, extent.device_offset, extent.kind)).collect()
@@ -17,7 +17,7 @@ fn physical(file: &File) -> Vec<(u64, u64, u64, ExtentKind)> {
 /// Blocks are handed out in order, and the last one freed first.
 #[test]
 fn fiemap_names_the_bytes_on_the_device() {
-    let volume = Volume::format(Device::memfd("fiemap", 16 * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("fiemap", 16 * PAGE).unwrap(), Allocation::Blocks);
     let (a, b) = (volume.create("a").unwrap(), volume.create("b").unwrap());
     assert_eq!(a.fiemap(), []);
     a.write_at(&[1; 2 * PAGE as usize], 0).unwrap();

@@ -492,7 +492,7 @@ fn agrees_with_the_kernel_under_coarse_tracking() {
 /// The same with so few address ranges that mappings are given up and blocks moved together all the time.
 #[test]
 fn agrees_with_the_kernel_when_address_ranges_are_short() {
-    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("oracle", 64 * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(1).gather_blocks().start().unwrap();
     run(&RealCpu, &volume, &pager, &MapOptions::new(), "short");
     assert!(pager.stats().evictions > 0, "address ranges were never short");
@@ -537,7 +537,7 @@ fn agrees_with_the_kernel_when_it_tracks_stores_itself() {
 /// With too few address ranges besides.
 #[test]
 fn agrees_with_the_kernel_when_it_tracks_stores_itself_and_ranges_are_given_up() {
-    let volume = Volume::format(Device::memfd("oracle", 64 * PAGE).unwrap());
+    let volume = Volume::format_with(Device::memfd("oracle", 64 * PAGE).unwrap(), Allocation::Blocks);
     let pager = Pager::builder().address_ranges_max(1).gather_blocks().start().unwrap();
     run(&RealCpu, &volume, &pager, &MapOptions::new().tracking(Tracking::Asynchronous), "asynchronous-short");
     assert!(pager.stats().evictions > 0, "address ranges were never short");

@@ -229,7 +229,7 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn mprotect_by_the_application_lasts_until_the_next_change() {
         assert_is_child();
-        let rig = Rig::new(8);
+        let rig = Rig::on_single_blocks(8);
         let p = rig.page;
         let file = rig.written("a", 1);
         file.truncate(4 * p).unwrap();

@@ -10,7 +10,7 @@ use blackbox::child::{self, assert_is_child};
 use blackbox::raw::{self, BUS_ADDR, BUS_COUNT, PATCH};
 use blackbox::{Park, Trap, host_page, join};
 use daxpager::probe::Point;
-use daxpager::{Device, Error, MapOptions, Mapping, Pager, Resolve, Volume};
+use daxpager::{Allocation, Device, Error, MapOptions, Mapping, Pager, Resolve, Volume};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::Resource;
 use nix::sys::signal::{SigSet, Signal};
@@ -41,9 +41,9 @@ struct Held {
 }
 
 /// A mapping for which there is no room to be replaced, once [`nothing_fits`].
-fn held(resolve: Resolve) -> Held {
+fn held(resolve: Resolve, allocation: Allocation) -> Held {
     let page = host_page();
-    let volume = Volume::format(Device::memfd("revoked", 2 * PAGES * page).unwrap());
+    let volume = Volume::format_with(Device::memfd("revoked", 2 * PAGES * page).unwrap(), allocation);
     let file = volume.create("file").unwrap();
     file.write_at(&vec![7; (PAGES * page) as usize], 0).unwrap();
     let park = Park::new();
@@ -70,11 +70,11 @@ fn rights(map: &Mapping) -> String {
 
 /// A mapping that has been made inaccessible.
 fn revoked() -> Held {
-    let Held { _volume, pager, map, park } = held(Resolve::PagerThread);
+    let Held { _volume, pager, map, park } = held(Resolve::PagerThread, Allocation::Windows);
     let other = Pager::builder().start().unwrap();
     nothing_fits();
     pager.shutdown().unwrap();
-    assert_eq!(rights(&map), "---p");
+    assert_eq!(rights(&map), "---s");
     Held { _volume, pager: other, map, park }
 }
 
@@ -84,13 +84,14 @@ mod inside {
     fn under_way(resolve: Resolve) {
         assert_is_child();
         let page = host_page();
-        let Held { _volume, pager, map, park } = held(resolve);
+        // Each of them waits for a worker.
+        let Held { _volume, pager, map, park } = held(resolve, Allocation::Blocks);
         let traps: Vec<Trap> = (0..5).map(|page| park.trap_thread(Point::FaultTaken, page, "dax-worker")).collect();
         let (go, gone) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             let map = &map;
             let ending = scope.spawn(move || {
-                gone.recv().unwrap();
+                gone.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
                 pager.shutdown().map(drop)
             });
             let accesses = [

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use blackbox::child::{self, assert_is_child};
 use blackbox::scarce::Hoard;
-use daxpager::{Device, Error, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
+use daxpager::{Allocation, Device, Error, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = 64;
@@ -59,7 +59,7 @@ fn kinds(resolve: Resolve, trackings: &[Tracking], mut run: impl FnMut(&Pager, &
     for &tracking in trackings {
         let what = format!("{resolve:?}, {tracking:?}");
         println!("{what}");
-        let volume = Volume::format(Device::memfd("scarce", 4 << 20).unwrap());
+        let volume = Volume::format_with(Device::memfd("scarce", 4 << 20).unwrap(), Allocation::Blocks);
         let pager = Pager::builder().start().unwrap();
         let file = filled(&volume, "file", PAGES);
         let map =
@@ -161,7 +161,7 @@ mod inside {
     #[ignore = "run by the test of the same name as its child process"]
     fn a_pager_ends_with_none_left() {
         assert_is_child();
-        let volume = Volume::format(Device::memfd("scarce", 4 << 20).unwrap());
+        let volume = Volume::format_with(Device::memfd("scarce", 4 << 20).unwrap(), Allocation::Blocks);
         let file = filled(&volume, "file", PAGES);
         let pager = Pager::builder().start().unwrap();
         // Neighbours, so that the kernel joins their ranges: to end one of them takes another range.
@@ -228,7 +228,7 @@ mod inside {
         let pages = max / 4 - 1000;
         let worlds: Vec<(Pager, File, Mapping)> = (0..2)
             .map(|world| {
-                let volume = Volume::format(Device::memfd("half", pages * PAGE).unwrap());
+                let volume = Volume::format_with(Device::memfd("half", pages * PAGE).unwrap(), Allocation::Blocks);
                 let file = volume.create("half").unwrap();
                 file.truncate(2 * pages * PAGE).unwrap();
                 for page in 0..pages {

@@ -927,7 +927,7 @@ fn p11_the_loser_of_two_faults_leaves_the_winners_block_alone() {
     for start in [Start::Hole, Start::LoadedHole] {
         for point in [Point::FaultTaken, Point::Allocated, Point::Prepared] {
             for second in 0..3 {
-                let rig = Rig::new(16);
+                let rig = Rig::on_single_blocks(16);
                 let p = rig.page;
                 let file = rig.file("a");
                 file.truncate(2 * p).unwrap();

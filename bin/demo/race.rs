@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use daxpager::probe::{Event, Point};
-use daxpager::{Backing, BlockIndex, Device, Error, File, Kind, Mapping, Pager, Volume};
+use daxpager::{Allocation, Backing, BlockIndex, Device, Error, File, Kind, Mapping, Pager, Volume};
 
 use crate::machine::page_bytes;
 use crate::stage::{Actor, CHANGER, PAGER_THREADS, Party, Stage};
@@ -82,7 +82,7 @@ impl Scene {
     fn set() -> anyhow::Result<Self> {
         let stage = Arc::new(Stage::default());
         let device = Device::memfd("daxpager-demo-race", BLOCKS * page_bytes())?;
-        let volume = Volume::format_with_probe(device, stage.clone());
+        let volume = Volume::format_observed(device, Allocation::Blocks, stage.clone());
         let (a, b) = (volume.create("A")?, volume.create("B")?);
         // Page 0 keeps the block of page X from being block 0, which looks like nothing at all.
         a.write_at(&[b'.'; 8], 0)?;

@@ -111,7 +111,7 @@ impl Inode {
     /// The same, and [`Error::NoSpace`](crate::Error::NoSpace) for more than the volume may ever have: before anything is looked at page by page.
     pub(crate) fn have_places_for_blocks(&self, range: PageRange) -> Result<()> {
         if let Some(capacity) = self.store.capacity() {
-            let wanted = range.pages().saturating_sub(self.space.shared().extents().blocks());
+            let wanted = self.space.shared().holes_at_most(range);
             if wanted > capacity.total() {
                 return Err(Error::NoSpace { wanted, free: capacity.free() });
             }

@@ -64,13 +64,13 @@ impl Mapping {
     ///
     /// mlock(2) and its like harm nothing, and are not free:
     ///
-    /// | call | written pages | holes | past the end |
-    /// |---|---|---|---|
-    /// | mlock | locked | each gets a block, and is dirty | `ENOMEM` |
-    /// | mlock2 with `MLOCK_ONFAULT` | locked | nothing happens | nothing happens |
-    /// | mlockall with `MCL_CURRENT` | locked | each gets a block, and is dirty | nothing happens |
-    /// | `MADV_POPULATE_READ` | installed | zeros are installed | `EHWPOISON` |
-    /// | `MADV_POPULATE_WRITE` | installed, dirty | each gets a block, and is dirty | `EHWPOISON` |
+    /// | call | written pages | holes, with windows | holes, with single blocks | past the end |
+    /// |---|---|---|---|---|
+    /// | mlock | locked | zeros are locked | each gets a block, and is dirty | `ENOMEM` |
+    /// | mlock2 with `MLOCK_ONFAULT` | locked | nothing happens | nothing happens | nothing happens |
+    /// | mlockall with `MCL_CURRENT` | locked | zeros are locked | each gets a block, and is dirty | nothing happens |
+    /// | `MADV_POPULATE_READ` | installed | zeros are installed | zeros are installed | `EHWPOISON` |
+    /// | `MADV_POPULATE_WRITE` | installed, dirty | each gets a page, and is dirty | each gets a block, and is dirty | `EHWPOISON` |
     ///
     /// Of a file with windows that has a mapping with [`Tracking::Asynchronous`] or [`Tracking::Off`], what loads a hole takes a page, here as
     /// well. Otherwise in a mapping for loads only no hole gets a block, and `MADV_POPULATE_WRITE` is `EINVAL`. Where threads resolve their own faults

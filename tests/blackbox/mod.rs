@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use daxpager::{BusError, Device, Error, ExtentInfo, ExtentKind, File, Mapping, Pager, Result, Volume};
+use daxpager::{Allocation, BusError, Device, Error, ExtentInfo, ExtentKind, File, Mapping, Pager, Result, Volume};
 
 pub(crate) use guard::{at_end, join as join_thread, join_scoped as join, until};
 pub(crate) use park::{Park, Trap};
@@ -37,17 +37,32 @@ pub(crate) struct Rig {
     _last_words: [Arc<dyn Fn() -> String + Send + Sync>; 2],
 }
 
+/// Where the pages of files lie in this test program.
+fn allocation() -> Allocation {
+    if env!("CARGO_CRATE_NAME").ends_with("single_blocks") { Allocation::Blocks } else { Allocation::Windows }
+}
+
 impl Rig {
     pub(crate) fn new(blocks: u64) -> Self {
         Self::with_reader(blocks, true)
     }
 
+    /// Where a store into a hole is handed to a worker, which puts a block under it.
+    pub(crate) fn on_single_blocks(blocks: u64) -> Self {
+        Self::build(blocks, true, Allocation::Blocks)
+    }
+
     /// The same; unless `reader_answers`, the first pager has its workers answer every fault.
     pub(crate) fn with_reader(blocks: u64, reader_answers: bool) -> Self {
+        Self::build(blocks, reader_answers, allocation())
+    }
+
+    fn build(blocks: u64, reader_answers: bool, allocation: Allocation) -> Self {
         let park = Park::new();
         let page = host_page();
         let device = Device::memfd("test", blocks * page).unwrap();
-        let volume = Volume::format_with_probe(device, park.clone());
+        let volume = Volume::format_observed(device, allocation, park.clone());
+        assert_eq!(volume.allocation(), (allocation, None));
         let pager = Pager::builder().probe(park.clone()).reader_answers(reader_answers).start().unwrap();
         let other = Pager::builder().probe(park.clone()).thread_name("oth").start().unwrap();
         let rig = Self {

@@ -41,7 +41,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(device: Device) -> anyhow::Result<Self> {
-        Ok(Self { volume: Volume::format(device), pager: Pager::builder().start()? })
+        Ok(Self { volume: Volume::format_with(device, Allocation::Blocks), pager: Pager::builder().start()? })
     }
 
     /// With a reader that stays awake for a millisecond after each fault.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use daxpager::probe::Probe;
 use daxpager::sabotage::Rule;
-use daxpager::{Device, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
+use daxpager::{Allocation, Device, File, MapOptions, Mapping, Pager, Resolve, Tracking, Volume};
 use fastrand::Rng;
 
 use crate::machine::page_bytes;
@@ -112,9 +112,9 @@ impl Stage {
         let volume = match probe {
             Some(probe) => {
                 builder = builder.probe(probe.clone());
-                Volume::format_with_probe(device, probe)
+                Volume::format_observed(device, Allocation::Blocks, probe)
             }
-            None => Volume::format(device),
+            None => Volume::format_with(device, Allocation::Blocks),
         };
         let file = volume.create("file")?;
         for index in 0..pages {

@@ -103,8 +103,7 @@ impl Userfault {
             call: "open(/proc/self/pagemap)",
             errno: error.raw_os_error().unwrap_or(0),
         })?;
-        // Before a signal handler wants it.
-        ioctls::many_zeros().map_err(|errno| Error::system("mmap", errno))?;
+        ioctls::have_many_zeros();
         // Of two threads that open one, the loser's is closed: nothing is registered with it.
         let _ = self.second.set(Second { uffd, pagemap, ready: AtomicU8::new(0) });
         // The reader waits for the first alone still.

@@ -46,20 +46,26 @@ fn filled(answer: nix::Result<i32>, done: i64, bytes: u64) -> Result<Filled, Err
     }
 }
 
-/// Addresses at which nothing but zeros is ever read, made when they are first wanted and never given back. They take no memory:
-/// all are the system's one page of zeros, which stays in the CPU's cache.
-pub(super) fn many_zeros() -> Result<usize, Errno> {
-    static MANY: OnceLock<Result<usize, Errno>> = OnceLock::new();
-    let bytes = std::num::NonZeroUsize::new(MANY_BYTES as usize).ok_or(Errno::EINVAL)?;
-    let map = || {
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours. It is never given back.
-        let mapped = unsafe { mmap_anonymous(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE) }?;
-        // Not a huge page of zeros, which would not stay there.
-        // SAFETY: has just been mapped here. It changes a flag.
-        let _ = unsafe { madvise(addr(mapped), MANY_BYTES, libc::MADV_NOHUGEPAGE) };
-        Ok(mapped.as_ptr() as usize)
+/// Addresses at which nothing but zeros is ever read: [`MANY_BYTES`].
+static MANY: OnceLock<usize> = OnceLock::new();
+
+/// Makes [`MANY`], never to be given back, before a signal handler wants it. It takes no memory: all are the system's one page of zeros,
+/// which stays in the CPU's cache. Where the kernel has no addresses for it zeros are copied in smaller pieces.
+pub(super) fn have_many_zeros() {
+    let Some(bytes) = std::num::NonZeroUsize::new(MANY_BYTES as usize).filter(|_| MANY.get().is_none()) else { return };
+    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
+    let Ok(mapped) = (unsafe { mmap_anonymous(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE) }) else {
+        return;
     };
-    *MANY.get_or_init(map)
+    let at = addr(mapped);
+    // Not a huge page of zeros, which would not stay there.
+    // SAFETY: has just been mapped here. It changes a flag.
+    let _ = unsafe { madvise(at, MANY_BYTES, libc::MADV_NOHUGEPAGE) };
+    if MANY.set(at.0).is_err() {
+        // Another thread has been first.
+        // SAFETY: has just been mapped here, and nobody has its address.
+        let _ = unsafe { nix::sys::mman::munmap(mapped, MANY_BYTES as usize) };
+    }
 }
 
 pub(super) fn continue_mode(protection: Protection) -> u64 {
@@ -111,11 +117,14 @@ impl Userfault {
         outcome(answer, argument.copied)
     }
 
-    /// The same for a run of pages, of [`MANY_BYTES`] at most: it ends at the first that is there.
+    /// The same for a run of pages, as many as there are zeros: it ends at the first that is there.
     pub(super) fn copy_zeros_run(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Filled, Errno> {
         count(&self.calls.installs);
-        let src = many_zeros()? as u64;
-        let span = span.at_most(MANY_BYTES);
+        let (src, most) = match MANY.get() {
+            Some(many) => (*many as u64, MANY_BYTES),
+            None => (ZEROS.0.as_ptr() as u64, ZEROS.0.len() as u64),
+        };
+        let span = span.at_most(most);
         let mut argument = abi::Copy { dst: span.at().0 as u64, src, len: span.bytes(), mode, copied: 0 };
         // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source has at least `len` bytes. What it writes to is a
         // mapping's (`Span`).
