@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::{PAGE, guard, next, shuffled, ways};
 use daxpager::{Access, Allocation, Device, Error, File, MapOptions, Mapping, Pager, Stats, Tracking, Volume};
 
+const MARK: u64 = 0x5745_4544_5745_4544;
 const MIB: u64 = 1 << 20;
 
 fn volume(bytes: u64) -> Volume {
@@ -178,6 +179,36 @@ fn zeros_that_loads_leave_are_counted_and_taken_back() {
         );
         file.truncate(0).unwrap();
         assert_eq!(volume.resident_bytes(), 0, "zeros go with the pages around them");
+    }
+}
+
+/// A stream of loads leaves zeros ahead: a few faults, no page of the file's, never more than the budget, and each first store is noticed.
+#[test]
+fn holes_are_loaded_in_streams() {
+    const PAGES: u64 = 4 * 512;
+    for options in ways() {
+        let volume = volume(64 * MIB);
+        let pager = Pager::builder().start().unwrap();
+        let (file, map) = mapped(&volume, &pager, PAGES, &options);
+        let other = pager.map_with(&file, 0..PAGES * PAGE, &options).unwrap();
+        (0..PAGES).for_each(|page| assert_eq!(map.load(page * PAGE).unwrap(), 0));
+        let faults = pager.stats().all_faults();
+        assert!(faults <= 20, "{faults} faults for {PAGES} loads in order");
+        assert_eq!((file.blocks(), volume.resident_bytes()), (0, PAGES * PAGE));
+        assert_eq!(map.take_dirty().unwrap(), []);
+        for page in [0, 7, 512, PAGES - 1] {
+            map.store(page * PAGE, MARK).unwrap();
+            assert_eq!(other.load(page * PAGE), Ok(MARK));
+        }
+        let dirty: Vec<u64> = map.take_dirty().unwrap().into_iter().map(|range| range.start / PAGE).collect();
+        assert_eq!((dirty, file.blocks()), (vec![0, 7, 512, PAGES - 1], 4));
+        assert_eq!(other.take_dirty().unwrap(), []);
+        file.punch_hole(0, PAGES * PAGE).unwrap();
+        assert_eq!(volume.resident_bytes(), 0);
+        // Few at a time: there is room for no more.
+        volume.set_zeros_max(64 * PAGE);
+        (0..PAGES).for_each(|page| assert_eq!(map.load(page * PAGE).unwrap(), 0));
+        assert!(volume.resident_bytes() <= 64 * PAGE, "{}", volume.resident_bytes());
     }
 }
 

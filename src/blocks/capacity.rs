@@ -152,7 +152,12 @@ impl Capacity {
 
     /// Whether zeros have to be taken back before more are left anywhere.
     pub(crate) fn has_too_many_zeros(&self) -> bool {
-        self.zeros() >= self.zeros_max.load(Ordering::Relaxed)
+        self.room_for_zeros() == 0
+    }
+
+    /// How many may be left before that.
+    pub(crate) fn room_for_zeros(&self) -> u64 {
+        self.zeros_max.load(Ordering::Relaxed).saturating_sub(self.zeros())
     }
 
     /// How many zeros are left when enough have been taken back.

@@ -37,6 +37,18 @@ impl Reach {
         Self { pages: PageRange::one(page), ahead: PageRange::at(page, 0), place: None }
     }
 
+    /// How many pages there are up to the end of what is taken ahead.
+    fn behind(&self) -> u64 {
+        if self.ahead.is_empty() { 0 } else { self.ahead.end.0 - self.pages.start.0 - 1 }
+    }
+
+    /// A load of a hole is answered, if it has been.
+    pub(super) fn holes_answered(&self, window: &Window, installed: &Result<Outcome, Errno>) {
+        if *installed == Ok(Outcome::Installed) {
+            self.answered(window, 1 + self.behind());
+        }
+    }
+
     /// Without what was to be taken ahead.
     fn alone(self) -> Self {
         Self { ahead: PageRange::at(self.pages.start, 0), ..self }
@@ -56,8 +68,14 @@ pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision:
     let page = view.page;
     let window = &*region.window;
     let largest = window.largest_run();
-    if largest > 1 && decision == Decision::Take && window.is_asynchronous() {
-        return reach_of_take(region, shared, view, raw);
+    let in_place = matches!(view.backing, Backing::Own(_) | Backing::Armed(_));
+    let takes_holes = match decision {
+        Decision::InstallZeros => in_place && shared.is_hole(page),
+        Decision::Take => window.is_asynchronous(),
+        _ => false,
+    };
+    if largest > 1 && takes_holes {
+        return reach_of_holes(region, shared, view, raw);
     }
     if largest == 1 || !takes_neighbours(window, decision) || window.is_the_kernels_record(page, view.backing) {
         return Reach::one(page);
@@ -68,9 +86,9 @@ pub(super) fn reach(region: &Region, shared: &Shared<'_>, view: &View, decision:
     Reach { pages, place, ..Reach::one(page) }
 }
 
-/// How far it is worth to take holes ahead where the kernel takes the stores to them by itself: behind a fault of a stream; and all
+/// How far it is worth to take holes ahead: behind a fault of a stream; and where the kernel takes the stores to them by itself, all
 /// around one where so much has been stored to already that the rest is likely to be.
-fn reach_of_take(region: &Region, shared: &Shared<'_>, view: &View, raw: &RawFault) -> Reach {
+fn reach_of_holes(region: &Region, shared: &Shared<'_>, view: &View, raw: &RawFault) -> Reach {
     let (page, window) = (view.page, &*region.window);
     if region.advised.at(page) == Some(Pattern::Random) {
         return Reach::one(page);
@@ -280,9 +298,7 @@ impl Answer<'_> {
     fn installed_own(&self, core: &Core, outcome: Outcome, behind: u64) -> Outcome {
         if outcome == Outcome::Installed {
             core.stats.add(&core.stats.installs);
-            let ahead = self.reach.ahead;
-            let taken = if ahead.is_empty() { 0 } else { ahead.end.0 - self.view.page.0 - 1 };
-            self.reach.answered(self.window, 1 + behind.max(taken));
+            self.reach.answered(self.window, 1 + behind.max(self.reach.behind()));
         }
         outcome
     }

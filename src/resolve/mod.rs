@@ -379,7 +379,10 @@ fn act(core: &Core, raw: &RawFault, answer: &Answer<'_>, shared: &Shared<'_>) ->
         Decision::Sigbus => (shared.poison_past_end(window, raw.addr, view.backing), &stats.sigbus),
         Decision::InstallZeros => match view.backing {
             Backing::Own(_) | Backing::Armed(_) | Backing::Open(_) => {
-                (shared.install_zeros_in_place(window, (page, view.backing), raw.kind), &stats.zeros)
+                let reach = answer.take_ahead(core, shared, Access::Load);
+                let installed = shared.install_zeros_in_place(window, (page, view.backing), raw.kind);
+                reach.holes_answered(window, &installed);
+                (installed, &stats.zeros)
             }
             Backing::Zeros | Backing::Block(_) => (shared.install_zeros(window, raw.addr), &stats.zeros),
         },

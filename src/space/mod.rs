@@ -316,9 +316,10 @@ impl Shared<'_> {
         self.windows().map_or(0, |places| places.written_in(range))
     }
 
-    /// Takes the holes of `range`, in an asynchronous window, ahead of the accesses that are expected there, and installs them
-    /// write-protected: the kernel lets the first store to each through, and records it. As far as there are pages to spare, and of loads
-    /// within the budget of zeros; a page that cannot be installed is so by its first fault. Returns how many have been.
+    /// Takes the holes of `range` ahead of the accesses that are expected there, and installs them write-protected: in an asynchronous
+    /// window the kernel lets the first store to each through, and records it. For loads, where the first store is a fault in every mapping,
+    /// zeros are left in them. As far as there are pages to spare, and of loads within the budget of zeros; a page that cannot be installed
+    /// is so by its first fault. Returns how many have been.
     ///
     /// None while some mapping of the file has pages that could not be armed, or that are poisoned for one thread: who makes such a page
     /// present sees to that first ([`Change::make_ready`]).
@@ -342,8 +343,8 @@ impl Shared<'_> {
         let is_free = |state: &State| !state.is_untracked() && state.unarmed.load(Ordering::Relaxed) == 0;
         let Some(places) = self.windows().filter(|_| is_free(self.state())) else { return 0 };
         let to = match access {
-            Access::Load if store.capacity().is_some_and(|capacity| capacity.has_too_many_zeros()) => return 0,
-            Access::Load => Known::Loaded,
+            Access::Load if self.state().is_open() => Known::Loaded,
+            Access::Load => Known::Zeros,
             Access::Store => Known::Ahead,
         };
         let _transit = store.transit();

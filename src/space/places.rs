@@ -406,9 +406,9 @@ impl Places {
         }
     }
 
-    /// Takes the holes of `range` ahead of the accesses that are expected there, as [`Known::Ahead`] or [`Known::Loaded`], under L2 held
-    /// shared, as far as the volume has pages to spare, and calls `each` for each run. Whether something has been given back. Allocates
-    /// nothing.
+    /// Takes the holes of `range` ahead of the accesses that are expected there, as [`Known::Ahead`] or [`Known::Loaded`], or leaves
+    /// [`Known::Zeros`] in them, under L2 held shared, as far as the volume has pages to spare, or room for zeros, and calls `each` for each
+    /// run. Whether something has been given back. Allocates nothing.
     pub(crate) fn take_ahead(&self, range: PageRange, to: Known, mut each: impl FnMut(PageRange)) -> bool {
         let Some(stretch) = self.stretch(range.start) else { return false };
         let range = range.intersect(stretch.pages);
@@ -420,19 +420,18 @@ impl Places {
                 at = at.plus(1);
                 continue;
             }
-            let pages = self.capacity.take_ahead(pages);
+            let pages = self.room_ahead(pages, to);
             if pages == 0 {
                 break;
             }
-            self.count(Known::Hole, to, pages);
             let is_hole = |known| known == Known::Hole;
             let run = PageRange::at(at, pages);
             let taken = run.iter().take_while(|page| stretch.change(*page, to, is_hole).is_ok()).count() as u64;
-            self.owned.fetch_add(taken, Ordering::Relaxed);
-            if taken < pages {
-                self.count(to, Known::Hole, pages - taken);
+            self.count(to, Known::Hole, pages - taken);
+            if to.written().is_some() {
+                self.owned.fetch_add(taken, Ordering::Relaxed);
                 self.capacity.give(pages - taken);
-                gave_back = true;
+                gave_back |= taken < pages;
             }
             if taken > 0 {
                 each(PageRange::at(at, taken));
@@ -440,6 +439,14 @@ impl Places {
             at = at.plus(taken.max(1));
         }
         gave_back
+    }
+
+    /// Counts pages that are about to be `to`, and takes them where that counts as the file's: how many of those that are wanted.
+    fn room_ahead(&self, wanted: u64, to: Known) -> u64 {
+        let wanted = if to.is_of_a_load() { wanted.min(self.capacity.room_for_zeros()) } else { wanted };
+        let pages = if to.written().is_some() { self.capacity.take_ahead(wanted) } else { wanted };
+        self.count(Known::Hole, to, pages);
+        pages
     }
 
     /// How many pages of `range` are known to have been stored to, or written. Allocates nothing.
@@ -738,7 +745,7 @@ mod tests {
                     }
                     6 => {
                         let mut taken = Vec::new();
-                        let to = if pages % 2 == 0 { Known::Ahead } else { Known::Loaded };
+                        let to = [Known::Ahead, Known::Loaded, Known::Zeros][pages as usize % 3];
                         places.take_ahead(range, to, |run| taken.extend(run.iter()));
                         let first = places.stretch(range.start).unwrap().pages;
                         for (page, known) in range.iter().zip(of_model).filter(|(page, _)| first.contains(*page)) {
