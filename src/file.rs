@@ -180,12 +180,21 @@ impl File {
             }
             _ => infos.push(ExtentInfo { offset: bytes.start, len: bytes.end - bytes.start, kind }),
         };
+        let bytes_of = |range: PageRange| page.offset_of(range.start)..page.offset_of(range.end);
+        let zeros = shared.as_good_as_holes(&self.inode.store);
+        let mut zeros = zeros.into_iter().map(bytes_of).peekable();
         let mut at = 0;
         for extent in shared.extents().within(PageRange::from(PageIndex(0))) {
-            let (start, end) = (page.offset_of(extent.page), page.offset_of(extent.range().end));
-            push(at..start, ExtentKind::Hole);
-            push(start..end, ExtentKind::from(&extent));
-            at = end;
+            let (bytes, kind) = (bytes_of(extent.range()), ExtentKind::from(&extent));
+            push(at..bytes.start, ExtentKind::Hole);
+            at = bytes.start;
+            while let Some(hole) = zeros.next_if(|hole| hole.start < bytes.end) {
+                push(at..hole.start, kind);
+                push(hole.start..hole.end, ExtentKind::Hole);
+                at = hole.end;
+            }
+            push(at..bytes.end, kind);
+            at = bytes.end;
         }
         push(at..shared.size().max(at), ExtentKind::Hole);
         infos

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::*;
 use daxpager::probe::{Event, Point, Probe};
-use daxpager::{Allocation, Device, ExtentKind, File, Kind, Pager, Volume};
+use daxpager::{Allocation, Device, ExtentKind, File, Kind, MapOptions, Pager, Volume};
 
 fn physical(file: &File) -> Vec<(u64, u64, u64, ExtentKind)> {
     file.fiemap().iter().map(|extent| (extent.offset, extent.len, extent.device_offset, extent.kind)).collect()
@@ -76,7 +76,7 @@ fn a_histogram_has_as_many_faults_as_the_summary() {
     let a = volume.create("a").unwrap();
     a.truncate(8 * PAGE).unwrap();
     let pager = Pager::builder().measure_latencies().start().unwrap();
-    let map = pager.map(&a, 0..8 * PAGE).unwrap();
+    let map = pager.map_with(&a, 0..8 * PAGE, &MapOptions::new().fault_around(PAGE)).unwrap();
     (0..8).for_each(|page| assert_eq!(map.load(page * PAGE), Ok(0)));
     let kind = Kind::MissingLoad;
     // The last one's time is taken after its thread has been woken.

@@ -94,6 +94,21 @@ impl State {
         })
     }
 
+    /// The pages of `range` that have bytes of their own, all of them zeros. One that cannot be read is none.
+    fn zeros_in(&self, store: &Store, range: PageRange) -> Vec<PageRange> {
+        let mut runs: Vec<PageRange> = Vec::new();
+        for extent in self.extents.within(range).filter(|extent| extent.written) {
+            let blocks = (0..extent.run.blocks).filter(|n| store.is_zero(extent.run.start.plus(*n)));
+            for page in blocks.map(|n| extent.page.plus(n)) {
+                match runs.last_mut() {
+                    Some(run) if run.end == page => run.end = page.plus(1),
+                    _ => runs.push(PageRange::one(page)),
+                }
+            }
+        }
+        runs
+    }
+
     fn keep(&mut self, range: PageRange) {
         match self.extents.windows_mut() {
             None => self.preallocated.remove(range),
@@ -111,6 +126,16 @@ impl Shared<'_> {
     pub(crate) fn next_preallocated(&self, range: PageRange) -> Option<PageRange> {
         let first = self.state().first_preallocated(range)?;
         Some(PageRange::at(first.start, LOOK_PAGES).intersect(range))
+    }
+
+    /// Of a file with windows, the pages that nobody has asked for and that show nothing but zeros: as good as holes. In order.
+    pub(crate) fn as_good_as_holes(&self, store: &Store) -> Vec<PageRange> {
+        let state = self.state();
+        if state.extents.windows().is_none() {
+            return Vec::new();
+        }
+        let parts = state.preallocated_within(PageRange::from(PageIndex(0)));
+        parts.flat_map(|part| state.zeros_in(store, part)).collect()
     }
 
     /// How many pages of `range` may be holes by the time that somebody fills them who holds L1: those that are, and those that
@@ -141,7 +166,7 @@ impl Change<'_> {
     /// the moment: then nothing has changed.
     pub(crate) fn give_back_preallocated(&mut self, store: &Store, range: PageRange) -> bool {
         let parts: Vec<PageRange> = self.state.preallocated_within(range).collect();
-        let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.zeros_in(store, part)).collect();
+        let zeros: Vec<PageRange> = parts.into_iter().flat_map(|part| self.state.zeros_in(store, part)).collect();
         let are_kept_out = store.broken(Rule::KeepStoresOut);
         if !zeros.is_empty() && !are_kept_out && !self.state.windows.over(range).all(|window| window.be_told()) {
             return false;
@@ -153,26 +178,11 @@ impl Change<'_> {
             if !are_kept_out && !self.state.windows.over(zeros).all(keep_out) {
                 continue;
             }
-            for gone in self.zeros_in(store, zeros) {
+            for gone in self.state.zeros_in(store, zeros) {
                 self.give_back(gone);
             }
         }
         true
-    }
-
-    /// The pages of `range` that have bytes of their own, all of them zeros. One that cannot be read is none.
-    fn zeros_in(&self, store: &Store, range: PageRange) -> Vec<PageRange> {
-        let mut runs: Vec<PageRange> = Vec::new();
-        for extent in self.state.extents.within(range).filter(|extent| extent.written) {
-            let blocks = (0..extent.run.blocks).filter(|n| store.is_zero(extent.run.start.plus(*n)));
-            for page in blocks.map(|n| extent.page.plus(n)) {
-                match runs.last_mut() {
-                    Some(run) if run.end == page => run.end = page.plus(1),
-                    _ => runs.push(PageRange::one(page)),
-                }
-            }
-        }
-        runs
     }
 }
 
