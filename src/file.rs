@@ -118,8 +118,8 @@ impl File {
     ///
     /// # Errors
     /// [`Error::EmptyRange`](crate::Error::EmptyRange), [`Error::RangeOverflow`](crate::Error::RangeOverflow),
-    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::DeviceMemory`](crate::Error::DeviceMemory);
-    /// [`Error::DeviceLost`](crate::Error::DeviceLost) as [`File::punch_hole`].
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::NoPlaces`](crate::Error::NoPlaces),
+    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory); [`Error::DeviceLost`](crate::Error::DeviceLost) as [`File::punch_hole`].
     pub fn zero_range(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         self.inode.home().check()?;
         self.inode.zero_range(offset, len, keep_size)
@@ -153,7 +153,8 @@ impl File {
     ///
     /// # Errors
     /// [`Error::RangeOverflow`](crate::Error::RangeOverflow), [`Error::NoSpace`](crate::Error::NoSpace),
-    /// [`Error::DeviceMemory`](crate::Error::DeviceMemory), [`Error::BadBuffer`](crate::Error::BadBuffer) when the buffer lies in a mapping, and is
+    /// [`Error::NoPlaces`](crate::Error::NoPlaces), [`Error::DeviceMemory`](crate::Error::DeviceMemory),
+    /// [`Error::BadBuffer`](crate::Error::BadBuffer) when the buffer lies in a mapping, and is
     /// not to be had there; then nothing has been written. (If it is taken away while it is being written, the bytes before may have been.)
     /// [`Error::DeviceLost`](crate::Error::DeviceLost), [`Error::Limit`](crate::Error::Limit), and
     /// [`Error::DeviceMemory`](crate::Error::DeviceMemory) for what the kernel refuses late: then the pages before that one may have been
@@ -205,7 +206,8 @@ impl File {
     /// are not listed.
     ///
     /// All of it is of one moment. The next change of the file may move or free any of these blocks, and a store through
-    /// a mapping may be such a change: `device_offset` says nothing any more then. To look at the device is
+    /// a mapping may be such a change: `device_offset` says nothing any more then. (With windows a page's offset is its own for as long as
+    /// the file lives, and what changes is whether it is there.) To look at the device is
     /// sensible only while nobody changes the file. Waits for a change that is being published.
     pub fn fiemap(&self) -> Vec<PhysicalExtent> {
         if !self.inode.home().is_here() {

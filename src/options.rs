@@ -63,10 +63,11 @@ pub enum Tracking {
     /// The neighbours that are installed along with a page that is stored to are writable as well, and reported
     /// as dirty as well: never too few pages, sometimes too many, and far fewer faults.
     ///
-    /// Sequential stores into a hole get blocks in growing runs, up to 2 MiB ahead of the store, which
+    /// With single blocks, sequential stores into a hole get blocks in growing runs, up to 2 MiB ahead of the store, which
     /// [`File::extents`](crate::File::extents) shows and [`Volume::free_blocks`](crate::Volume::free_blocks) misses. Those that
-    /// are all zeros are given back when a mapping of the file is dropped, when the file is truncated, and when the volume runs full.
-    /// They are not dirty any more then, and that goes for pages into which somebody has stored nothing but zeros.
+    /// are all zeros, and have not been reported yet, are given back when a mapping of the file is dropped, when the file is truncated, and
+    /// when the volume runs full. They are not dirty any more then, and that goes for pages into which somebody has stored nothing but
+    /// zeros. With windows each store into a hole takes its own page.
     Coarse,
     /// By the kernel, in the page table, with no fault that reaches the pager: the first store to a page that has been
     /// installed costs less than a microsecond, and no other thread runs for it. Stores into holes, and to pages that

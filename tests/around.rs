@@ -364,6 +364,19 @@ fn a_store_of_zeros_is_not_dirty_once_its_block_is_given_back() {
     assert_eq!((map.load(24 * PAGE), map.load(25 * PAGE)), (Ok(0), Ok(MARK)));
 }
 
+/// Once it has been reported it is not taken back: it has shown other bytes.
+#[test]
+fn a_store_of_zeros_over_what_was_reported_is_dirty() {
+    let world = World::with_reader(1000, None, true);
+    let (file, map) = hole(&world, "a", 200);
+    store_all(&map, 0..20);
+    map.store(24 * PAGE, MARK).unwrap();
+    assert!(dirty(&map).contains(&24));
+    map.store(24 * PAGE, 0).unwrap();
+    file.truncate(file.len()).unwrap();
+    assert_eq!(dirty(&map), [24]);
+}
+
 /// What becomes of a store's mark when its page is zeroed or punched before it is taken.
 #[test]
 fn what_is_zeroed_stays_dirty_and_what_is_punched_away_does_not() {

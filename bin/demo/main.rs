@@ -36,7 +36,7 @@ const FAILED: u8 = 1;
 ///
 /// Imports FILE into a volume in memory, maps it, and compares its SHA-256 through the mapping
 /// with that of the file. Then threads store, load, truncate and punch holes for some seconds,
-/// all at once, on the imported file and on a second one that trade blocks. Then it plays, step
+/// all at once, on the imported file and on a second one with which it shares what room there is. Then it plays, step
 /// by step, the race between a store's fault and a hole punch: as it should be, and as it would
 /// be without the check that matters. At the end: both files' contents, latencies, counters, and
 /// a list of what has been checked. FILE itself is only read.
@@ -157,7 +157,7 @@ fn under_load(
     paragraph(&format!(
         "Two writers and two readers on {ARENA_PAGES} pages behind the imported content and on {ARENA_PAGES} \
          pages of a second file, while one thread truncates both files and another punches holes in both. They \
-         share {SPARE_BLOCKS} blocks, and a block that one gives up is the next that either gets. Each word \
+         share {SPARE_BLOCKS} blocks, and what one gives up either may have. Each word \
          says where it belongs. Per second:"
     ));
     say("");

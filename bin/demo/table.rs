@@ -150,11 +150,11 @@ pub(crate) fn counters(stats: &Stats, invalidations: u64) {
     let rows = [
         ("faults", stats.all_faults(), "messages read from the userfaultfd"),
         ("invalidations", invalidations, "truncates and hole punches of the load"),
-        ("installs", stats.installs, "blocks put into the page table"),
+        ("installs", stats.installs, "pages of files put into the page table"),
         ("zeros", stats.zeros, "pages of zeros put there, for loads from holes"),
         ("unprotects", stats.unprotects, "write-protected pages opened for stores"),
         ("allocations", stats.allocations, "holes that a store has filled"),
-        ("re-points", stats.repoints, "address ranges pointed at other blocks"),
+        ("re-points", stats.repoints, "address ranges pointed elsewhere, or armed"),
         ("retries", stats.retries, "faults answered by a wake alone: their page was gone"),
         ("SIGBUS", stats.sigbus, "faults past the end of the file"),
         ("handed over", stats.handed_over, "faults that the reader gave to a worker"),

@@ -101,7 +101,8 @@ counters! {
     unprotects,
     /// Holes that a store has filled.
     allocations,
-    /// Holes that were taken ahead of stores, with asynchronous tracking of files with windows.
+    /// Holes of files with windows in which pages were put ahead of the accesses that are expected there: zeros for loads; pages of the
+    /// file's, with asynchronous tracking.
     ahead,
     /// Unwritten pages that a store has made written.
     conversions,

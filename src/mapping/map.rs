@@ -28,6 +28,7 @@ impl Pager {
     /// [`Error::Limit`], or [`Error::System`] where the limit is not known, when addresses are short: a mapping counts as so many bytes of
     /// private memory for `RLIMIT_AS` and `RLIMIT_DATA`, after mlockall(2) for `RLIMIT_MEMLOCK`, and under
     /// `vm.overcommit_memory=2`;
+    /// [`Error::NoPlaces`] for a range that lies far beyond what a device of windows has offsets for;
     /// [`Error::MissingFeature`] for a device of huge pages on a kernel without.
     pub fn map(&self, file: &File, range: Range<u64>) -> Result<Mapping> {
         self.map_with(file, range, &MapOptions::default())

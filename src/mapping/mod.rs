@@ -75,7 +75,8 @@ impl Mapping {
     /// Of a file with windows that has a mapping with [`Tracking::Asynchronous`] or [`Tracking::Off`], what loads a hole takes a page, here as
     /// well. Otherwise in a mapping for loads only no hole gets a block, and `MADV_POPULATE_WRITE` is `EINVAL`. Where threads resolve their own faults
     /// nobody serves these calls: mlock is `ENOMEM`, the two `MADV_POPULATE_` are `EFAULT`, the others do nothing, and no hole gets a
-    /// block. A lock is gone where the address is next pointed elsewhere (a hole has got a block, a range was given up).
+    /// block. A lock is gone where the address is next pointed elsewhere: with single blocks where a hole has got a block, or a range was
+    /// given up; with windows where a part is armed.
     /// `EHWPOISON`, where the kernel's own mmap says `EFAULT`, is what a page past the end is to the kernel: poisoned by
     /// `UFFDIO_POISON`, so that an access is a SIGBUS with nobody asked. [`Mapping::populate`] has none of these surprises.
     ///
@@ -216,8 +217,8 @@ impl Mapping {
     /// start, in order; whole pages. From now on the next store to each of them is noticed again. A
     /// store that completed before the call is in the ranges or in those of an earlier call; one that runs beside it is in
     /// these or the next. Pages that have been punched or truncated away are not dirty any more; those that have been zeroed, wholly or in
-    /// part, stay so. A page of zeros whose block [`Tracking::Coarse`](crate::Tracking::Coarse) has given back is not, even if zeros were
-    /// stored there.
+    /// part, stay so. A page of zeros whose block [`Tracking::Coarse`](crate::Tracking::Coarse) has given back before it was
+    /// ever reported is not, even if zeros were stored there.
     ///
     /// With [`Tracking::Asynchronous`](crate::Tracking::Asynchronous) a store is reported once, unless its page's entry is taken away at
     /// that very moment. Otherwise it is at least once: of several threads that stored to a page at one time, or of one that a signal has
@@ -286,7 +287,7 @@ impl Mapping {
         for _ in 0..PROTECT_TRIES {
             // Before L2, as everywhere: keeps our own re-points away, during which the kernel refuses.
             let regions = self.core.regions.read();
-            let change = self.inode.space.change();
+            let mut change = self.inode.space.change();
             if !self.window.is_alive() {
                 return Err(self.core.gone());
             }
@@ -304,6 +305,8 @@ impl Mapping {
                 return Ok(runs);
             }
             change.forget_in(&self.window, range);
+            // Who has been told of them has looked: they are not taken back with the mark of a later store.
+            runs.iter().for_each(|run| change.keep(*run));
             let protected = runs.iter().all(|run| self.protect(&change, *run));
             if !protected {
                 runs.iter().for_each(|run| change.mark_in(&self.window, *run));

@@ -39,7 +39,7 @@ impl Reach {
 
     /// How many pages there are up to the end of what is taken ahead.
     fn behind(&self) -> u64 {
-        if self.ahead.is_empty() { 0 } else { self.ahead.end.0 - self.pages.start.0 - 1 }
+        if self.ahead.is_empty() { 0 } else { self.ahead.end.0.saturating_sub(self.pages.start.0 + 1) }
     }
 
     /// A load of a hole is answered, if it has been.
@@ -47,11 +47,6 @@ impl Reach {
         if *installed == Ok(Outcome::Installed) {
             self.answered(window, 1 + self.behind());
         }
-    }
-
-    /// Without what was to be taken ahead.
-    fn alone(self) -> Self {
-        Self { ahead: PageRange::at(self.pages.start, 0), ..self }
     }
 
     /// The fault is answered, with so many pages: the next of its stream is expected behind them, or behind
@@ -239,9 +234,9 @@ impl Answer<'_> {
         if reach.ahead.is_empty() {
             return reach;
         }
-        let taken = shared.take_ahead(&inode.store, window, reach.ahead, view.backing, access);
+        let (taken, end) = shared.take_ahead(&inode.store, window, reach.ahead, view.backing, access);
         core.stats.ahead.fetch_add(taken, Ordering::Relaxed);
-        if taken > 0 { reach } else { reach.alone() }
+        Reach { ahead: PageRange::new(reach.ahead.start, end), ..reach }
     }
 
     /// Installs the page that has faulted, and those behind it that the answer reaches. What is in the way of those is no

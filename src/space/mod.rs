@@ -319,7 +319,7 @@ impl Shared<'_> {
     /// Takes the holes of `range` ahead of the accesses that are expected there, and installs them write-protected: in an asynchronous
     /// window the kernel lets the first store to each through, and records it. For loads, where the first store is a fault in every mapping,
     /// zeros are left in them. As far as there are pages to spare, and of loads within the budget of zeros; a page that cannot be installed
-    /// is so by its first fault. Returns how many have been.
+    /// is so by its first fault. Returns how many have been, and up to which page there is nothing left to take.
     ///
     /// None while some mapping of the file has pages that could not be armed, or that are poisoned for one thread: who makes such a page
     /// present sees to that first ([`Change::make_ready`]).
@@ -339,28 +339,34 @@ impl Shared<'_> {
         range: PageRange,
         backing: Backing,
         access: Access,
-    ) -> u64 {
+    ) -> (u64, PageIndex) {
         let is_free = |state: &State| !state.is_untracked() && state.unarmed.load(Ordering::Relaxed) == 0;
-        let Some(places) = self.windows().filter(|_| is_free(self.state())) else { return 0 };
+        let Some(places) = self.windows().filter(|_| is_free(self.state())) else {
+            return (0, range.start);
+        };
         let to = match access {
             Access::Load if self.state().is_open() => Known::Loaded,
             Access::Load => Known::Zeros,
             Access::Store => Known::Ahead,
         };
-        let _transit = store.transit();
+        // Zeros count beside the capacity: who finds that short is not to wait for them.
+        let _transit = (to != Known::Zeros).then(|| store.transit());
         let mut done = 0;
-        let gave_back = places.take_ahead(range, to, |run| {
+        let (end, gave_back) = places.take_ahead(range, to, |run| {
             self.state().are_present(run);
-            done += self.make_present(window, run, backing);
+            let (pages, goes_on) = self.make_present(window, run, backing);
+            done += pages;
+            goes_on
         });
         if gave_back {
             store.has_freed();
         }
-        done
+        (done, end)
     }
 
-    /// Makes pages present and installs them, write-protected, as far as nothing is in the way that lasts: how many.
-    fn make_present(&self, window: &Window, pages: PageRange, backing: Backing) -> u64 {
+    /// Makes pages present and installs them, write-protected, as far as nothing is in the way that lasts: how many, and whether that is
+    /// all of them, but for those that others have been first with.
+    fn make_present(&self, window: &Window, pages: PageRange, backing: Backing) -> (u64, bool) {
         let (mut at, mut done) = (pages.start, 0);
         while at < pages.end {
             let rest = PageRange::new(at, pages.end);
@@ -368,7 +374,7 @@ impl Shared<'_> {
             let before = match is_recorded {
                 true => None,
                 false => match window.before_install(rest, Protection::ReadOnly, self.waits) {
-                    None => return done,
+                    None => return (done, false),
                     before => before,
                 },
             };
@@ -380,10 +386,12 @@ impl Shared<'_> {
                 }
                 // A store to that very page has been first.
                 Ok(Filled::Nothing(Outcome::AlreadyPresent)) => at = at.plus(1),
-                Ok(Filled::Nothing(Outcome::Retry | Outcome::Gone | Outcome::Installed)) | Err(_) => return done,
+                Ok(Filled::Nothing(Outcome::Retry | Outcome::Gone | Outcome::Installed)) | Err(_) => {
+                    return (done, false);
+                }
             }
         }
-        done
+        (done, true)
     }
 
     pub(crate) fn unprotect(&self, window: &Window, pages: PageRange, mark: bool) -> Result<Outcome, Errno> {

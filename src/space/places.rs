@@ -408,9 +408,14 @@ impl Places {
 
     /// Takes the holes of `range` ahead of the accesses that are expected there, as [`Known::Ahead`] or [`Known::Loaded`], or leaves
     /// [`Known::Zeros`] in them, under L2 held shared, as far as the volume has pages to spare, or room for zeros, and calls `each` for each
-    /// run. Whether something has been given back. Allocates nothing.
-    pub(crate) fn take_ahead(&self, range: PageRange, to: Known, mut each: impl FnMut(PageRange)) -> bool {
-        let Some(stretch) = self.stretch(range.start) else { return false };
+    /// run until that says that it is of no use. How far it has come, and whether something has been given back. Allocates nothing.
+    pub(crate) fn take_ahead(
+        &self,
+        range: PageRange,
+        to: Known,
+        mut each: impl FnMut(PageRange) -> bool,
+    ) -> (PageIndex, bool) {
+        let Some(stretch) = self.stretch(range.start) else { return (range.start, false) };
         let range = range.intersect(stretch.pages);
         let (mut at, mut gave_back) = (range.start, false);
         while at < range.end {
@@ -433,12 +438,13 @@ impl Places {
                 self.capacity.give(pages - taken);
                 gave_back |= taken < pages;
             }
-            if taken > 0 {
-                each(PageRange::at(at, taken));
-            }
+            let goes_on = taken == 0 || each(PageRange::at(at, taken));
             at = at.plus(taken.max(1));
+            if !goes_on {
+                break;
+            }
         }
-        gave_back
+        (at, gave_back)
     }
 
     /// Counts pages that are about to be `to`, and takes them where that counts as the file's: how many of those that are wanted.
@@ -746,7 +752,12 @@ mod tests {
                     6 => {
                         let mut taken = Vec::new();
                         let to = [Known::Ahead, Known::Loaded, Known::Zeros][pages as usize % 3];
-                        places.take_ahead(range, to, |run| taken.extend(run.iter()));
+                        let take = |run: PageRange| {
+                            taken.extend(run.iter());
+                            true
+                        };
+                        let (end, _) = places.take_ahead(range, to, take);
+                        prop_assert_eq!(end, range.intersect(places.stretch(range.start).unwrap().pages).end);
                         let first = places.stretch(range.start).unwrap().pages;
                         for (page, known) in range.iter().zip(of_model).filter(|(page, _)| first.contains(*page)) {
                             prop_assert_eq!(taken.contains(&page), *known == Known::Hole);

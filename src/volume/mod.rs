@@ -51,13 +51,14 @@ pub struct FileInfo {
 }
 
 impl Volume {
-    /// Makes an empty volume of the whole device. What was on it is lost.
+    /// Makes an empty volume of the whole device. What was on it is lost. On a memfd files lie in windows, elsewhere on single blocks
+    /// ([`Allocation`]).
     pub fn format(device: Device) -> Self {
         Self::build(device, Allocation::default(), None)
     }
 
-    /// The same, with a choice of where the pages of files lie. Where the device cannot have what is chosen the volume is as
-    /// [`Volume::format`] makes it: [`Volume::allocation`] says which it is, and why.
+    /// The same, with a choice of where the pages of files lie. Where the device cannot have what is chosen the volume has
+    /// single blocks: [`Volume::allocation`] says which it is, and why.
     pub fn format_with(device: Device, allocation: Allocation) -> Self {
         Self::build(device, allocation, None)
     }
@@ -146,7 +147,8 @@ impl Volume {
         self.inner.store.page.bytes()
     }
 
-    /// Blocks that no file owns. Another thread may take them before this returns.
+    /// Blocks, or with windows pages, that no file owns. Zeros that loads have left are not missed. Another thread may take them before this
+    /// returns.
     pub fn free_blocks(&self) -> u64 {
         self.usage().0
     }

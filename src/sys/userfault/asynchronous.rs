@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use userfaultfd::Uffd;
 
 use super::open::{self, check_features};
-use super::{Userfault, continue_mode, copy_mode, ioctls};
+use super::{Userfault, continue_mode, copy_mode};
 use crate::error::{Error, Result};
 use crate::sync::plain::{AtomicU8, Ordering};
 use crate::sys::asynchronous::Twin;
@@ -103,7 +103,6 @@ impl Userfault {
             call: "open(/proc/self/pagemap)",
             errno: error.raw_os_error().unwrap_or(0),
         })?;
-        ioctls::have_many_zeros();
         // Of two threads that open one, the loser's is closed: nothing is registered with it.
         let _ = self.second.set(Second { uffd, pagemap, ready: AtomicU8::new(0) });
         // The reader waits for the first alone still.

@@ -100,6 +100,7 @@ impl Userfault {
         let features = needed | more | (supported & huge);
         let (uffd, user_mode_only) = open::open(features, need_kernel_faults)?;
         spare::keep();
+        ioctls::have_many_zeros();
         let kick = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::system("eventfd", errno))?;
         let grave = memfd_create("daxpager-grave", MFdFlags::MFD_CLOEXEC)
