@@ -93,8 +93,8 @@ pub enum Tracking {
     ///   [`MapOptions::fault_around`] is one page.
     ///
     /// [`File::extents`](crate::File::extents) looks at these pages, and calls those that are all zeros holes;
-    /// [`File::blocks`](crate::File::blocks) counts them, and [`Volume::free_blocks`](crate::Volume::free_blocks) misses them. They are given back when the volume runs full, when a mapping of the file is dropped, and when it is
-    /// truncated; those of loads also when there are more than [`Volume::set_zeros_max`](crate::Volume::set_zeros_max) allows. What has been
+    /// [`File::blocks`](crate::File::blocks) counts them, and [`Volume::free_blocks`](crate::Volume::free_blocks) misses them. They are given
+    /// back when the volume runs full, when a mapping of the file is dropped, and when it is truncated; those of loads also when there are more than [`Volume::set_zeros_max`](crate::Volume::set_zeros_max) allows. What has been
     /// stored to stays dirty, be it zeros.
     ///
     /// Takes one more bit a page, and for the pager a second userfaultfd. Needs Linux 6.7

@@ -24,27 +24,13 @@ fn map(world: &World, file: &File, pages: u64) -> Arc<Mapping> {
     world.map_with(file, pages, &asynchronous(&world.options))
 }
 
-/// Each way to resolve faults, in a world of its own.
-fn worlds(blocks: u64) -> [World; 2] {
-    [World::in_windows(blocks, None), World::in_windows(blocks, None).directly()]
-}
-
-/// The pages that are dirty, taken.
-fn take(map: &Mapping) -> Vec<u64> {
-    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
-}
-
-fn word_of(file: &File, page: u64) -> u64 {
-    u64::from_ne_bytes(page_of(file, page)[..8].try_into().unwrap())
-}
-
 fn faults(world: &World) -> u64 {
     world.pager().stats().all_faults()
 }
 
 #[test]
 fn stores_in_order_are_a_few_faults_and_each_is_reported() {
-    for world in worlds(4 * CHUNK) {
+    for world in World::each_in_windows(4 * CHUNK) {
         let file = world.hole("a", CHUNK);
         let map = map(&world, &file, CHUNK);
         let accesses = map.accesses().unwrap();
@@ -69,7 +55,7 @@ fn stores_in_order_are_a_few_faults_and_each_is_reported() {
 
 #[test]
 fn stores_in_no_order_are_few_faults_once_a_part_is_dense() {
-    for world in worlds(8 * CHUNK) {
+    for world in World::each_in_windows(8 * CHUNK) {
         let file = world.hole("a", 2 * CHUNK);
         let map = map(&world, &file, 2 * CHUNK);
         let accesses = map.accesses().unwrap();
@@ -93,7 +79,7 @@ fn stores_in_no_order_are_few_faults_once_a_part_is_dense() {
 /// Of one page in 64 nothing else is taken, in any order.
 #[test]
 fn sparse_stores_take_nothing_ahead() {
-    for world in worlds(64 * CHUNK) {
+    for world in World::each_in_windows(64 * CHUNK) {
         let file = world.hole("a", 32 * CHUNK);
         let map = map(&world, &file, 32 * CHUNK);
         let accesses = map.accesses().unwrap();
@@ -130,7 +116,7 @@ fn nothing_is_taken_ahead_where_it_is_not_wanted() {
 /// Neither the end of the file nor that of the mapping is passed.
 #[test]
 fn the_end_is_the_end() {
-    for world in worlds(8 * CHUNK) {
+    for world in World::each_in_windows(8 * CHUNK) {
         let file = world.hole("a", 100);
         let map = map(&world, &file, 2 * CHUNK);
         (0..100).for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
@@ -146,10 +132,9 @@ fn the_end_is_the_end() {
 /// A volume is full when it is full of what has been stored and written, and not before.
 #[test]
 fn a_full_volume_takes_back_what_nobody_has_asked_for() {
-    for world in worlds(2 * CHUNK) {
+    for world in World::each_in_windows(2 * CHUNK) {
         let file = world.hole("a", CHUNK);
-        let map = map(&world, &file, CHUNK);
-        let other = map_again(&world, &file, CHUNK);
+        let [map, other] = [(); 2].map(|()| map(&world, &file, CHUNK));
         (0..40).for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
         (300..400).for_each(|page| assert_eq!(map.load(page * PAGE), Ok(0)));
         // The kernel installs in the other mapping what is there, and lets stores through.
@@ -176,14 +161,10 @@ fn a_full_volume_takes_back_what_nobody_has_asked_for() {
     }
 }
 
-fn map_again(world: &World, file: &File, pages: u64) -> Arc<Mapping> {
-    map(world, file, pages)
-}
-
 /// What loads have taken is within the budget of zeros, and what somebody has asked for stays.
 #[test]
 fn loads_keep_within_their_budget() {
-    for world in worlds(16 * CHUNK) {
+    for world in World::each_in_windows(16 * CHUNK) {
         world.volume.set_zeros_max(256 * PAGE);
         let file = world.hole("a", 8 * CHUNK);
         let map = map(&world, &file, 8 * CHUNK);
@@ -210,7 +191,7 @@ fn loads_keep_within_their_budget() {
 /// A page that has shown other bytes since somebody asked is dirty, though zeros have been stored to it since, and it is a hole now.
 #[test]
 fn zeros_that_were_stored_over_bytes_are_reported() {
-    for world in worlds(4 * CHUNK) {
+    for world in World::each_in_windows(4 * CHUNK) {
         let file = world.hole("a", 16);
         let (exact, asynchronous) = (world.map(&file, 16), map(&world, &file, 16));
         assert_eq!((exact.load(3 * PAGE), asynchronous.load(9 * PAGE)), (Ok(0), Ok(0)));
@@ -230,7 +211,7 @@ fn zeros_that_were_stored_over_bytes_are_reported() {
 /// Calls that write to pages which nobody has asked for have them kept.
 #[test]
 fn what_is_written_stays() {
-    for world in worlds(4 * CHUNK) {
+    for world in World::each_in_windows(4 * CHUNK) {
         let file = world.hole("a", CHUNK);
         let map = map(&world, &file, CHUNK);
         (0..100).for_each(|page| map.store(page * PAGE, MARK).unwrap());
@@ -256,7 +237,7 @@ fn what_is_written_stays() {
 /// ```
 fn taken_back_at_a_store(world: &mut World) -> Verdict {
     let file = world.hole("a", 128);
-    let (map, other) = (map(world, &file, 128), map_again(world, &file, 128));
+    let [map, other] = [(); 2].map(|()| map(world, &file, 128));
     other.advise(0..128 * PAGE, Advice::Random).unwrap();
     (0..20).for_each(|page| map.store(page * PAGE, MARK).unwrap());
     check(file.blocks() > 20, || "nothing was taken ahead".to_owned())?;
@@ -295,7 +276,7 @@ windows_tests!(no_store_is_lost_that_comes_while_it_is_taken_back, Rule::KeepSto
 #[test]
 fn nothing_is_lost_while_pages_come_and_go() {
     const PAGES: u64 = 4 * CHUNK;
-    for world in worlds(PAGES + CHUNK) {
+    for world in World::each_in_windows(PAGES + CHUNK) {
         let file = world.hole("a", PAGES);
         let map = map(&world, &file, PAGES);
         let done = Arc::new(AtomicBool::new(false));

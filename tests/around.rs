@@ -41,11 +41,6 @@ fn store_all(map: &Mapping, pages: impl IntoIterator<Item = u64>) {
     pages.into_iter().for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
 }
 
-/// The pages that a mapping reports as dirty.
-fn dirty(map: &Mapping) -> Vec<u64> {
-    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
-}
-
 /// Pages in an order in which none follows another: every fault is a surprise.
 fn shuffled(pages: u64) -> impl Iterator<Item = u64> {
     (0..pages).map(move |i| i * 389 % pages)
@@ -117,13 +112,13 @@ fn exact_tracking_never_has_a_writable_neighbour() {
     let (_file, map) = pointed(&world, 600, &MapOptions::new());
     load_all(&map, 0..300);
     store_all(&map, [7, 100, 101, 102, 103, 104, 299]);
-    assert_eq!(dirty(&map), [7, 100, 101, 102, 103, 104, 299]);
+    assert_eq!(take(&map), [7, 100, 101, 102, 103, 104, 299]);
     // No entries here yet.
     store_all(&map, 300..320);
-    assert_eq!(dirty(&map), (300..320).collect::<Vec<_>>());
+    assert_eq!(take(&map), (300..320).collect::<Vec<_>>());
     assert_eq!(faults(&world, || store_all(&map, 320..599)), 279);
     store_all(&map, [320, 7]);
-    assert_eq!(dirty(&map), [7].into_iter().chain(320..599).collect::<Vec<_>>());
+    assert_eq!(take(&map), [7].into_iter().chain(320..599).collect::<Vec<_>>());
 }
 
 #[test]
@@ -134,19 +129,19 @@ fn coarse_tracking_never_loses_a_dirty_page() {
     // No entries, then write-protected ones, then those of loads.
     let taken = faults(&world, || store_all(&map, all.iter().copied()));
     assert!(taken <= 8, "{taken} faults");
-    assert_eq!(dirty(&map), all);
+    assert_eq!(take(&map), all);
     let taken = faults(&world, || store_all(&map, all.iter().copied()));
     assert!(taken <= 8, "{taken} write-protect faults");
-    assert_eq!(dirty(&map), all);
+    assert_eq!(take(&map), all);
     let fresh = coarse(&world, &file, 2 * WINDOW);
     fresh.load(0).unwrap();
-    assert_eq!(dirty(&fresh), [0u64; 0], "loads make nothing dirty");
+    assert_eq!(take(&fresh), [0u64; 0], "loads make nothing dirty");
     for page in 0..2 * WINDOW {
         assert_eq!(fresh.load(page * PAGE).unwrap(), MARK + page);
     }
-    assert_eq!(dirty(&fresh), [0u64; 0], "loads make nothing dirty");
+    assert_eq!(take(&fresh), [0u64; 0], "loads make nothing dirty");
     store_all(&fresh, shuffled(300));
-    let got = dirty(&fresh);
+    let got = take(&fresh);
     assert!((0..300).all(|page| got.contains(&page)), "{got:?}");
 }
 
@@ -250,7 +245,7 @@ fn window_against_truncate(world: &mut World) -> Verdict {
         check(map.store(page * PAGE, MARK).is_err(), || format!("a store past the end, to page {page}, got through"))?;
     }
     check((0..55).all(|page| page_of(&b, page) == vec![0xbb; PAGE as usize]), || "B has changed".to_owned())?;
-    check(dirty(&map) == (0..9).collect::<Vec<_>>(), || "a page past the end is dirty".to_owned())
+    check(take(&map) == (0..9).collect::<Vec<_>>(), || "a page past the end is dirty".to_owned())
 }
 
 rule_test!(window_parked_while_its_file_is_truncated, Rule::GuardThroughInstall, 64, window_against_truncate);
@@ -260,7 +255,7 @@ fn stores_beside_a_window(world: &mut World) -> Verdict {
     let a = world.file("a", 64, 0xaa);
     let map = coarse(world, &a, 64);
     store_all(&map, 0..64);
-    let got = dirty(&map);
+    let got = take(&map);
     check(got == (0..64).collect::<Vec<_>>(), || format!("of 64 pages stored to these are dirty: {got:?}"))
 }
 rule_test!(neighbours_are_marked_dirty, Rule::MarkDirty, 64, stores_beside_a_window);
@@ -282,7 +277,7 @@ fn sequential_stores_into_a_hole_take_few_faults() {
     assert!(taken <= 10, "{taken} faults");
     assert!(after.repoints - before.repoints <= taken, "one re-point for a run");
     assert_eq!(file.fiemap().len(), 1, "in one piece: {:?}", file.fiemap());
-    assert_eq!(dirty(&map), (0..4 * WINDOW).collect::<Vec<_>>());
+    assert_eq!(take(&map), (0..4 * WINDOW).collect::<Vec<_>>());
     for page in 0..4 * WINDOW {
         let bytes = page_of(&file, page);
         assert_eq!(bytes[..8], (MARK + page).to_ne_bytes(), "page {page}");
@@ -321,7 +316,7 @@ fn exact_tracking_allocates_what_is_stored_to() {
     let map = world.map(&file, 100);
     store_all(&map, 0..20);
     assert_eq!(file.blocks(), 20);
-    assert_eq!(dirty(&map), (0..20).collect::<Vec<_>>());
+    assert_eq!(take(&map), (0..20).collect::<Vec<_>>());
 }
 
 /// What nobody has stored to is given back when the mapping goes, and when the file is truncated to the size it has.
@@ -360,7 +355,7 @@ fn a_store_of_zeros_is_not_dirty_once_its_block_is_given_back() {
     map.store(25 * PAGE, MARK).unwrap();
     file.truncate(file.len()).unwrap();
     assert_eq!(file.blocks(), 21);
-    assert_eq!(dirty(&map), (0..20).chain([25]).collect::<Vec<_>>());
+    assert_eq!(take(&map), (0..20).chain([25]).collect::<Vec<_>>());
     assert_eq!((map.load(24 * PAGE), map.load(25 * PAGE)), (Ok(0), Ok(MARK)));
 }
 
@@ -371,10 +366,10 @@ fn a_store_of_zeros_over_what_was_reported_is_dirty() {
     let (file, map) = hole(&world, "a", 200);
     store_all(&map, 0..20);
     map.store(24 * PAGE, MARK).unwrap();
-    assert!(dirty(&map).contains(&24));
+    assert!(take(&map).contains(&24));
     map.store(24 * PAGE, 0).unwrap();
     file.truncate(file.len()).unwrap();
-    assert_eq!(dirty(&map), [24]);
+    assert_eq!(take(&map), [24]);
 }
 
 /// What becomes of a store's mark when its page is zeroed or punched before it is taken.
@@ -394,8 +389,8 @@ fn what_is_zeroed_stays_dirty_and_what_is_punched_away_does_not() {
         file.punch_hole(4 * PAGE, PAGE).unwrap();
         file.punch_hole(5 * PAGE, 8).unwrap();
         file.truncate(7 * PAGE).unwrap();
-        assert_eq!(dirty(&map), [0, 2, 3, 5], "{tracking:?}");
-        assert!(dirty(&map).is_empty(), "{tracking:?}");
+        assert_eq!(take(&map), [0, 2, 3, 5], "{tracking:?}");
+        assert!(take(&map).is_empty(), "{tracking:?}");
         drop((map, file));
         world.volume.remove("a").unwrap();
     }
@@ -469,14 +464,14 @@ fn windows_bear_what_is_put_in() {
         let (file, map) = hole(&world, &name, WINDOW);
         let all: Vec<u64> = (0..WINDOW).collect();
         store_all(&map, all.iter().copied());
-        assert_eq!(dirty(&map), all, "stores into a hole");
+        assert_eq!(take(&map), all, "stores into a hole");
         store_all(&map, all.iter().copied());
-        assert_eq!(dirty(&map), all, "stores to protected pages");
+        assert_eq!(take(&map), all, "stores to protected pages");
         let other = world.map(&file, WINDOW);
         other.populate(0..WINDOW / 2 * PAGE, Access::Load).unwrap();
         all.iter().for_each(|page| assert_eq!(other.load(page * PAGE), Ok(MARK + page)));
         other.populate(0..WINDOW * PAGE, Access::Store).unwrap();
-        assert_eq!(dirty(&other), all);
+        assert_eq!(take(&other), all);
     }
     let put_in = world.pager().injected();
     assert!(put_in.iter().all(|(name, count)| *count > 0 || ["delay", "duplicate"].contains(name)), "{put_in:?}");

@@ -28,11 +28,6 @@ fn map_with(pager: &Pager, file: &File, pages: u64, resolve: Resolve) -> Arc<Map
     Arc::new(pager.map_with(file, 0..pages * PAGE, &asynchronous().resolve(resolve)).unwrap())
 }
 
-/// The pages that are dirty, taken.
-fn take(map: &Mapping) -> Vec<u64> {
-    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
-}
-
 fn load_all(map: &Mapping) {
     for page in 0..map.len() / PAGE {
         map.load(page * PAGE).unwrap();

@@ -24,10 +24,6 @@ fn open(world: &World, file: &File, pages: u64) -> Arc<Mapping> {
     map
 }
 
-fn word_of(file: &File, page: u64) -> u64 {
-    u64::from_ne_bytes(page_of(file, page)[..8].try_into().unwrap())
-}
-
 /// Calls on the mapping in a thread that blocks SIGBUS: without a fault.
 fn spawn_masked(map: &Arc<Mapping>, calls: impl FnOnce(&Mapping) + Send + 'static) -> Task<()> {
     spawn_on(map, |map| {
@@ -37,14 +33,9 @@ fn spawn_masked(map: &Arc<Mapping>, calls: impl FnOnce(&Mapping) + Send + 'stati
     })
 }
 
-/// Each way to resolve faults, in a world of its own.
-fn worlds(blocks: u64) -> [World; 2] {
-    [World::in_windows(blocks, None), World::in_windows(blocks, None).directly()]
-}
-
 #[test]
 fn what_is_present_is_no_fault() {
-    for world in worlds(600) {
+    for world in World::each_in_windows(600) {
         let file = world.file("a", 600, 0xaa);
         let map = open(&world, &file, 600);
         let before = world.pager().stats();
@@ -64,7 +55,7 @@ fn what_is_present_is_no_fault() {
 /// A page at a time, whether it is loaded or stored to first.
 #[test]
 fn holes_are_faults_and_take_pages() {
-    for world in worlds(100) {
+    for world in World::each_in_windows(100) {
         let file = world.hole("a", 100);
         let map = open(&world, &file, 100);
         for page in shuffled(100) {
@@ -86,7 +77,7 @@ fn holes_are_faults_and_take_pages() {
 /// On a full volume a hole is a SIGBUS, for a load as well, and for one through a mapping that is tracked; and it is over when there is room.
 #[test]
 fn a_full_volume_refuses_loads_of_holes() {
-    for world in worlds(20) {
+    for world in World::each_in_windows(20) {
         let file = world.hole("a", 8);
         let (map, tracked) = (open(&world, &file, 8), world.map(&file, 8));
         assert_eq!(tracked.load(0).unwrap(), 0);
@@ -192,7 +183,7 @@ fn a_mapping_waits_for_a_load_that_leaves_zeros() {
 
 #[test]
 fn the_end_of_the_file_moves() {
-    for world in worlds(64) {
+    for world in World::each_in_windows(64) {
         let file = world.file("a", 8, 0xaa);
         let map = open(&world, &file, 32);
         map.store(7 * PAGE + 512, MARK).unwrap();
@@ -220,7 +211,7 @@ fn the_end_of_the_file_moves() {
 
 #[test]
 fn populate_takes_pages_and_advice_does_no_harm() {
-    for world in worlds(64) {
+    for world in World::each_in_windows(64) {
         let file = world.hole("a", 64);
         file.write_at(&[0xaa; 4 * PAGE as usize], 4 * PAGE).unwrap();
         let map = open(&world, &file, 64);

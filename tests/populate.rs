@@ -23,10 +23,6 @@ fn store_all(map: &Mapping, pages: std::ops::Range<u64>) {
     pages.for_each(|page| map.store(page * PAGE, MARK + page).unwrap());
 }
 
-fn dirty(map: &Mapping) -> Vec<u64> {
-    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
-}
-
 /// Blocks, a hole, unwritten pages, blocks again.
 fn mixed(world: &World) -> (File, Arc<Mapping>) {
     let file = world.file("a", 400, 0xaa);
@@ -48,7 +44,7 @@ fn loads_find_everything_there() {
     assert_eq!(file.blocks(), 350, "nothing is allocated");
     assert_eq!((map.load(99 * PAGE), map.load(100 * PAGE)), (Ok(0xaaaa_aaaa_aaaa_aaaa), Ok(0)));
     map.store(99 * PAGE, MARK).unwrap();
-    assert_eq!(dirty(&map), [99], "every first store is noticed");
+    assert_eq!(take(&map), [99], "every first store is noticed");
     map.populate(0..400 * PAGE, Access::Load).unwrap();
 }
 
@@ -61,7 +57,7 @@ fn stores_find_everything_there() {
     map.populate(0..400 * PAGE, Access::Store).unwrap();
     assert_eq!(faults(&world, || store_all(&map, 0..400)), 0);
     assert_eq!(file.blocks(), 400);
-    assert_eq!(dirty(&map), (0..400).collect::<Vec<_>>(), "populated for stores is as good as stored to");
+    assert_eq!(take(&map), (0..400).collect::<Vec<_>>(), "populated for stores is as good as stored to");
     assert!(file.extents().iter().all(|extent| extent.kind == ExtentKind::Written));
     for page in 0..400 {
         assert_eq!(page_of(&file, page)[..8], (MARK + page).to_ne_bytes());
@@ -130,7 +126,7 @@ fn not_needed_entries_go_and_nothing_else() {
     assert_eq!(faults(&world, || load_all(&map, 0..2)), 0);
     assert_eq!(map.load(3 * PAGE).unwrap(), MARK + 3);
     assert!(faults(&world, || load_all(&map, 4..32)) > 0);
-    assert_eq!(dirty(&map), [0, 1, 2, 3]);
+    assert_eq!(take(&map), [0, 1, 2, 3]);
 }
 
 #[test]

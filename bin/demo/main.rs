@@ -36,10 +36,10 @@ const FAILED: u8 = 1;
 ///
 /// Imports FILE into a volume in memory, maps it, and compares its SHA-256 through the mapping
 /// with that of the file. Then threads store, load, truncate and punch holes for some seconds,
-/// all at once, on the imported file and on a second one with which it shares what room there is. Then it plays, step
-/// by step, the race between a store's fault and a hole punch: as it should be, and as it would
-/// be without the check that matters. At the end: both files' contents, latencies, counters, and
-/// a list of what has been checked. FILE itself is only read.
+/// all at once, on the imported file and on a second one with which it shares what room there
+/// is. Then it plays, step by step, the race between a store's fault and a hole punch: as it
+/// should be, and as it would be without the check that matters. At the end: both files'
+/// contents, latencies, counters, and a list of what has been checked. FILE itself is only read.
 ///
 /// It needs Linux 6.6 or later with userfaultfd, no privileges, and as much memory as FILE has
 /// bytes.
@@ -157,8 +157,8 @@ fn under_load(
     paragraph(&format!(
         "Two writers and two readers on {ARENA_PAGES} pages behind the imported content and on {ARENA_PAGES} \
          pages of a second file, while one thread truncates both files and another punches holes in both. They \
-         share {SPARE_BLOCKS} blocks, and what one gives up either may have. Each word \
-         says where it belongs. Per second:"
+         share {SPARE_BLOCKS} blocks, and what one gives up either may have. Each word says where it belongs. Per \
+         second:"
     ));
     say("");
     let (targets, tally) = load::run(pager, targets, seconds)?;

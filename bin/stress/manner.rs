@@ -18,7 +18,7 @@ const RESOLVES: &[(&str, Resolve)] = &[("pager", Resolve::PagerThread), ("faulti
 const TRACKINGS: &[(&str, (Tracking, Surplus))] = &[
     (EXACT, (Tracking::Exact, Surplus::Nothing)),
     ("coarse", (Tracking::Coarse, Surplus::Neighbours)),
-    ("asynchronous", (Tracking::Asynchronous, Surplus::Lost)),
+    (ASYNCHRONOUS, (Tracking::Asynchronous, Surplus::Lost)),
     (UNTRACKED, (Tracking::Off, Surplus::Neighbours)),
 ];
 const ALLOCATIONS: &[(&str, Allocation)] = &[(BLOCKS, Allocation::Blocks), (WINDOWS, Allocation::Windows)];
@@ -30,6 +30,8 @@ pub(crate) const BLOCKS: &str = "blocks";
 pub(crate) const WINDOWS: &str = "windows";
 /// Each store is noticed.
 pub(crate) const EXACT: &str = "exact";
+/// The kernel lets each store through.
+pub(crate) const ASYNCHRONOUS: &str = "asynchronous";
 /// Nobody can ask what has been stored to.
 const UNTRACKED: &str = "untracked";
 /// The first of them.

@@ -126,7 +126,7 @@ impl Recipe {
                 Self { tracking: Some(manner::MIXED), ..in_windows(with(Scenario::Reuse, &[], &[])) }
             }
             Rule::KeepStoresOut => Self {
-                tracking: Some("asynchronous"),
+                tracking: Some(manner::ASYNCHRONOUS),
                 ..in_windows(with(Scenario::Reuse, &[], &[(Point::Published, GATE)]))
             },
             _ => with(Scenario::Reuse, &[], &[]),

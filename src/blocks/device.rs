@@ -11,8 +11,8 @@ use crate::sys::memory::DeviceMemory;
 /// Memory cut into blocks of one page: a memfd, or a file on tmpfs or hugetlbfs.
 ///
 /// A device knows nothing of files; [`Volume::format`](crate::Volume::format) puts them on it. Its
-/// memory is allocated as blocks are first handed out, or, with windows, as pages are stored to or loaded. The bytes are as lasting as the file they lie
-/// in, but which block belongs to which file is not stored: formatting starts anew.
+/// memory is allocated as blocks are first handed out, or, with windows, as pages are stored to or
+/// loaded. The bytes are as lasting as the file they lie in, but which block belongs to which file is not stored: formatting starts anew.
 ///
 /// In a child process (fork(2)) it is of no use: a volume made of it answers [`Error::Forked`](crate::Error::Forked), and
 /// dropping it there neither unlocks the file nor frees anything.
@@ -21,7 +21,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// An anonymous file in memory (memfd_create(2)) for `bytes` bytes of files. For windows a volume makes it far longer: it is sparse. `name` shows up in `/proc/self/maps`.
+    /// An anonymous file in memory (memfd_create(2)) for `bytes` bytes of files. For windows a volume makes it far longer: it is sparse.
+    /// `name` shows up in `/proc/self/maps`.
     ///
     /// # Errors
     /// [`Error::DeviceSize`](crate::Error::DeviceSize) for less than one page and for more than 64 TiB,

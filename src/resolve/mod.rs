@@ -328,8 +328,7 @@ fn need(
     let to = match decision {
         Decision::InstallZeros | Decision::Take if shared.is_left_unarmed(page) => return Some(Prepare::MakeReady),
         Decision::Take if shared.is_poisoned_for_one(page) => return Some(Prepare::MakeReady),
-        Decision::InstallZeros if shared.has_too_many_zeros(store, page) => return Some(Prepare::TakeZerosBack),
-        Decision::Take if access == Access::Load && shared.has_too_many_zeros(store, page) => {
+        Decision::InstallZeros | Decision::Take if access == Access::Load && shared.has_too_many_zeros(store, page) => {
             return Some(Prepare::TakeZerosBack);
         }
         // Another thread's store to the page may have woken this one, and the page may have gone since: no page for nobody. Asked

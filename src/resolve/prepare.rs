@@ -174,13 +174,13 @@ fn still_to_be_pointed(
 ) -> Option<(PageRange, Backing)> {
     let layout = &region.layout;
     match (first, layout.backing(page)) {
-        (Backing::Armed(_), Backing::Own(_)) => {
-            let range = range.intersect(layout.piece(page));
-            Some((range, layout.to_be_armed(range.start)?))
-        }
-        // Told of again, perhaps.
-        (Backing::Armed(_), Backing::Armed(_)) => {
-            let range = region.window.unarmed_around(page, range.intersect(layout.piece(page)))?;
+        (Backing::Armed(_), now @ (Backing::Own(_) | Backing::Armed(_))) => {
+            let piece = range.intersect(layout.piece(page));
+            let range = match now {
+                // Told of again, perhaps.
+                Backing::Armed(_) => region.window.unarmed_around(page, piece)?,
+                _ => piece,
+            };
             Some((range, layout.to_be_armed(range.start)?))
         }
         (Backing::Armed(_), _) => None,
@@ -215,11 +215,10 @@ fn point(need: &Preparation, range: PageRange, first: Backing) -> Result<(), Err
         Backing::Open(block) => in_place(block, Present::Open),
         Backing::Armed(block) => {
             // Before it is: whoever punches looks.
-            if !need.window.is_asynchronous() {
-                need.window.set_armed(range);
-                return in_place(block, Present::Installed);
+            match need.window.is_asynchronous() {
+                true => need.inode.space.shared().is_about_to_be_armed(&need.window, range),
+                false => need.window.set_armed(range),
             }
-            need.inode.space.shared().is_about_to_be_armed(&need.window, range);
             in_place(block, Present::Installed)
         }
         Backing::Block(block) => {

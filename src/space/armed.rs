@@ -59,9 +59,14 @@ pub(super) struct Armed {
     all_left: Arc<Tally>,
 }
 
+/// Pages of a chunk.
+fn chunk_of(page: PageSize) -> u64 {
+    page.pages_in(TABLE_BYTES).max(1)
+}
+
 impl Armed {
     pub(super) fn new(pages: PageRange, page: PageSize, all_left: Arc<Tally>) -> Result<Self, Errno> {
-        let chunk = page.pages_in(TABLE_BYTES).max(1);
+        let chunk = chunk_of(page);
         Ok(Self {
             chunk,
             chunks: DirtyBits::new(pages.end.0.div_ceil(chunk) - pages.start.0 / chunk)?,
@@ -107,8 +112,12 @@ impl Window {
 
     /// The pages of the chunk that a page lies in.
     pub(crate) fn chunk_of(&self, page: PageIndex) -> PageRange {
-        let chunk = self.page.pages_in(TABLE_BYTES).max(1);
-        PageRange::at(PageIndex(page.0 / chunk * chunk), chunk)
+        self.around(page, chunk_of(self.page))
+    }
+
+    /// The range of so many pages, aligned like that, that a page lies in.
+    fn around(&self, page: PageIndex, pages: u64) -> PageRange {
+        PageRange::at(PageIndex(page.0 / pages * pages), pages)
     }
 
     /// A page that is present has been loaded for the first time, in no stream: what is to be armed for it, of `piece`, which shows its
@@ -123,8 +132,7 @@ impl Window {
         let most = self.page.pages_in(MOST_BYTES).max(armed.chunk);
         let pages = armed.pages.load(Ordering::Relaxed).clamp(armed.chunk, most);
         let pages = 1 << pages.ilog2();
-        let around =
-            |pages| PageRange::at(PageIndex(page.0 / pages * pages), pages).intersect(piece).intersect(self.pages);
+        let around = |pages| self.around(page, pages).intersect(piece).intersect(self.pages);
         // Once each: where a piece has been armed and is told of again, a part of it may have been armed anew.
         let is_armed_in_part = armed.chunks.has_marked(self.chunks_of(armed, around(pages)));
         Some(around(if is_armed_in_part { armed.chunk } else { pages }))

@@ -191,7 +191,7 @@ impl Change<'_> {
         window.alive.store(false, Ordering::Relaxed);
         if self.state.windows.remove(window) && window.lets_stores_through() {
             self.state.open = self.state.open.saturating_sub(1);
-            self.state.untracked = self.state.untracked.saturating_sub(u64::from(window.is_open()));
+            self.state.untracked = self.state.untracked.saturating_sub(usize::from(window.is_open()));
         }
         window.table.unwatch(window.base());
     }

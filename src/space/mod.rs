@@ -54,7 +54,7 @@ struct State {
     /// How many of these let stores through to what is present; see [`open`].
     open: usize,
     /// How many of those keep no record of them.
-    untracked: u64,
+    untracked: usize,
     /// Pages with blocks that nobody has asked for; see [`preallocation`]. All of them are written.
     preallocated: Preallocation,
     /// Ranges of windows that have been punched and could not be armed again yet, and pages that are poisoned for the sake of one
@@ -295,6 +295,7 @@ impl Shared<'_> {
 
     /// Takes a page for a store to a hole, or makes an unwritten one written, of a file with windows. To be installed under this
     /// guard, which keeps it what it is.
+    ///
     /// A page that a load takes is nobody's still, and taken back as zeros are, as long as stores to it can be kept out.
     pub(crate) fn claim(&self, store: &Store, page: PageIndex, access: Access) -> Claim {
         // Of a guard that guards nothing nothing is known: what was decided is done.
@@ -370,18 +371,15 @@ impl Shared<'_> {
         let (mut at, mut done) = (pages.start, 0);
         while at < pages.end {
             let rest = PageRange::new(at, pages.end);
-            let is_recorded = window.is_the_kernels_record(at, backing);
-            let before = match is_recorded {
-                true => None,
-                false => match window.before_install(rest, Protection::ReadOnly, self.waits) {
-                    None => return (done, false),
-                    before => before,
-                },
-            };
+            let is_ours = !window.is_the_kernels_record(at, backing);
+            let before = is_ours.then(|| window.before_install(rest, Protection::ReadOnly, self.waits));
+            if matches!(before, Some(None)) {
+                return (done, false);
+            }
             match window.table.make_run_present(window.span(rest), Protection::ReadOnly) {
                 Ok(Filled::Bytes(bytes)) => {
                     let pages = self.page.ceil(bytes).0;
-                    before.iter().for_each(|before| window.after_install(before, pages));
+                    before.iter().flatten().for_each(|before| window.after_install(before, pages));
                     (at, done) = (at.plus(pages), done + pages);
                 }
                 // A store to that very page has been first.

@@ -76,11 +76,11 @@ impl Preallocation {
 }
 
 impl State {
-    /// The first pages of `range` that nobody has asked for.
-    fn first_preallocated(&self, range: PageRange) -> Option<PageRange> {
+    /// The first pages of `range` that nobody has asked for: of a file with windows, `most` and a few more at most.
+    fn first_preallocated(&self, range: PageRange, most: u64) -> Option<PageRange> {
         match self.extents.windows() {
             None => self.preallocated.within(range).next(),
-            Some(places) => places.first_preallocated(range, u64::MAX),
+            Some(places) => places.first_preallocated(range, most),
         }
     }
 
@@ -88,7 +88,7 @@ impl State {
     fn preallocated_within(&self, range: PageRange) -> impl Iterator<Item = PageRange> + '_ {
         let mut left = range;
         std::iter::from_fn(move || {
-            let part = self.first_preallocated(left)?;
+            let part = self.first_preallocated(left, u64::MAX)?;
             left.start = part.end;
             Some(part)
         })
@@ -119,12 +119,12 @@ impl State {
 
 impl Shared<'_> {
     pub(crate) fn is_preallocated(&self, range: PageRange) -> bool {
-        self.state().first_preallocated(range).is_some()
+        self.state().first_preallocated(range, 1).is_some()
     }
 
     /// The next pages of `range` to be given back under one hold of the lock.
     pub(crate) fn next_preallocated(&self, range: PageRange) -> Option<PageRange> {
-        let first = self.state().first_preallocated(range)?;
+        let first = self.state().first_preallocated(range, 1)?;
         Some(PageRange::at(first.start, LOOK_PAGES).intersect(range))
     }
 
@@ -145,7 +145,7 @@ impl Shared<'_> {
             return range.pages() - places.asked_for_in(range);
         }
         let holes: u64 = self.extents().holes(range).iter().map(PageRange::pages).sum();
-        let preallocated: u64 = self.state().preallocated_within(range).map(|part| part.pages()).sum();
+        let preallocated: u64 = self.state().preallocated.within(range).map(|part| part.pages()).sum();
         holes + preallocated
     }
 }
@@ -173,7 +173,7 @@ impl Change<'_> {
         }
         self.keep(range);
         for zeros in zeros {
-            // Before it is looked at, and with faults kept out: no store slips in behind.
+            // Before it is looked at, and with faults kept out: no store slips in behind. Where that is refused they stay.
             let keep_out = |window: &Arc<Window>| window.keep_stores_out(zeros);
             if !are_kept_out && !self.state.windows.over(zeros).all(keep_out) {
                 continue;

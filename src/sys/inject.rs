@@ -188,6 +188,17 @@ impl Injecting {
         let unit = self.unit(span);
         Some(span.bytes() / unit / 2 * unit).filter(|half| *half > 0).map(|half| span.at_most(half))
     }
+
+    /// Fills a run of pages, or, now and then, the first half of it: as if the page in the middle had an entry.
+    fn in_part<'a>(&self, span: Span<'a>, fill: impl Fn(Span<'a>) -> Result<Filled, Errno>) -> Result<Filled, Errno> {
+        match self.half(span) {
+            Some(half) if self.strikes(What::Partial) => {
+                self.count(What::Partial);
+                fill(half)
+            }
+            _ => fill(span),
+        }
+    }
 }
 
 /// Messages.
@@ -371,14 +382,7 @@ impl PageTable for Injecting {
             self.count(What::Exist);
             return Ok(Filled::Nothing(Outcome::AlreadyPresent));
         }
-        match self.half(span) {
-            // As if the page in the middle had an entry.
-            Some(half) if self.strikes(What::Partial) => {
-                self.count(What::Partial);
-                self.table.install_run(half, protection)
-            }
-            _ => self.table.install_run(span, protection),
-        }
+        self.in_part(span, |span| self.table.install_run(span, protection))
     }
 
     fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {
@@ -408,13 +412,7 @@ impl PageTable for Injecting {
             return Ok(Filled::Nothing(refused));
         }
         self.short_of_memory()?;
-        match self.half(span) {
-            Some(half) if self.strikes(What::Partial) => {
-                self.count(What::Partial);
-                self.table.make_run_present(half, protection)
-            }
-            _ => self.table.make_run_present(span, protection),
-        }
+        self.in_part(span, |span| self.table.make_run_present(span, protection))
     }
 
     fn be_told(&self, span: Span<'_>, rights: Rights) -> Result<(), Errno> {

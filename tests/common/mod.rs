@@ -306,6 +306,11 @@ impl World {
         Self { options: self.options.resolve(Resolve::FaultingThread), ..self }
     }
 
+    /// With windows, and each way to resolve faults.
+    pub fn each_in_windows(blocks: u64) -> [World; 2] {
+        [World::in_windows(blocks, None), World::in_windows(blocks, None).directly()]
+    }
+
     pub fn pager(&self) -> &Pager {
         self.pager.as_ref().unwrap()
     }
@@ -439,6 +444,16 @@ pub fn page_of(file: &File, page: u64) -> Vec<u8> {
     let got = file.read_at(&mut bytes, page * PAGE).unwrap();
     bytes.truncate(got);
     bytes
+}
+
+/// The first word of a page, by a call.
+pub fn word_of(file: &File, page: u64) -> u64 {
+    u64::from_ne_bytes(page_of(file, page)[..8].try_into().unwrap())
+}
+
+/// The pages that are dirty, taken.
+pub fn take(map: &Mapping) -> Vec<u64> {
+    map.take_dirty().unwrap().into_iter().flat_map(|range| range.start / PAGE..range.end / PAGE).collect()
 }
 
 pub fn is_bus(result: &Result<u64, Error>) -> bool {

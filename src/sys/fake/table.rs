@@ -35,6 +35,17 @@ impl Shared {
         answer
     }
 
+    /// One ioctl that fills a run of pages: what it has done counts, whatever has stopped it.
+    fn run(&self, span: Span<'_>, act: impl FnOnce(&mut Space) -> Answer) -> Result<Filled, Errno> {
+        let mut done = 0;
+        let outcome = self.ioctl(span, true, |space| {
+            let answer = act(space);
+            done = answer.1;
+            answer
+        });
+        if done > 0 { Ok(Filled::Bytes(done)) } else { outcome.map(Filled::Nothing) }
+    }
+
     pub(super) fn point(&self, at: Addr, bytes: u64, backing: Backing, rights: Rights) {
         let mut state = self.state.lock();
         state.calls.repoints += 1;
@@ -140,12 +151,12 @@ impl PageTable for Shared {
     }
 
     fn make_run_present(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
-        let mut done = 0;
-        let outcome = self.ioctl(span, true, |space| {
+        self.run(span, |space| {
             // One VMA, or nothing.
             if space.one_area(span.at(), span.bytes()).is_none() {
                 return (Ok(Outcome::Gone), 0);
             }
+            let mut done = 0;
             for page in space.base.pages(span.at(), span.bytes()) {
                 match space.install_zeros(Addr(page), protection == Protection::ReadOnly) {
                     (Ok(Outcome::Installed), bytes) => done += bytes,
@@ -153,11 +164,7 @@ impl PageTable for Shared {
                 }
             }
             (Ok(Outcome::Installed), done)
-        });
-        match outcome {
-            _ if done > 0 => Ok(Filled::Bytes(done)),
-            outcome => outcome.map(Filled::Nothing),
-        }
+        })
     }
 
     fn be_told(&self, span: Span<'_>, _: Rights) -> Result<(), Errno> {
@@ -206,13 +213,7 @@ impl PageTable for Shared {
     }
 
     fn install_run(&self, span: Span<'_>, protection: Protection) -> Result<Filled, Errno> {
-        let mut done = 0;
-        let outcome = self.ioctl(span, true, |space| {
-            let answer = space.install(span.at(), span.bytes(), protection == Protection::ReadOnly);
-            done = answer.1;
-            answer
-        })?;
-        Ok(if done > 0 { Filled::Bytes(done) } else { Filled::Nothing(outcome) })
+        self.run(span, |space| space.install(span.at(), span.bytes(), protection == Protection::ReadOnly))
     }
 
     fn install_zeros(&self, span: Span<'_>, protection: Protection) -> Result<Outcome, Errno> {

@@ -108,28 +108,31 @@ impl Userfault {
     /// If it is more than one: there are no more zeros than that.
     pub(super) fn copy_zeros(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Outcome, Errno> {
         assert!(span.bytes() <= self.base_page(), "zeros go into one base page at a time");
-        count(&self.calls.installs);
-        let (dst, src) = (span.at().0 as u64, ZEROS.0.as_ptr() as u64);
-        let mut argument = abi::Copy { dst, src, len: span.bytes(), mode, copied: 0 };
-        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source is a static of at least `len` bytes (a base page is
-        // 64 KiB at most). What it writes to is a mapping's (`Span`).
-        let answer = unsafe { abi::uffdio_copy(fd, &mut argument) };
-        outcome(answer, argument.copied)
+        let (answer, copied) = self.copy(fd, ZEROS.0.as_ptr() as usize, span, mode);
+        outcome(answer, copied)
     }
 
     /// The same for a run of pages, as many as there are zeros: it ends at the first that is there.
     pub(super) fn copy_zeros_run(&self, fd: i32, span: Span<'_>, mode: u64) -> Result<Filled, Errno> {
-        count(&self.calls.installs);
         let (src, most) = match MANY.get() {
-            Some(many) => (*many as u64, MANY_BYTES),
-            None => (ZEROS.0.as_ptr() as u64, ZEROS.0.len() as u64),
+            Some(many) => (*many, MANY_BYTES),
+            None => (ZEROS.0.as_ptr() as usize, ZEROS.0.len() as u64),
         };
         let span = span.at_most(most);
-        let mut argument = abi::Copy { dst: span.at().0 as u64, src, len: span.bytes(), mode, copied: 0 };
-        // SAFETY: `argument` is a valid uffdio_copy and outlives the call; its source has at least `len` bytes. What it writes to is a
+        let (answer, copied) = self.copy(fd, src, span, mode);
+        filled(answer, copied, span.bytes())
+    }
+
+    /// UFFDIO_COPY from zeros that are never given back, and how many bytes it says that it has copied. Where there are fewer zeros than the
+    /// range is long the kernel finds nothing to read, or somebody else's bytes: both callers keep to what there is.
+    fn copy(&self, fd: i32, src: usize, span: Span<'_>, mode: u64) -> (nix::Result<i32>, i64) {
+        count(&self.calls.installs);
+        let (dst, src) = (span.at().0 as u64, src as u64);
+        let mut argument = abi::Copy { dst, src, len: span.bytes(), mode, copied: 0 };
+        // SAFETY: `argument` is a valid uffdio_copy and outlives the call. It is the kernel that reads the source. What it writes to is a
         // mapping's (`Span`).
         let answer = unsafe { abi::uffdio_copy(fd, &mut argument) };
-        filled(answer, argument.copied, span.bytes())
+        (answer, argument.copied)
     }
 
     /// UFFDIO_COPY of bytes that cannot be read: EFAULT where the whole range is registered, and nothing is done. `Gone` where it is not.
